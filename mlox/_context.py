@@ -1,0 +1,162 @@
+"""What a loss sees besides its parameters and batch, and what it may return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A neighbour's values, as a loss sees them.
+
+    Attributes:
+        params: Its parameters.
+        model_state: Its mutable state at present, or None.
+        apply_fn: Its function (params, *args) -> output, or None.
+
+    Example:
+        >>> from mlox import Neighbour
+        >>> double = Neighbour(2.0, None, lambda params, x: params * x)
+        >>> double(3.0)
+        6.0
+    """
+
+    params: PyTree
+    model_state: PyTree
+    apply_fn: Callable[..., Any] | None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Apply the neighbour's function to its parameters and the arguments."""
+        if self.apply_fn is None:
+            raise ValueError(
+                "A neighbour without apply_fn was called. Pass apply_fn= to its "
+                "Problem.create, or use its params."
+            )
+        return self.apply_fn(self.params, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a loss sees besides its parameters and batch.
+
+    `ctx["name"]` and `ctx.name` give a declared neighbour, a `mlox.Neighbour`.
+
+    Attributes:
+        name: The problem whose loss is evaluated.
+        neighbours: The declared neighbours, by name.
+        rng: The PRNG key of this step, or None; the same in every evaluation that a
+            hypergradient makes.
+        step: int32 scalar, the number of steps that the problem has made.
+        model_state: The problem's mutable state, or None.
+
+    Example:
+        >>> from mlox import Context, Neighbour
+        >>> ctx = Context("fit", {"penalty": Neighbour(0.5, None, None)}, None, 0, None)
+        >>> ctx.penalty.params
+        0.5
+    """
+
+    name: str
+    neighbours: Mapping[str, Neighbour]
+    rng: jax.Array | None
+    step: jax.Array | int
+    model_state: PyTree
+
+    def __getitem__(self, name: str) -> Neighbour:
+        if name not in self.neighbours:
+            raise ValueError(
+                f"loss of {self.name!r} reads ctx[{name!r}], but no edge between them "
+                f"is declared. If {name!r} is an upper of {self.name!r}, add "
+                f"u2l={{{name!r}: [{self.name!r}]}}; if it is a lower, add "
+                f"l2u={{{name!r}: [{self.name!r}]}}. Declared: "
+                f"{sorted(self.neighbours)}."
+            )
+        return self.neighbours[name]
+
+    def __getattr__(self, name: str) -> Neighbour:
+        if name.startswith("__"):  # the protocols of copy, pickle and the like
+            raise AttributeError(name)
+        return self[name]
+
+
+RESERVED = tuple(field.name for field in fields(Context))
+
+
+def check_name(name: Any) -> None:
+    """Refuse a name that could not be an attribute of a context."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(
+            f"Problem name {name!r} is no identifier; expected letters, digits and "
+            "underscores, e.g. 'classifier', since losses read ctx.classifier."
+        )
+    if name in RESERVED or name.startswith("__"):
+        raise ValueError(
+            f"Problem name {name!r} is taken: ctx.{name} means something else. Reserved "
+            f"are {', '.join(RESERVED)} and names that start with two underscores."
+        )
+
+
+def split_loss(
+    name: str, returned: Any, model_state: PyTree
+) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
+    """Check what a loss returned, and split it.
+
+    Args:
+        name: The problem.
+        returned: What its loss returned.
+        model_state: The mutable state before.
+
+    Returns:
+        The loss, all metrics with the loss among them, and the mutable state after.
+
+    Raises:
+        ValueError: If it is no floating scalar, nor a dict with one as "loss".
+    """
+    parts = dict(returned) if isinstance(returned, Mapping) else {"loss": returned}
+    if "loss" not in parts:
+        raise ValueError(
+            f"loss of {name!r} returned a dict with the keys {sorted(parts)}; expected "
+            "'loss' among them."
+        )
+    new_state = _new_state(name, parts, model_state)
+    metrics: dict[str, jax.Array] = {}
+    for key, value in parts.items():
+        try:
+            metrics[key] = jnp.asarray(value)
+        except TypeError as error:
+            raise ValueError(
+                f"loss of {name!r} returned {key!r} = {value!r}; expected an array."
+            ) from error
+    loss = metrics["loss"]
+    if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise ValueError(
+            f"loss of {name!r} returned {loss.dtype}{list(loss.shape)}; expected one "
+            "floating scalar, or a dict with one as 'loss'. Reduce it, e.g. by "
+            "jnp.mean."
+        )
+    return loss, metrics, new_state
+
+
+def _new_state(name: str, parts: dict[str, Any], model_state: PyTree) -> PyTree:
+    """Take the mutable state out of what a loss returned."""
+    if "model_state" not in parts:
+        return model_state
+    new_state = parts.pop("model_state")
+    old, new = (
+        jax.tree.map(lambda x: jax.typeof(jnp.asarray(x)).str_short(), tree)
+        for tree in (model_state, new_state)
+    )
+    if old != new:
+        raise ValueError(
+            f"loss of {name!r} returned a model_state unlike the one that it got: {new} "
+            f"against {old}. Pass the initial one to Problem.create(model_state=), and "
+            "return one of the same structure, shapes and dtypes."
+        )
+    return new_state

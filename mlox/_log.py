@@ -1,0 +1,198 @@
+"""Loggers as values: a pair of functions for the terminal, TensorBoard or JSON lines.
+
+A logger is anything with the two functions of `Logger`. Those of this file hold no
+settings that a user could change later, and none of them prints unless it is asked to.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+from tqdm import tqdm
+
+Scalars = Mapping[str, float]
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """Say what a logger is: two functions, called from the host loop.
+
+    Any object with these two will do; `run` calls `log` at every log point and
+    `close` once, however the run ends.
+
+    Example:
+        >>> class Collect:
+        ...     def __init__(self):
+        ...         self.rows = []
+        ...
+        ...     def log(self, step, metrics):
+        ...         self.rows.append((step, metrics))
+        ...
+        ...     def close(self):
+        ...         print(len(self.rows), "rows")
+        >>> logger: Logger = Collect()
+        >>> logger.log(10, {"classifier/loss": 0.5})
+        >>> logger.close()
+        1 rows
+    """
+
+    def log(self, step: int, metrics: dict[str, float], /) -> None:
+        """Take the metrics of a log point; `step` counts finished cycles."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release whatever is open."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Functions:
+    """A logger made of two functions."""
+
+    log: Callable[[int, dict[str, float]], None]
+    close: Callable[[], None]
+
+
+def stdout_logger() -> Logger:
+    """Print one aligned line per log point, shortened to the width of a terminal.
+
+    The line shows the cycle, the speed, and every metric with four significant
+    digits: losses first, then validation, then the rest. What does not fit is counted
+    (`+3`). When the output is no terminal, nothing is left out. A progress bar stays
+    whole.
+
+    Returns:
+        A `Logger`.
+
+    Example:
+        >>> logger = stdout_logger()
+        >>> logger.log(50, {"cycles_per_second": 120.0, "classifier/loss": 0.69315})
+               50    120.0/s  classifier/loss 0.6931
+        >>> logger.close()
+    """
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        width = None
+        if sys.stdout.isatty():
+            width = os.get_terminal_size(sys.stdout.fileno()).columns or None
+        # tqdm.write takes a bar away, writes, and draws it again below the line.
+        tqdm.write(_line(step, metrics, width), file=sys.stdout)
+        sys.stdout.flush()
+
+    return _Functions(log=log, close=lambda: None)
+
+
+def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
+    """Write an event file for TensorBoard (through tensorboardX).
+
+    Args:
+        logdir: A folder; it is made if it does not exist.
+
+    Returns:
+        A `Logger`.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     logger = tensorboard_logger(folder)
+        ...     logger.log(50, {"classifier/loss": 0.69315})
+        ...     logger.close()
+        ...     len(list(pathlib.Path(folder).glob("events.out.tfevents.*")))
+        1
+    """
+    # Imported here: it takes longer than all else that `import mlox` adds to JAX.
+    from tensorboardX import SummaryWriter
+
+    writer = SummaryWriter(str(logdir))
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, step)
+
+    return _Functions(log=log, close=writer.close)
+
+
+def json_logger(path: str | os.PathLike[str]) -> Logger:
+    r"""Append one JSON object per log point to a file.
+
+    Every line is on the disk when `log` returns, and the file is open only meanwhile.
+    JSON has no NaN and no infinity: such a value becomes null.
+
+    Args:
+        path: The file; its folder is made if it does not exist.
+
+    Returns:
+        A `Logger`.
+
+    Raises:
+        OSError: If the file cannot be written, at once and not at the first log point.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "metrics.jsonl")
+        ...     logger = json_logger(path)
+        ...     logger.log(50, {"classifier/loss": 0.5})
+        ...     path.read_text()
+        '{"cycle": 50, "classifier/loss": 0.5}\n'
+    """
+    file = pathlib.Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.open("a").close()
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        with file.open("a") as lines:
+            lines.write(json.dumps({"cycle": step, **finite}, allow_nan=False) + "\n")
+
+    return _Functions(log=log, close=lambda: None)
+
+
+def progress_bar(total: int, shown: bool | None) -> tqdm:
+    """Make a bar on stderr that counts cycles.
+
+    Args:
+        total: The number of cycles.
+        shown: Whether to show it; None shows it only if stderr is a terminal.
+
+    Returns:
+        A context manager, with tqdm's `update` and `set_postfix_str`.
+    """
+    hidden = None if shown is None else not shown
+    return tqdm(total=total, disable=hidden, unit="cycle", dynamic_ncols=True)
+
+
+def summary(metrics: Scalars) -> str:
+    """Show the losses in a few words, for the end of a progress bar."""
+    losses = [name for name in metrics if name.endswith("/loss")][:3]
+    return ", ".join(f"{name} {_digits(metrics[name])}" for name in losses)
+
+
+def _line(step: int, metrics: Scalars, width: int | None) -> str:
+    speed = "cycles_per_second"
+    line = f"{step:>8}" + (
+        f"{_digits(metrics[speed]):>9}/s" if speed in metrics else ""
+    )
+    names = sorted((name for name in metrics if name != speed), key=_rank)
+    for shown, name in enumerate(names):
+        entry = f"  {name} {_digits(metrics[name]):<10}"
+        more = f"  +{len(names) - shown}"
+        reserve = len(more) if shown + 1 < len(names) else 0
+        if width is not None and len(line + entry.rstrip()) + reserve > width:
+            return line.rstrip() + more
+        line += entry
+    return line.rstrip()
+
+
+def _rank(name: str) -> int:
+    """Order by what people look at first; sorting is stable within a rank."""
+    return 0 if name.endswith("/loss") else 1 if name.startswith("validation/") else 2
+
+
+def _digits(value: float) -> str:
+    return f"{value:#.4g}".rstrip(".")

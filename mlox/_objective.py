@@ -1,0 +1,358 @@
+"""One Lagrangian, one adjoint: hypergradients at fixed values.
+
+For each problem m with movers B(m), the problems below it whose answer moves with it,
+
+    L_m = C_m - sum over the blocks b of B(m) of <lambda_b, G_b>,
+
+where G_b is the stationarity residual of the answers in b. Then lambda solves
+(dG/dy)^T lambda = dC_m/dy, and the hypergradient is dL_m/dtheta_m at fixed answers and
+multipliers. A coupled problem answers to its own L_m: its multipliers are unknowns of
+those above it too, and the residual of its whole tower is the gradient of L_m with
+respect to y = (parameters, multipliers). Products with dG/dy then are Hessian-vector
+products of one scalar function, and nothing is solved inside a solve.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from mlox._context import Context, Neighbour, split_loss
+from mlox._plan import Block, Plan
+from mlox._problem import Problem
+from mlox.methods import Answer
+from mlox.solvers import Info
+
+PyTree = Any
+Params = Mapping[str, PyTree]
+
+
+class Draw(NamedTuple):
+    """What an evaluation of a cost depends on besides parameters.
+
+    Attributes:
+        problem: The problem at present: its static parts, its optimizer's state and
+            the mutable state that neighbours see.
+        batch: The data of its last step.
+        rng: The PRNG key of that step, or None.
+        step: The count of that step.
+        model_state: The mutable state before that step.
+        window: params -> params: runs the problem's last window again, from where it
+            started, with the given parameters of the problems above; None where nobody
+            needs it. A `jax.tree_util.Partial`, so that its arrays are arguments.
+    """
+
+    problem: Problem
+    batch: PyTree
+    rng: jax.Array | None
+    step: jax.Array
+    model_state: PyTree
+    window: Any
+
+
+class Unknowns(NamedTuple):
+    """The unknowns of a block of answers, and anything of their structure.
+
+    Attributes:
+        params: The parameters of each problem.
+        multipliers: For each problem with a tower, its multipliers: `Unknowns` of the
+            movers of that problem.
+    """
+
+    params: dict[str, PyTree]
+    multipliers: dict[str, Unknowns]
+
+
+class Values(NamedTuple):
+    """Where everything is evaluated.
+
+    Attributes:
+        params: The parameters of every problem.
+        multipliers: The multipliers of the towers.
+        draws: The data of every problem.
+    """
+
+    params: Params
+    multipliers: Mapping[str, Unknowns]
+    draws: Mapping[str, Draw]
+
+    def at(self, unknowns: Unknowns) -> Values:
+        """Return the values with some of the unknowns replaced."""
+        return self._replace(
+            params={**self.params, **unknowns.params},
+            multipliers={**self.multipliers, **unknowns.multipliers},
+        )
+
+
+class Gradient(NamedTuple):
+    """The outcome of one hypergradient.
+
+    Attributes:
+        metrics: What the loss returned, and the solvers' reports.
+        model_state: The mutable state after.
+        params: The cotangents of the problem and of its own unrolled movers.
+        multipliers: The multipliers of its implicit movers.
+    """
+
+    metrics: dict[str, jax.Array]
+    model_state: PyTree
+    params: dict[str, PyTree]
+    multipliers: Unknowns
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Costs, Lagrangians and gradients of a graph of problems.
+
+    Attributes:
+        plan: Which answers move, in which blocks.
+    """
+
+    plan: Plan
+
+    def cost(
+        self, name: str, values: Values
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
+        """Evaluate the loss of a problem, with (metrics, model_state) beside it."""
+        draw = values.draws[name]
+        problems = {n: values.draws[n].problem for n in self.plan.graph.reads(name)}
+        neighbours = {
+            n: Neighbour(values.params[n], problem.model_state, problem.apply_fn)
+            for n, problem in problems.items()
+        }
+        ctx = Context(name, neighbours, draw.rng, draw.step, draw.model_state)
+        returned = draw.problem.loss_fn(values.params[name], draw.batch, ctx)
+        loss, metrics, model_state = split_loss(name, returned, draw.model_state)
+        return loss, (metrics, model_state)
+
+    def lagrangian(self, name: str, values: Values) -> jax.Array:
+        """Evaluate L of a coupled problem, or the cost of one that is not."""
+        if name not in self.plan.coupled:
+            return self.cost(name, values)[0]
+        response = self.plan.responses[name]
+        values = self._rerun((*response.owners, name), values)
+        value = self.cost(name, values)[0]
+        for block in response.blocks:
+            multiplier = self._picked(block, values.multipliers[name])
+            value -= self.pairing(block, multiplier, values)
+        return value
+
+    def pairing(self, block: Block, multiplier: Unknowns, values: Values) -> jax.Array:
+        """Evaluate <multiplier, G> of a block, as its top's method does."""
+        method: Any = values.draws[block.tops[0]].problem.method
+        terms = (
+            method.pairing(cost, point, direction)
+            for cost, point, direction in self._games(block, multiplier, values)
+        )
+        return functools.reduce(operator.add, terms)
+
+    def residual(self, block: Block, unknowns: Unknowns, values: Values) -> Unknowns:
+        """Evaluate G of a block at some unknowns, of their structure."""
+        values = values.at(unknowns)
+        if len(block.tops) == 1:
+            ((cost, point, _),) = self._games(block, unknowns, values)
+            return jax.grad(cost)(point)
+        rows = Unknowns({}, {})
+        for name, (cost, point, _) in zip(
+            block.names, self._games(block, unknowns, values), strict=True
+        ):
+            slopes = jax.grad(cost)(point)
+            rows.params[name] = slopes.params.pop(name)
+            if name in self.plan.towers:
+                rows.multipliers[name] = slopes
+        return rows
+
+    def _games(
+        self, block: Block, direction: Unknowns, values: Values
+    ) -> Iterable[tuple[Callable[[Unknowns], jax.Array], Unknowns, Unknowns]]:
+        """Yield the functions whose slopes are the residual, with points, directions.
+
+        With one top the residual is the gradient of its Lagrangian in all unknowns. In
+        a Nash game each player n has its own: dL_n/dtheta_n is the row of its
+        parameters, and dL_n/dy, y being its movers, the row of its multipliers.
+        """
+        if len(block.tops) == 1:
+            point = self._picked(block, values)
+            yield self._cost_at(block.tops[0], values), point, direction
+            return
+        for name in block.names:
+            players = Block((name,), (name,), block.system)
+            beneath = Unknowns({}, {})
+            if name in self.plan.towers:
+                movers = self.plan.responses[name].implicit
+                players = Block((name, *movers), (name,), block.system)
+                beneath = direction.multipliers[name]
+            yield (
+                self._cost_at(name, values),
+                self._picked(players, values, without=name),
+                Unknowns(
+                    {name: direction.params[name], **beneath.params},
+                    beneath.multipliers,
+                ),
+            )
+
+    def _cost_at(self, name: str, values: Values) -> Callable[[Unknowns], jax.Array]:
+        return lambda unknowns: self.lagrangian(name, values.at(unknowns))
+
+    def _picked(
+        self, block: Block, values: Values | Unknowns, without: str | None = None
+    ) -> Unknowns:
+        """Pick the unknowns of a block, without the multipliers of one problem."""
+        towers = [n for n in block.names if n in self.plan.towers and n != without]
+        return Unknowns(
+            {n: values.params[n] for n in block.names},
+            {n: values.multipliers[n] for n in towers},
+        )
+
+    def gradient(self, name: str, values: Values, *, rerun: bool) -> Gradient:
+        """Differentiate the objective of a problem through its implicit movers.
+
+        Starts from the gradient of the cost with respect to everything that moves, and
+        takes the blocks one by one, each before those that it depends on: its
+        multiplier turns what has arrived at its unknowns into gradients of what its
+        residual reads. Every edge is visited once.
+
+        Args:
+            name: The problem.
+            values: Where to evaluate.
+            rerun: Whether the problem's own unrolled movers respond by running its
+                window again. Otherwise their cotangents are returned.
+
+        Returns:
+            The gradient.
+        """
+        response = self.plan.responses[name]
+        owners = (*response.owners, *((name,) if rerun else ()))
+        moving = (name, *response.implicit, *(() if rerun else response.own))
+
+        def at(params: Params) -> Values:
+            there = values._replace(params={**values.params, **params})
+            return self._rerun(owners, there)
+
+        cotangents, (metrics, model_state) = jax.grad(
+            lambda params: self.cost(name, at(params)), has_aux=True
+        )({n: values.params[n] for n in moving})
+        multipliers = Unknowns({}, {})
+        for block in reversed(response.blocks):
+            arrived = {n: cotangents.pop(n) for n in block.names}
+            # No cost reads a multiplier: nothing arrives there.
+            nothing = jax.tree.map(
+                jnp.zeros_like, self._picked(block, values).multipliers
+            )
+            multiplier, info = self._solve(block, Unknowns(arrived, nothing), values)
+            multipliers.params.update(multiplier.params)
+            multipliers.multipliers.update(multiplier.multipliers)
+            metrics |= {f"{block.tops[0]}/{key}": x for key, x in info.items()}
+            touched = set(cotangents) if owners else self.plan.touched(block)
+            reads = {n: values.params[n] for n in cotangents if n in touched}
+            slopes = jax.grad(
+                lambda params, block=block, multiplier=multiplier: self.pairing(
+                    block, multiplier, at(params)
+                )
+            )(reads)
+            for n, slope in slopes.items():
+                cotangents[n] = jax.tree.map(operator.sub, cotangents[n], slope)
+        return Gradient(metrics, model_state, cotangents, multipliers)
+
+    def _solve(
+        self, block: Block, cotangent: Unknowns, values: Values
+    ) -> tuple[Unknowns, Info]:
+        top = values.draws[block.tops[0]].problem
+        method: Any = top.method
+        point = self._picked(block, values)
+
+        def pull_update(vector: Unknowns) -> Unknowns:
+            slopes = self.residual(block, point, values)
+            pulled = top.pull_update(slopes.params[top.name], vector.params[top.name])
+            return Unknowns({top.name: pulled}, {})
+
+        answer = Answer(
+            point=point,
+            residual=lambda unknowns: self.residual(block, unknowns, values),
+            system=block.system,
+            pull_update=pull_update,
+        )
+        return method.multiplier(answer, cotangent, None)
+
+    def settled(self, name: str, values: Values) -> Values:
+        """Prepare the values for a gradient: solve for multipliers, attach answers.
+
+        The multiplier of a tower is the adjoint of its top's own hypergradient, at the
+        present values: bottom up. Attaching gives every implicit answer below the
+        problem its derivative with respect to all that is above, see `attach`.
+        """
+        blocks = self.plan.attached[name]
+        members = {n for block in blocks for n in block.names}
+        fixed = jax.lax.stop_gradient(values)
+        for tower in self.plan.graph.order:
+            if tower in self.plan.towers and tower in members:
+                found = self.gradient(tower, fixed, rerun=True).multipliers
+                fixed = fixed.at(Unknowns({}, {tower: found}))
+        values = values._replace(multipliers=fixed.multipliers)
+        for block in blocks:
+            values = self.attach(block, values)
+        return values
+
+    def attach(self, block: Block, values: Values) -> Values:
+        """Give the answers of a block their implicit derivative; the values stay.
+
+        dy = -(dG/dy)^{-1} dG, by the transpose of the block's own solve. A rule in
+        forward mode, so that both modes and all orders work, and lazy: where nobody
+        differentiates it costs nothing. What the loop has left on y is cut.
+        """
+
+        @jax.custom_jvp
+        def attached(point: Unknowns, values: Values) -> Unknowns:
+            del values
+            return point
+
+        def rule(primals: Any, tangents: Any) -> tuple[Unknowns, Unknowns]:
+            # The rule starts from the attached point, or the second derivative of an
+            # answer that is two levels down would be taken at a constant.
+            point = attached(*primals)
+            values, (_, dots) = primals[1], tangents
+            leaves, structure = jax.tree.flatten(values)
+            dots = structure.flatten_up_to(dots)
+            moving = [i for i, d in enumerate(dots) if not isinstance(d, SymbolicZero)]
+            zeros = jax.tree.map(jnp.zeros_like, point)
+            if not moving:
+                return point, zeros
+
+            def residual(*parts: PyTree) -> Unknowns:
+                changed = list(leaves)
+                for i, part in zip(moving, parts, strict=True):
+                    changed[i] = part
+                there = jax.tree.unflatten(structure, changed)
+                return self.residual(block, point, there)
+
+            drift = jax.jvp(
+                residual,
+                tuple(leaves[i] for i in moving),
+                tuple(dots[i] for i in moving),
+            )[1]
+            here = values.at(point)
+            solve = jax.vjp(lambda v: self._solve(block, v, here)[0], zeros)[1]
+            return point, jax.tree.map(operator.neg, solve(drift)[0])
+
+        attached.defjvp(rule, symbolic_zeros=True)
+        point = jax.lax.stop_gradient(self._picked(block, values))
+        return values.at(attached(point, values))
+
+    def _rerun(self, owners: Iterable[str], values: Values) -> Values:
+        """Let the unrolled answers respond, through the windows of their owners."""
+        for name in owners:
+            own = self.plan.responses[name].own
+            if own:
+                found = values.draws[name].window(values.params)
+                values = values._replace(
+                    params={**values.params, **{n: found[n] for n in own}}
+                )
+        return values
+

@@ -1,0 +1,105 @@
+"""Vector arithmetic on pytrees that `optax.tree` lacks: low precision kept safe."""
+
+import operator
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Tree: TypeAlias = Any
+"""A pytree of real floating arrays (or Python floats) that acts as one vector."""
+
+
+def vdot(x: Tree, y: Tree) -> jax.Array:
+    """Return `<x, y> = sum_i x_i y_i` over all leaves.
+
+    Args:
+        x: a pytree of real floating arrays.
+        y: a pytree of the same structure and shapes.
+
+    Returns:
+        A scalar in the widest dtype of the leaves, and in float32 at least: a sum
+        in bfloat16 stops to grow after some 256 terms of one size.
+
+    Example:
+        >>> x = {"w": jnp.ones(1000, jnp.bfloat16)}
+        >>> print(vdot(x, x))
+        1000.0
+    """
+    return jnp.asarray(optax.tree.vdot(_widen(x), _widen(y)))
+
+
+def add_scaled(x: Tree, scale: jax.Array | float, y: Tree) -> Tree:
+    """Return `x + scale * y`, each leaf in the dtype of the leaf of `x`.
+
+    Unlike `optax.tree.add_scale`, a float32 `scale` leaves a bfloat16 leaf in
+    bfloat16, which the carry of a loop needs.
+
+    Args:
+        x: a pytree of real floating arrays.
+        scale: a scalar.
+        y: a pytree of the same structure and shapes.
+
+    Returns:
+        A pytree like `x`.
+
+    Example:
+        >>> print(add_scaled((jnp.ones(2),), 2.0, (jnp.ones(2),))[0])
+        [3. 3.]
+    """
+    return jax.tree.map(lambda a, b: (a + scale * b).astype(a.dtype), x, y)
+
+
+def epsilon(tree: Tree) -> float:
+    """Return the machine precision of the coarsest leaf.
+
+    Args:
+        tree: a pytree of real floating arrays.
+
+    Returns:
+        The largest `jnp.finfo(leaf.dtype).eps`, as a Python float; 0 without leaves.
+
+    Example:
+        >>> epsilon((jnp.ones(2, jnp.bfloat16), jnp.ones(2, jnp.float32)))
+        0.0078125
+    """
+    leaves = jax.tree.leaves(tree)
+    return max((float(jnp.finfo(leaf.dtype).eps) for leaf in leaves), default=0.0)
+
+
+def linked(tree: Tree) -> Tree:
+    """Return the same values, every leaf formally linear in every other leaf.
+
+    Adds `0 * sum(all entries)` to each leaf. The transpose rule of
+    `jax.lax.custom_linear_solve` demands that the leaves of a right-hand side are
+    linear in what is transposed either all or none.
+
+    Args:
+        tree: a pytree of real floating arrays.
+
+    Returns:
+        A pytree like `tree`, and `tree` itself if it has fewer than two leaves.
+
+    Example:
+        >>> def f(x):
+        ...     return linked((x, jnp.zeros(3)))[1]
+        >>> print(jax.linear_transpose(f, 0.0)(jnp.ones(3))[0])
+        0.0
+    """
+    leaves = jax.tree.leaves(tree)
+    if len(leaves) < 2:
+        return tree
+    nothing = 0 * jax.tree.reduce(operator.add, [jnp.sum(leaf) for leaf in leaves])
+    return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), tree)
+
+
+def _widen(tree: Tree) -> Tree:
+    """Cast leaves of fewer than 32 bits to float32."""
+
+    def wide(leaf: Any) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        narrow = jnp.finfo(leaf.dtype).bits < 32
+        return leaf.astype(jnp.float32) if narrow else leaf
+
+    return jax.tree.map(wide, tree)

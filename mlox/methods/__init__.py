@@ -1,0 +1,10 @@
+"""Ways of differentiating an answer, one file each."""
+
+from mlox.methods._contract import Answer as Answer
+from mlox.methods._contract import Method as Method
+from mlox.methods._contract import reach as reach
+from mlox.methods._finite_difference import FiniteDifference as FiniteDifference
+from mlox.methods._implicit import Implicit as Implicit
+from mlox.methods._sama import SAMA as SAMA
+from mlox.methods._unrolled import Unrolled as Unrolled
+from mlox.methods._unrolled import checkpointed_scan as checkpointed_scan

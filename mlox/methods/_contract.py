@@ -1,0 +1,95 @@
+"""What a method is: a way of differentiating an answer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from mlox.solvers import Info, System
+
+PyTree = Any
+
+
+class Answer(NamedTuple):
+    """What a method may know of the answer that it differentiates.
+
+    Attributes:
+        point: The unknowns y at the answer, a pytree of floating arrays. For a problem
+            by itself these are its parameters; for a tower, the parameters and
+            multipliers of every level of it.
+        residual: The stationarity residual G(y), of the structure of y.
+        system: The class of the matrix dG/dy; up to `System.SYMMETRIC` it equals its
+            transpose.
+        pull_update: v -> (du/dg)^T v for the update u(g) that the problem's optimizer
+            would make next, at the present gradient.
+    """
+
+    point: PyTree
+    residual: Callable[[PyTree], PyTree]
+    system: System
+    pull_update: Callable[[PyTree], PyTree]
+
+
+class Method(Protocol):
+    """How the uppers of a problem see a derivative through its answer.
+
+    A method is any hashable value with these two functions; nothing is registered.
+    With the cotangent v = dC_k/dy of an upper's cost, the upper's hypergradient is
+    d/dtheta_k [C_k - <lambda, G>] at fixed lambda: a method chooses lambda, and how the
+    pairing <lambda, G> with the residual G = dC/dy is evaluated.
+    """
+
+    def multiplier(
+        self, answer: Answer, cotangent: PyTree, guess: PyTree | None
+    ) -> tuple[PyTree, Info]:
+        """Return lambda, about (dG/dy)^{-T} cotangent, and scalars to log.
+
+        Args:
+            answer: The answer y and its residual.
+            cotangent: A pytree like y. Lambda must be linear in it.
+            guess: A pytree like y to start from, or None.
+
+        Returns:
+            A pytree like y, and a dict of scalars.
+        """
+        ...
+
+    def pairing(
+        self,
+        cost: Callable[[PyTree], jax.Array],
+        point: PyTree,
+        multiplier: PyTree,
+    ) -> jax.Array:
+        """Return the scalar <multiplier, d cost/dy (point)>, differentiable.
+
+        Args:
+            cost: y -> scalar.
+            point: The unknowns y.
+            multiplier: A pytree like y.
+
+        Returns:
+            A scalar; the engine differentiates it with respect to all that the cost
+            reads.
+        """
+        ...
+
+
+@functools.singledispatch
+def reach(method: object) -> System:
+    """Return the widest class of blocks that a method can solve for.
+
+    `System.NONE`, the default, is right for a method that takes each problem by itself:
+    the problem then answers to the partial gradient of its cost, and its own lowers are
+    held fixed in that (direct coupling).
+
+    Args:
+        method: A method.
+
+    Returns:
+        The class.
+    """
+    del method
+    return System.NONE

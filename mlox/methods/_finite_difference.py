@@ -1,0 +1,83 @@
+"""The finite-difference method of DARTS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mlox.methods._contract import Answer
+from mlox.solvers import Info
+
+
+@dataclass(frozen=True)
+class FiniteDifference:
+    r"""Differentiate an answer with an identity Hessian and a central difference.
+
+    The multiplier is lambda = v = dC_k/dtheta, and the pairing
+
+        <lambda, dC/dtheta> = [C(theta + e lambda) - C(theta - e lambda)] / 2e
+
+    with e = epsilon / ||lambda||: two gradients of the lower's cost, no second
+    derivative. The problem is taken by itself: its own lowers are held fixed (direct
+    coupling). As the Hessian and the step size are left out, the scale of the result is
+    arbitrary against the direct gradient; its direction is what counts.
+
+    Attributes:
+        epsilon: The length of the perturbation of all parameters, in their units.
+
+    References:
+        Liu, Simonyan and Yang, DARTS: Differentiable Architecture Search, 2019, eq. 8.
+
+    Example:
+        >>> import mlox
+        >>> mlox.FiniteDifference(epsilon=0.001)
+        FiniteDifference(epsilon=0.001)
+    """
+
+    epsilon: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_epsilon("FiniteDifference", self.epsilon)
+
+    def multiplier(
+        self, answer: Answer, cotangent: Any, guess: Any | None = None
+    ) -> tuple[Any, Info]:
+        """Take the inverse Hessian for the identity."""
+        del answer, guess
+        return cotangent, {}
+
+    def pairing(
+        self, cost: Callable[[Any], jax.Array], point: Any, multiplier: Any
+    ) -> jax.Array:
+        """Return the central difference of the cost along the multiplier."""
+        return central_difference(cost, point, multiplier, self.epsilon)
+
+
+def central_difference(
+    cost: Callable[[Any], jax.Array], point: Any, direction: Any, epsilon: float
+) -> jax.Array:
+    """Return <direction, d cost/dy> by two evaluations, 0 for a zero direction."""
+    norm = optax.tree.norm(direction)
+    step = epsilon / jnp.where(norm > 0, norm, 1)
+
+    def shifted(sign: float) -> jax.Array:
+        def move(y: jax.Array, d: jax.Array) -> jax.Array:
+            return y + (sign * step * d).astype(y.dtype)
+
+        return cost(jax.tree.map(move, point, direction))
+
+    return (shifted(1.0) - shifted(-1.0)) / (2 * step)
+
+
+def check_epsilon(method: str, epsilon: float) -> None:
+    """Refuse an epsilon that is no positive Python number."""
+    if not isinstance(epsilon, int | float) or not epsilon > 0:
+        raise ValueError(
+            f"{method}(epsilon={epsilon!r}): expected a positive Python number, the "
+            "length of the perturbation, e.g. 0.01."
+        )

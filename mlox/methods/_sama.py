@@ -1,0 +1,60 @@
+"""SAMA: an identity Hessian, and the Jacobian of the real optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from mlox.methods._contract import Answer
+from mlox.methods._exact import exact_pairing
+from mlox.methods._finite_difference import central_difference, check_epsilon
+from mlox.solvers import Info
+
+
+@dataclass(frozen=True)
+class SAMA:
+    r"""Differentiate an answer through one step of its real optimizer.
+
+    With u(g) the update that the optimizer makes of a gradient g, the multiplier is
+    lambda = -(du/dg)^T v, taken by `jax.vjp` of the transformation's own update at the
+    present parameters, gradient and optimizer state: bias correction, weight decay,
+    clipping and schedules are right by construction. The Hessian is left out. For SGD
+    this is the learning rate times v. The problem is taken by itself: its own lowers
+    are held fixed (direct coupling).
+
+    Attributes:
+        epsilon: None for the exact cross derivative; a positive number for a central
+            difference of that length, as in `mlox.FiniteDifference` and the paper.
+
+    References:
+        Choe et al., Making Scalable Meta Learning Practical, NeurIPS 2023.
+
+    Example:
+        >>> import mlox
+        >>> mlox.SAMA()
+        SAMA(epsilon=None)
+    """
+
+    epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.epsilon is not None:
+            check_epsilon("SAMA", self.epsilon)
+
+    def multiplier(
+        self, answer: Answer, cotangent: Any, guess: Any | None = None
+    ) -> tuple[Any, Info]:
+        """Return -(du/dg)^T cotangent."""
+        del guess
+        return jax.tree.map(lambda x: -x, answer.pull_update(cotangent)), {}
+
+    def pairing(
+        self, cost: Callable[[Any], jax.Array], point: Any, multiplier: Any
+    ) -> jax.Array:
+        """Return <multiplier, d cost/dy>, exactly or by a central difference."""
+        if self.epsilon is None:
+            return exact_pairing(cost, point, multiplier)
+        return central_difference(cost, point, multiplier, self.epsilon)

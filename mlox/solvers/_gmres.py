@@ -1,0 +1,239 @@
+"""Generalized minimal residuals."""
+
+import dataclasses
+import operator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+
+from mlox._loops import unrolls
+from mlox._tree import Tree, add_scaled, epsilon, vdot
+from mlox.solvers._contract import Info, MatVec
+from mlox.solvers._fields import (
+    check_count,
+    check_not_negative,
+    check_optional_count,
+    check_optional_flag,
+)
+from mlox.solvers._loop import damped, divide, iterate, report, start
+
+
+@dataclasses.dataclass(frozen=True)
+class GMRES:
+    """Solve a general system by minimal residuals over Krylov spaces.
+
+    Iterate k minimizes the norm of `b - (A + damping I) x` over the guess plus the
+    span of `r, A r, ..., A^(k-1) r`, with `r` the first residual: for any regular `A`,
+    symmetric or not, definite or not. It stops by itself at a residual of machine
+    precision, after as many products as there are unknowns (without restart), and
+    where the span no longer grows, which for a singular `A` may be early.
+
+    The residual that is reported is that of the small least-squares problem, and
+    costs no product.
+
+    Attributes:
+        iterations: the largest number of products with `A` in all: one for a guess,
+            one in each iteration, and none for a restart. It counts single products,
+            also within a cycle between two restarts.
+        tolerance: stop when the norm of the residual has fallen to `tolerance` times
+            that of `b`.
+        damping: added to the diagonal of `A`.
+        restart: start anew from the iterate after so many products, which bounds the
+            memory: `restart + 1` vectors like `b` are kept. None: never, with
+            `iterations + 1` vectors (or one more than there are unknowns, if fewer).
+        unroll: write the loop out, at its full length. None: on CPU if a product with
+            `A` holds a convolution (which XLA runs 11 to 30 times slower in a loop).
+
+    References:
+        Saad and Schultz, GMRES: a generalized minimal residual algorithm for solving
+        nonsymmetric linear systems, SIAM J. Sci. Stat. Comput., 1986.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mlox.solvers import GMRES
+        >>> A = jnp.array([[0.0, 1.0], [-2.0, 0.0]])
+        >>> x, info = GMRES()(lambda x: A @ x, jnp.array([3.0, 4.0]))
+        >>> print(jnp.round(x, 3), info["iterations"])
+        [-2.  3.] 2
+    """
+
+    iterations: int = 50
+    tolerance: float = 0.0
+    damping: float = 0.0
+    restart: int | None = None
+    unroll: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_count(self, "iterations", self.iterations)
+        check_not_negative(self, "tolerance", self.tolerance)
+        check_not_negative(self, "damping", self.damping)
+        check_optional_count(self, "restart", self.restart)
+        check_optional_flag(self, "unroll", self.unroll)
+
+    def __call__(
+        self, matvec: MatVec, b: Tree, guess: Tree | None = None
+    ) -> tuple[Tree, Info]:
+        """Return the last iterate and its report, see `Solver`."""
+        product = damped(matvec, self.damping)
+        x, r, rr, bb, used = start(product, b, guess)
+        budget = self.iterations - used
+        unknowns = sum(leaf.size for leaf in jax.tree.leaves(r))
+        length = min(self.restart or budget, budget, unknowns)
+        if length == 0:
+            return x, report(rr, bb, used)
+        cycles = 1 if self.restart is None else -(-budget // length)
+        enough = max(self.tolerance, epsilon(r)) * jnp.sqrt(bb)
+        unroll = unrolls(matvec, r) if self.unroll is None else self.unroll
+
+        def cycle(state: _State) -> _State:
+            left = self.iterations - state.used
+            space = iterate(
+                lambda space: _extend(product, left, state.norm, enough, space),
+                _first(state, length),
+                length,
+                lambda space: space.active,
+                unroll,
+            )
+            return _correct(state, space, left, enough)
+
+        norm = jnp.sqrt(rr)
+        active = (norm > enough) & jnp.isfinite(norm)
+        state = _State(x, r, norm, active, jnp.int32(used))
+        if cycles == 1:
+            state = cycle(state)
+        else:
+            state = iterate(cycle, state, cycles, lambda state: state.active, unroll)
+        return state.x, report(state.norm**2, bb, state.used)
+
+
+class _State(NamedTuple):
+    """The iterate between two restarts, its residual `r` and the norm of that."""
+
+    x: Tree
+    r: Tree
+    norm: jax.Array
+    active: jax.Array
+    used: jax.Array
+
+
+class _Space(NamedTuple):
+    """A Krylov space of dimension `k`, and the least-squares problem on it.
+
+    With V the first k rows of `basis` (leaves [length + 1, ...], orthonormal, zero from
+    row k + 1 on) and H the Hessenberg matrix, A V^T = basis^T H. `Q` [length + 1,
+    length + 1] is the product of the rotations that bring H to the triangle `R`
+    [length, length], which is the identity from column k on.
+    """
+
+    basis: Tree
+    Q: jax.Array
+    R: jax.Array
+    k: jax.Array
+    active: jax.Array
+    used: jax.Array
+
+
+def _first(state: _State, length: int) -> _Space:
+    """Return the space of dimension 0, with the normalized residual in its basis."""
+    scale = divide(jnp.ones_like(state.norm), state.norm)
+
+    def rows(leaf: jax.Array) -> jax.Array:
+        empty = jnp.zeros((length + 1, *leaf.shape), leaf.dtype)
+        return empty.at[0].set((scale * leaf).astype(leaf.dtype))
+
+    return _Space(
+        basis=jax.tree.map(rows, state.r),
+        Q=jnp.eye(length + 1, dtype=scale.dtype),
+        R=jnp.eye(length, dtype=scale.dtype),
+        k=jnp.int32(0),
+        active=state.active,
+        used=jnp.int32(0),
+    )
+
+
+def _extend(
+    product: MatVec, left: jax.Array, norm: jax.Array, enough: jax.Array, space: _Space
+) -> _Space:
+    """Add one dimension, or none if the space is final.
+
+    One step of Arnoldi's process, with classical Gram-Schmidt done twice (as exact as
+    the modified form and all in matrix products), then one Givens rotation. The earlier
+    rotations act on the new column h through their product Q, instead of one after the
+    other. The residual of the least-squares problem is norm * |Q[k, 0]|.
+    """
+    basis, Q, R, k, active, used = space
+    w = product(jax.tree.map(lambda rows: rows[k], basis))
+    tiny = epsilon(basis) * jnp.sqrt(vdot(w, w))
+    h, w = _orthogonalize(basis, w)
+    again, w = _orthogonalize(basis, w)
+    below = jnp.sqrt(vdot(w, w))
+    below = jnp.where(below > tiny, below, 0)
+    column = _dot(Q, (h + again).at[k + 1].set(below))
+    diagonal = jnp.hypot(column[k], column[k + 1])
+    # No new direction and no new row: A is singular on the space.
+    sound = active & (diagonal > tiny) & jnp.isfinite(diagonal)
+
+    cosine, sine = divide(column[k], diagonal), divide(column[k + 1], diagonal)
+    upper, lower = Q[k], Q[k + 1]
+    rotated = Q.at[k].set(cosine * upper + sine * lower)
+    rotated = rotated.at[k + 1].set(cosine * lower - sine * upper)
+    column = column.at[k].set(diagonal)[:-1] * (jnp.arange(R.shape[0]) <= k)
+    scale = jnp.where(sound, divide(jnp.ones_like(below), below), 0)
+    basis = jax.tree.map(
+        lambda rows, leaf: rows.at[k + 1].set((scale * leaf).astype(rows.dtype)),
+        basis,
+        w,
+    )
+    Q = jnp.where(sound, rotated, Q)
+    R = jnp.where(sound, R.at[:, k].set(column), R)
+    k, used = k + sound, used + active
+    active = sound & (used < left) & (norm * jnp.abs(Q[k, 0]) > enough)
+    return _Space(basis, Q, R, k, active, used)
+
+
+def _correct(
+    state: _State, space: _Space, left: jax.Array, enough: jax.Array
+) -> _State:
+    """Add the minimizer over the space to the iterate.
+
+    With g = norm Q[:, 0], the minimizer solves R y = g[:k], and the residual is
+    Q^T g[k] e_k in the basis: neither takes a product.
+    """
+    basis, Q, R, k, _, used = space
+    g = state.norm * Q[:, 0]
+    y = solve_triangular(R, jnp.where(jnp.arange(R.shape[0]) < k, g[:-1], 0))
+    norm = jnp.where(state.active, jnp.abs(g[k]), state.norm)
+    return _State(
+        x=add_scaled(state.x, 1.0, _combine(jnp.append(y, 0), basis)),
+        r=_combine(g[k] * Q[k], basis),
+        norm=norm,
+        active=(k > 0) & (norm > enough) & (used < left),
+        used=state.used + used,
+    )
+
+
+def _orthogonalize(basis: Tree, w: Tree) -> tuple[jax.Array, Tree]:
+    """Return the components of `w` along the rows of `basis`, and the rest of it."""
+
+    def components(rows: jax.Array, leaf: jax.Array) -> jax.Array:
+        return jax.vmap(vdot, (0, None))(rows, leaf)
+
+    h = jax.tree.reduce(operator.add, jax.tree.map(components, basis, w))
+    return h, add_scaled(w, -1.0, _combine(h, basis))
+
+
+def _combine(weights: jax.Array, basis: Tree) -> Tree:
+    """Return the sum of the rows of `basis` with these weights."""
+    return jax.tree.map(
+        lambda rows: jnp.tensordot(
+            weights, rows, 1, precision=lax.Precision.HIGHEST
+        ).astype(rows.dtype),
+        basis,
+    )
+
+
+def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.dot(x, y, precision=lax.Precision.HIGHEST)

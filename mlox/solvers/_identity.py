@@ -1,0 +1,39 @@
+"""The identity in place of the inverse."""
+
+import dataclasses
+
+from mlox._tree import Tree
+from mlox.solvers._contract import Info, MatVec, System, serves
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Return `x = b`: take `A` to be the identity, and solve nothing.
+
+    The cheapest of all answers, exact for one gradient step of size 1 from the
+    optimum. It makes no product, ignores the guess and reports nothing.
+
+    References:
+        Luketina et al., Scalable gradient-based tuning of continuous regularization
+        hyperparameters, ICML 2016 (T1-T2).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mlox.solvers import Identity
+        >>> x, info = Identity()(lambda x: 2.0 * x, jnp.ones(2))
+        >>> print(x, info)
+        [1. 1.] {}
+    """
+
+    def __call__(
+        self, matvec: MatVec, b: Tree, guess: Tree | None = None
+    ) -> tuple[Tree, Info]:
+        """Return `b` and an empty report, see `Solver`."""
+        del matvec, guess
+        return b, {}
+
+
+@serves.register
+def _(solver: Identity) -> System:
+    del solver
+    return System.NONE
