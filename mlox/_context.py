@@ -98,8 +98,9 @@ def check_name(name: Any) -> None:
         )
     if name in RESERVED or name.startswith("__"):
         raise ValueError(
-            f"Problem name {name!r} is taken: ctx.{name} means something else. Reserved "
-            f"are {', '.join(RESERVED)} and names that start with two underscores."
+            f"Problem name {name!r} is taken: ctx.{name} means something else. "
+            f"Reserved are {', '.join(RESERVED)} and names that start with two "
+            "underscores."
         )
 
 
@@ -122,17 +123,19 @@ def split_loss(
     parts = dict(returned) if isinstance(returned, Mapping) else {"loss": returned}
     if "loss" not in parts:
         raise ValueError(
-            f"loss of {name!r} returned a dict with the keys {sorted(parts)}; expected "
+            f"loss of {name!r} returned a dict with the keys {list(parts)}; expected "
             "'loss' among them."
         )
     new_state = _new_state(name, parts, model_state)
     metrics: dict[str, jax.Array] = {}
     for key, value in parts.items():
         try:
-            metrics[key] = jnp.asarray(value)
-        except TypeError as error:
+            metrics[str(key)] = jnp.asarray(value)
+        except (TypeError, ValueError) as error:
             raise ValueError(
-                f"loss of {name!r} returned {key!r} = {value!r}; expected an array."
+                f"loss of {name!r} returned {key!r} = {value!r}; expected "
+                + ("one floating scalar." if key == "loss" else "an array.")
+                + " Return the loss, or a dict {'loss': loss, 'a metric': array}."
             ) from error
     loss = metrics["loss"]
     if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
@@ -149,14 +152,22 @@ def _new_state(name: str, parts: dict[str, Any], model_state: PyTree) -> PyTree:
     if "model_state" not in parts:
         return model_state
     new_state = parts.pop("model_state")
+    try:
+        new_state = jax.tree.map(jnp.asarray, new_state)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"loss of {name!r} returned a model_state that holds something that is no "
+            f"array: {error}"
+        ) from error
     old, new = (
-        jax.tree.map(lambda x: jax.typeof(jnp.asarray(x)).str_short(), tree)
+        jax.tree.map(lambda x: jax.typeof(x).str_short(), tree)
         for tree in (model_state, new_state)
     )
     if old != new:
         raise ValueError(
-            f"loss of {name!r} returned a model_state unlike the one that it got: {new} "
-            f"against {old}. Pass the initial one to Problem.create(model_state=), and "
-            "return one of the same structure, shapes and dtypes."
+            f"loss of {name!r} returned a model_state unlike the one that it got: "
+            f"{new} against {old}. Pass the initial one to "
+            "Problem.create(model_state=), and return one of the same structure, "
+            "shapes and dtypes."
         )
     return new_state

@@ -8,6 +8,7 @@ highest layer is the cycle. Nothing is counted at run time.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -140,14 +141,11 @@ class Cycle:
         kept = ran.kept._replace(before={**ran.kept.before, **before})
         return {**ran.state, **updated}, kept, metrics
 
-    def run_below(
-        self, layer: int, state: State, kept: Kept, batches: Batches
-    ) -> Ran:
+    def run_below(self, layer: int, state: State, kept: Kept, batches: Batches) -> Ran:
         """Run the rounds below a layer, with a pull-back where answers are unrolled."""
         names = self.plan.graph.layers[layer]
-        responses = self.plan.responses
-        unrolling = [n for n in names if responses[n].own]
-        answers = {u for n in names for u in responses[n].own}
+        unrolling = [n for n in names if self.own(n)]
+        answers = {u for n in names for u in self.own(n)}
 
         def run(params: Mapping[str, PyTree]) -> tuple[PyTree, PyTree]:
             moved = {n: state[n].replace(params=params[n]) for n in unrolling}
@@ -160,7 +158,7 @@ class Cycle:
             _, pull, (below, after, metrics) = jax.vjp(run, params, has_aux=True)
         else:
             _, (below, after, metrics) = run(params)
-            pull = lambda cotangents: cotangents  # noqa: E731
+            pull = lambda cotangents: cotangents
         starts = {
             n: jax.lax.stop_gradient({m: state[m] for m in below})
             for n in names
@@ -177,15 +175,13 @@ class Cycle:
         values = self.objective.settled(name, values)
         found = self.objective.gradient(name, values, rerun=False)
         grads = found.params[name]
-        if own := self.plan.responses[name].own:
-            cotangents = {
-                u: found.params[u]
-                if u in own
-                else jax.tree.map(jnp.zeros_like, ran.state[u].params)
-                for n in self.plan.graph.layers[layer]
-                for u in self.plan.responses[n].own
+        if own := self.own(name):
+            # Problems of one layer share the run; each pulls its own cotangents back.
+            layer_own = {u for n in self.plan.graph.layers[layer] for u in self.own(n)}
+            nothing = {
+                u: jax.tree.map(jnp.zeros_like, ran.state[u].params) for u in layer_own
             }
-            (pulled,) = ran.pull(cotangents)
+            (pulled,) = ran.pull({**nothing, **{u: found.params[u] for u in own}})
             grads = jax.tree.map(jnp.add, grads, pulled[name])
         return found, grads
 
@@ -195,16 +191,16 @@ class Cycle:
 
         def draw(n: str) -> Draw:
             problem = ran.state[n]
+            batch, step, model_state = None, problem.step, problem.model_state
+            window = None
             if n == name:
-                batch, step, model_state = batches[n], problem.step, problem.model_state
-            elif n in beneath and n in batches:
+                batch = batches[n]
+            elif n in beneath:
                 batch = self.last(layer, n, batches, 1)
                 step, model_state = problem.step - 1, ran.kept.before[n]
-            else:
-                batch, step, model_state = None, problem.step, problem.model_state
+                if n in self.plan.windowed:
+                    window = self.again(layer, n, ran, batches)
             rng = None if problem.rng is None else jax.random.fold_in(problem.rng, step)
-            again = n in beneath and n in self.plan.windowed
-            window = self.again(layer, n, ran, batches) if again else None
             return Draw(problem, batch, rng, step, model_state, window)
 
         return Values(
@@ -247,14 +243,12 @@ class Cycle:
         graph, names = self.plan.graph, self.beneath(layer)
         length = graph.layer_period[layer] // graph.layer_period[layer - 1]
         if length == 1:
-            return self.window(
-                layer - 1, state, kept, {n: batches[n] for n in names}
-            )
+            return self.window(layer - 1, state, kept, {n: batches[n] for n in names})
         xs = {n: _split(batches[n], length, self.count(layer - 1, n)) for n in names}
         cuts = self.cuts(layer, state, length)
         edges = sorted({0, length, *cuts.values()})
         parts = []
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in itertools.pairwise(edges):
             newly = [u for u, cut in cuts.items() if cut == start > 0]
             state = {**state, **{u: jax.lax.stop_gradient(state[u]) for u in newly}}
             idle = bool(cuts) and start < min(cuts.values())
@@ -273,9 +267,7 @@ class Cycle:
 
         def body(carry: tuple[State, Kept], x: Batches) -> tuple[Any, Metrics]:
             below, kept = carry
-            after, kept, metrics = self.window(
-                layer - 1, {**state, **below}, kept, x
-            )
+            after, kept, metrics = self.window(layer - 1, {**state, **below}, kept, x)
             return ({n: after[n] for n in names}, kept), metrics
 
         (below, kept), metrics = checkpointed_scan(
@@ -297,31 +289,28 @@ class Cycle:
     def _checkpoint(self, layer: int, state: State) -> Any:
         """Choose the thriftiest of what the answers that are unrolled here ask for."""
         order = ("none", "step", "segments")
-        methods = (
-            state[u].method
-            for n in self.plan.graph.layers[layer]
-            for u in self.plan.responses[n].own
-        )
+        names = self.plan.graph.layers[layer]
+        methods = (state[u].method for n in names for u in self.own(n))
         asked = [m.checkpoint for m in methods if isinstance(m, Unrolled)]
         return max(asked, key=order.index, default="none")
 
     def cuts(self, layer: int, state: State, length: int) -> dict[str, int]:
-        """Find the round in which the derivative of each unrolled answer begins.
-
-        A truncated answer is cut in the lowest layer that differentiates it.
-        """
-        own = [
-            {u for n in names for u in self.plan.responses[n].own}
-            for names in self.plan.graph.layers[: layer + 1]
-        ]
+        """Find the round in which the derivative of each unrolled answer begins."""
         cuts = {}
-        for u in sorted(own[layer]):
+        for u in (u for n in self.plan.graph.layers[layer] for u in self.own(n)):
             method: Any = state[u].method
-            per_round = self.count(layer - 1, u)
-            lower = any(u in names for names in own[:layer])
-            steps = None if lower else method.last_steps
-            cuts[u] = 0 if steps is None else max(0, length - steps // per_round)
+            steps = method.last_steps if self.plan.window_of[u] == layer else None
+            rounds = (
+                length
+                if steps is None
+                else steps // self.plan.steps_per_round(u, layer)
+            )
+            cuts[u] = max(0, length - rounds)
         return cuts
+
+    def own(self, name: str) -> tuple[str, ...]:
+        """List the unrolled answers that respond through a problem's own window."""
+        return self.plan.responses[name].own
 
     def entered(self, batches: Batches) -> Batches:
         """Leave out the leading axis of problems that step once in a cycle."""
@@ -337,9 +326,7 @@ class Cycle:
         names = (*self.beneath(layer), *self.plan.graph.layers[layer])
         counts = {n: self.count(layer, n) for n in names}
         return {
-            n: jax.tree.map(
-                lambda x, c=count: x[0] if c == 1 else x[:c], batches[n]
-            )
+            n: jax.tree.map(lambda x, c=count: x[0] if c == 1 else x[:c], batches[n])
             for n, count in counts.items()
         }
 
@@ -365,11 +352,11 @@ class Cycle:
         found, grads = self.gradient(layer, name, ran, batches)
         return found.metrics["loss"], grads
 
-    def cost(self, state: State, batch: PyTree, name: str) -> jax.Array:
+    def cost(self, state: State, batches: Batches, name: str) -> jax.Array:
         """Evaluate the loss of a problem alone, for a look at its program."""
-        ran = Ran(dict(state), self.fresh(state), {}, lambda x: x)
         layer = self.plan.graph.layer_of[name]
-        values = self.values(layer, name, ran, {name: batch})
+        ran = Ran(dict(state), self.fresh(state), {}, lambda x: x)
+        values = self.values(layer, name, ran, self.first(name, batches))
         return self.objective.cost(name, values)[0]
 
     def unrolled(self, unroll: bool) -> Cycle:

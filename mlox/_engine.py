@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from mlox import _data, _explain, _run
+from mlox._checks import (
+    check_batches,
+    check_methods,
+    check_problems,
+    check_state,
+    warn_of_adaptive,
+)
 from mlox._cycle import Batches, Cycle, Metrics, State
 from mlox._graph import Graph, build_graph
 from mlox._loops import unrolls
-from mlox._plan import Block, Plan
-from mlox._problem import Problem, described
-from mlox.methods import Implicit, Unrolled, reach
+from mlox._plan import Plan
+from mlox._problem import Problem
+from mlox.methods import Unrolled, reach
 from mlox.solvers import System
 
 PyTree = Any
@@ -95,7 +100,7 @@ class Engine:
         coupling: Literal["total", "direct"] = "total",
         unroll_loops: bool | None = None,
     ) -> None:
-        _check_problems(problems)
+        check_problems(problems)
         if coupling not in ("total", "direct"):
             raise ValueError(
                 f"coupling is {coupling!r}; expected 'total' (exact at any depth) or "
@@ -108,8 +113,8 @@ class Engine:
             {p.name: int(p.unroll_steps) for p in problems},
         )
         plan = _plan(graph, problems, coupling == "total")
-        _check_methods(plan, {p.name: p for p in problems})
-        _warn_of_adaptive(plan, problems)
+        check_methods(plan, {p.name: p for p in problems})
+        warn_of_adaptive(plan, problems)
         object.__setattr__(self, "problems", tuple(problems))
         object.__setattr__(self, "cycle", Cycle(plan, unroll=bool(unroll_loops)))
         object.__setattr__(self, "unroll_loops", unroll_loops)
@@ -174,9 +179,9 @@ class Engine:
         Returns:
             The jitted function; equal engines share what was compiled.
         """
-        return jax.jit(Step(self.cycle, self.unroll_loops), donate_argnums=(
-            (0,) if donate else ()
-        ))
+        return jax.jit(
+            Step(self.cycle, self.unroll_loops), donate_argnums=((0,) if donate else ())
+        )
 
     def hypergradient(
         self, state: State, batches: Batches, name: str
@@ -276,23 +281,19 @@ class Step:
     def prepared(self, state: State, batches: Batches) -> Cycle:
         """Check the arguments of a step, and decide whether loops are written out."""
         plan = self.cycle.plan
-        _check_state(plan, state)
-        _check_batches(plan.graph, batches)
+        check_state(plan, state)
+        check_batches(plan.graph, batches)
         if self.unroll_loops is not None:
             return self.cycle
         looped = [n for n, steps in plan.graph.steps_per_cycle.items() if steps > 1]
-        return self.cycle.unrolled(
-            any(self._convolves(state, batches, name) for name in looped)
+        unroll = any(
+            unrolls(partial(self.cycle.cost, name=name), state, batches)
+            for name in looped
         )
-
-    def _convolves(self, state: State, batches: Batches, name: str) -> bool:
-        def cost(state: State, batch: PyTree) -> jax.Array:
-            return self.cycle.cost(state, batch, name)
-
-        return unrolls(cost, state, jax.tree.map(lambda x: x[0], batches[name]))
+        return self.cycle.unrolled(unroll)
 
 
-def _named(kind: str, edges: Edges | None) -> dict[str, list[str]]:
+def _named(kind: str, edges: Edges | None) -> dict[str, Sequence[str]]:
     def name(node: Any) -> str:
         if isinstance(node, Problem):
             return node.name
@@ -304,12 +305,18 @@ def _named(kind: str, edges: Edges | None) -> dict[str, list[str]]:
 
     if edges is not None and not isinstance(edges, Mapping):
         raise TypeError(
-            f"{kind} is {edges!r}; expected a dict from a problem to a list of problems."
+            f"{kind} is {edges!r}; expected a dict from a problem to a list of "
+            "problems."
         )
-    return {
-        name(start): ends if isinstance(ends, str) else [name(end) for end in ends]
-        for start, ends in (edges or {}).items()
-    }
+    named: dict[str, Sequence[str]] = {}
+    for start, ends in (edges or {}).items():
+        if isinstance(ends, Problem) or not isinstance(ends, Iterable):
+            raise TypeError(
+                f"{kind}[{name(start)!r}] is a {type(ends).__name__}; expected a list "
+                f"of problems, e.g. {kind}={{{name(start)!r}: ['another']}}."
+            )
+        named[name(start)] = ends if isinstance(ends, str) else [name(e) for e in ends]
+    return named
 
 
 def _plan(graph: Graph, problems: Sequence[Problem], total: bool) -> Plan:
@@ -320,120 +327,3 @@ def _plan(graph: Graph, problems: Sequence[Problem], total: bool) -> Plan:
             p.name for p in problems if total and reach(p.method) > System.NONE
         ),
     )
-
-
-def _check_problems(problems: Any) -> None:
-    if isinstance(problems, Problem) or not isinstance(problems, Iterable):
-        raise TypeError(f"Engine got {problems!r}; expected a list of problems.")
-    for problem in problems:
-        if not isinstance(problem, Problem):
-            raise TypeError(
-                f"Engine got {problem!r} of type {type(problem).__name__} among its "
-                "problems; make each with mlox.Problem.create."
-            )
-
-
-def _check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
-    blocks = {b: n for n, r in plan.responses.items() for b in r.blocks}
-    for block, upper in blocks.items():
-        _check_block(block, upper, problems)
-    graph = plan.graph
-    for layer, names in enumerate(graph.layers):
-        for u in {u for n in names for u in plan.responses[n].own}:
-            steps: Any = getattr(problems[u].method, "last_steps", None)
-            per_round = graph.layer_period[layer - 1] // graph.period[u]
-            if steps is not None and steps % per_round:
-                raise ValueError(
-                    f"problem {u!r}: Unrolled(last_steps={steps}) cuts through a round "
-                    f"of {per_round} steps of {u!r} in the window of {names[0]!r}. "
-                    f"Choose a multiple of {per_round}."
-                )
-
-
-def _check_block(block: Block, upper: str, problems: Mapping[str, Problem]) -> None:
-    methods = {top: problems[top].method for top in block.tops}
-    first = block.tops[0]
-    for top, method in methods.items():
-        if method != methods[first]:
-            raise ValueError(
-                f"problems {first!r} and {top!r} lead a lower that they share, so their "
-                f"answers to {upper!r} are one linear system; but their methods differ: "
-                f"{methods[first]} and {method}. Give both the same, e.g. "
-                "mlox.Implicit(mlox.GMRES()), or use coupling='direct'."
-            )
-    served = reach(methods[first])
-    if System.NONE < served < block.system:
-        kind = {
-            System.SYMMETRIC: "symmetric but indefinite, as lowers of its own respond",
-            System.GENERAL: "not symmetric, a Nash game over what its tops share",
-        }[block.system]
-        raise ValueError(
-            f"problem {first!r}: {methods[first]} cannot solve for its answer to "
-            f"{upper!r}: the system of {', '.join(reversed(block.names))} is {kind}. "
-            f"Use mlox.Implicit(mlox.GMRES()) for {first!r}, or mlox.Implicit(), which "
-            "picks a fitting solver, or coupling='direct'."
-        )
-
-
-def _warn_of_adaptive(plan: Plan, problems: Sequence[Problem]) -> None:
-    """Say so if an optimizer cannot be differentiated where a gradient is zero."""
-    for problem in problems:
-        if problem.name not in plan.moved & plan.unrolled:
-            continue
-        zeros = jax.tree.map(jnp.zeros_like, problem.params)
-        ones = jax.tree.map(jnp.ones_like, problem.params)
-        fresh = problem.replace(opt_state=problem.tx.init(problem.params))
-        slopes = jax.jit(fresh.pull_update)(zeros, ones)
-        if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(slopes)):
-            warnings.warn(
-                f"problem {problem.name!r} is Unrolled, but its optimizer has an "
-                "infinite derivative where a gradient is zero (Adam's square root of a "
-                "zero second moment): one such entry makes the hypergradient NaN. "
-                "Pass eps_root=1e-8 to optax.adam and its kin, or use Implicit.",
-                stacklevel=3,
-            )
-
-
-def _check_state(plan: Plan, state: State) -> None:
-    if set(state) != set(plan.graph.names):
-        raise ValueError(
-            f"state has the problems {sorted(state)}, the engine {sorted(plan.graph.names)}"
-            ". Start from engine.init(), and change problems with replace."
-        )
-    steps = dict(zip(plan.graph.names, plan.graph.unroll_steps, strict=True))
-    for name, problem in state.items():
-        unrolled = isinstance(problem.method, Unrolled)
-        if problem.unroll_steps != steps[name] or unrolled != (name in plan.unrolled):
-            raise ValueError(
-                f"problem {name!r}: method or unroll_steps in the state "
-                f"({problem.method}, {problem.unroll_steps}) are not those that the "
-                "engine was built with. Build a new Engine with the changed problem; "
-                "the state can stay."
-            )
-        expected = described(jax.eval_shape(problem.tx.init, problem.params))
-        if described(problem.opt_state) != expected:
-            raise ValueError(
-                f"problem {name!r}: opt_state does not fit tx and params in the state. "
-                f"Got {described(problem.opt_state)}, expected {expected}. When "
-                "replacing params or tx by others, replace opt_state by "
-                "tx.init(params)."
-            )
-
-
-def _check_batches(graph: Graph, batches: Batches) -> None:
-    if not isinstance(batches, Mapping) or set(batches) != set(graph.names):
-        given = sorted(batches) if isinstance(batches, Mapping) else batches
-        raise ValueError(
-            f"batches has {given}; expected one entry for each of {sorted(graph.names)}"
-            ", None for a problem without data. engine.stack makes them."
-        )
-    for name, batch in batches.items():
-        steps = graph.steps_per_cycle[name]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-            if np.shape(leaf)[:1] != (steps,):
-                raise ValueError(
-                    f"batches[{name!r}]{jax.tree_util.keystr(path)} has shape "
-                    f"{np.shape(leaf)}; expected a leading axis of {steps}, since "
-                    f"{name!r} makes {steps} steps in a cycle. engine.stack stacks "
-                    "them so."
-                )

@@ -6,6 +6,7 @@ Nothing here knows JAX: names and integers only.
 from __future__ import annotations
 
 import graphlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -207,7 +208,7 @@ def _check_acyclic(graph: Graph) -> None:
     try:
         _bottom_up(graph.names, graph.l2u)
     except graphlib.CycleError as error:
-        cycle = " -> ".join(reversed(error.args[1]))
+        cycle = " -> ".join(error.args[1])
         raise ValueError(
             f"l2u has a cycle: {cycle}. A problem's answer must not depend on itself "
             "through the uppers that read it: drop one of these l2u edges (an upper "
@@ -228,7 +229,7 @@ def _check_ways_back(graph: Graph) -> None:
 
 def _check_periods(graph: Graph) -> None:
     periods = sorted(set(graph.period.values()))
-    for short, long in zip(periods, periods[1:], strict=False):
+    for short, long in itertools.pairwise(periods):
         if long % short:
             first, second = (_who_has(graph, period) for period in (short, long))
             raise ValueError(

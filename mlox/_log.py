@@ -71,8 +71,8 @@ def stdout_logger() -> Logger:
 
     Example:
         >>> logger = stdout_logger()
-        >>> logger.log(50, {"cycles_per_second": 120.0, "classifier/loss": 0.69315})
-               50    120.0/s  classifier/loss 0.6931
+        >>> logger.log(50, {"cycles_per_second": 120.0, "classifier/loss": 0.6931})
+              50     120.0/s  classifier/loss 0.6931
         >>> logger.close()
     """
 
@@ -100,7 +100,7 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
         >>> import tempfile, pathlib
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     logger = tensorboard_logger(folder)
-        ...     logger.log(50, {"classifier/loss": 0.69315})
+        ...     logger.log(50, {"classifier/loss": 0.6931})
         ...     logger.close()
         ...     len(list(pathlib.Path(folder).glob("events.out.tfevents.*")))
         1
@@ -176,7 +176,7 @@ def summary(metrics: Scalars) -> str:
 def _line(step: int, metrics: Scalars, width: int | None) -> str:
     speed = "cycles_per_second"
     line = f"{step:>8}" + (
-        f"{_digits(metrics[speed]):>9}/s" if speed in metrics else ""
+        f"{_digits(metrics[speed]):>10}/s" if speed in metrics else ""
     )
     names = sorted((name for name in metrics if name != speed), key=_rank)
     for shown, name in enumerate(names):

@@ -355,4 +355,3 @@ class Objective:
                     params={**values.params, **{n: found[n] for n in own}}
                 )
         return values
-

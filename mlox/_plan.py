@@ -108,6 +108,19 @@ class Plan:
         owners = (set(r.owners) for r in self.responses.values())
         return frozenset().union(*owners)
 
+    @cached_property
+    def window_of(self) -> Mapping[str, int]:
+        """The lowest layer in whose window each unrolled answer is differentiated."""
+        found: dict[str, int] = {}
+        for layer, names in enumerate(self.graph.layers):
+            for answer in (u for n in names for u in self.responses[n].own):
+                found.setdefault(answer, layer)
+        return found
+
+    def steps_per_round(self, name: str, layer: int) -> int:
+        """Count the steps of a problem in one round below a layer."""
+        return self.graph.layer_period[layer - 1] // self.graph.period[name]
+
     def touched(self, block: Block) -> frozenset[str]:
         """List what the residuals of a block may read."""
         inside = set(block.names)
@@ -190,22 +203,19 @@ class Plan:
         return tuple(blocks)
 
     def _block(self, names: tuple[str, ...]) -> Block:
-        inner = frozenset().union(*(self.movers[n] for n in names if n in self.coupled))
+        inner = {m for n in names if n in self.coupled for m in self.movers[n]}
         tops = tuple(n for n in names if n not in inner)
         if len(tops) > 1:
-            system = System.GENERAL
-        elif tops[0] in self.towers:
-            system = System.SYMMETRIC
-        else:
-            system = System.DEFINITE
-        return Block(names, tops, system)
+            return Block(names, tops, System.GENERAL)
+        tower = self.towers.intersection(tops)
+        return Block(names, tops, System.SYMMETRIC if tower else System.DEFINITE)
 
 
 def _closure(
-    start: Iterable[str], grow: Callable[[frozenset[str]], Iterable[str]]
+    start: Iterable[str], grow: Callable[[set[str]], set[str]]
 ) -> frozenset[str]:
     """Add what a set calls for until it calls for nothing more."""
-    seen = frozenset(start)
-    while not seen.issuperset(more := frozenset(grow(seen))):
+    seen = set(start)
+    while more := grow(seen) - seen:
         seen |= more
-    return seen
+    return frozenset(seen)

@@ -118,12 +118,15 @@ class Problem:
         for what, value in static.items():
             _check_hashable(name, what, value)
         _check_params(name, params)
-        params = jax.tree.map(jnp.asarray, params)
+        params = jax.tree.map(_array, params)
+        if opt_state is None:
+            opt_state = tx.init(params)
+        check_opt_state(name, tx, params, opt_state)
         return cls(
             params=params,
-            opt_state=_opt_state(name, tx, params, opt_state),
-            model_state=jax.tree.map(jnp.asarray, model_state),
-            rng=jax.random.key(rng) if isinstance(rng, int) else rng,
+            opt_state=jax.tree.map(_array, opt_state),
+            model_state=_model_state(name, model_state),
+            rng=_key(name, rng),
             step=jnp.zeros((), jnp.int32),
             name=name,
             unroll_steps=unroll_steps,
@@ -194,7 +197,7 @@ def _check_steps(name: str, unroll_steps: Any) -> None:
 
 def _check_method(name: str, method: Any) -> None:
     known = "mlox.Implicit(mlox.CG()), mlox.Unrolled(), mlox.FiniteDifference()"
-    if isinstance(method, str | type) or not isinstance(method, object):
+    if isinstance(method, str | type):
         raise TypeError(
             f"problem {name!r}: method is {method!r}; expected a value such as {known}."
         )
@@ -241,23 +244,57 @@ def _check_params(name: str, params: Any) -> None:
             )
 
 
-def _opt_state(name: str, tx: Any, params: PyTree, given: PyTree) -> PyTree:
-    if given is None:
-        return tx.init(params)
+def check_opt_state(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
+    """Refuse a state that the optimizer would not make for these parameters."""
     expected = jax.eval_shape(tx.init, params)
     try:
-        found = jax.eval_shape(lambda state: state, given)
+        found = jax.eval_shape(lambda state: state, opt_state)
     except TypeError as error:
-        raise TypeError(f"problem {name!r}: opt_state holds non-arrays: {error}.") from (
-            error
-        )
-    if described(found) != described(expected):
+        raise TypeError(
+            f"problem {name!r}: opt_state holds something that is no array: {error}. "
+            "Make it with tx.init(params)."
+        ) from error
+    pairs = (described(found), described(expected))
+    if pairs[0] == pairs[1]:
+        pairs = (jax.tree.structure(found), jax.tree.structure(expected))
+    if pairs[0] != pairs[1]:
         raise ValueError(
-            f"problem {name!r}: opt_state does not fit tx and params. Got "
-            f"{described(found)}, expected {described(expected)}. Make it with "
-            "tx.init(params), or leave it out."
+            f"problem {name!r}: opt_state does not fit tx and params. Got {pairs[0]}, "
+            f"expected {pairs[1]}. Make it with tx.init(params), also whenever tx or "
+            "the shapes of params are replaced."
         )
-    return jax.tree.map(jnp.asarray, given)
+
+
+def _model_state(name: str, given: PyTree) -> PyTree:
+    try:
+        return jax.tree.map(_array, given)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"problem {name!r}: model_state holds something that is no array: {error} "
+            "Expected a pytree of arrays, or None."
+        ) from error
+
+
+def _key(name: str, given: Any) -> jax.Array | None:
+    if given is None:
+        return None
+    if isinstance(given, int | np.integer) and not isinstance(given, bool):
+        return jax.random.key(int(given))
+    if isinstance(given, jax.Array):
+        if jnp.issubdtype(given.dtype, jax.dtypes.prng_key) and given.shape == ():
+            return given
+        if given.dtype == jnp.uint32 and given.ndim == 1:  # jax.random.PRNGKey
+            return given
+    raise TypeError(
+        f"problem {name!r}: rng is {given!r}; expected one PRNG key, e.g. "
+        "jax.random.key(0), an integer seed, or None."
+    )
+
+
+def _array(value: Any) -> jax.Array:
+    """Convert to an array of a dtype that stays, or the second step would retrace."""
+    array = jnp.asarray(value)
+    return array.astype(array.dtype) if array.weak_type else array
 
 
 def described(tree: PyTree) -> Mapping[str, str]:

@@ -55,7 +55,7 @@ class RunError(_Kept, Exception):
 
     Attributes:
         state: The last good state: go on from it with another `run`.
-        history: What was logged until then, in the form that `run` returns.
+        history: The metrics until `cycle`, in the form that `run` returns.
         cycle: The number of cycles behind `state`.
 
     Example:
@@ -81,7 +81,7 @@ class RunInterrupted(_Kept, KeyboardInterrupt):
 
     Attributes:
         state: The state after the last cycle that was dispatched.
-        history: What was logged until then, in the form that `run` returns.
+        history: The metrics until `cycle`, in the form that `run` returns.
         cycle: The number of cycles behind `state`.
 
     Example:
@@ -118,7 +118,6 @@ class _Plan(NamedTuple):
     valid_every: int
     cycles_per_dispatch: int
     validation: Validation | None
-    loggers: tuple[_log.Logger, ...]
     donate: bool
 
 
@@ -217,7 +216,7 @@ def run(
             if value is not None
         }
         _check(engine, validation, valid_every, opened)
-        _positive("train_iters", train_iters)
+        train_iters = _positive("train_iters", train_iters)
         log_every = max(1, train_iters // 20) if log_every is None else log_every
         plan = _Plan(
             train_iters,
@@ -225,11 +224,11 @@ def run(
             _positive("valid_every", log_every if valid_every is None else valid_every),
             _positive("cycles_per_dispatch", cycles_per_dispatch),
             validation,
-            tuple(opened := [*opened, *_files(logdir)]),
             donate,
         )
+        opened += _files(logdir)
         with _log.progress_bar(train_iters, progress) as bar:
-            _loop(engine, sources, plan, trail, bar)
+            _loop(engine, sources, plan, trail, opened, bar)
     except BaseException as error:
         failure = error
     failure = _close(opened, trail, failure)
@@ -245,6 +244,7 @@ def _loop(
     sources: dict[str, Iterator[Any]],
     plan: _Plan,
     trail: _Trail,
+    loggers: list[_log.Logger],
     bar: tqdm,
 ) -> None:
     """Dispatch, gather the next batches meanwhile, then see to what is due."""
@@ -277,7 +277,7 @@ def _loop(
             scalars |= _validate(plan.validation, trail, point)
         if scalars:
             trail.stage = "logging after"
-            for logger in plan.loggers:
+            for logger in loggers:
                 logger.log(point.cycle, dict(scalars))
             bar.set_postfix_str(_log.summary(scalars), refresh=False)
         if logs:
@@ -288,16 +288,21 @@ def _loop(
 def _measure(
     plan: _Plan, trail: _Trail, point: _Point, clock: float
 ) -> dict[str, float]:
-    """Fetch the means since the last log point, record them, and return the scalars."""
-    cycles = point.cycle - point.since
-    totals = jax.device_get(point.totals)
-    speed = cycles / max(time.perf_counter() - clock, 1e-9)
-    means = {name: np.asarray(total / cycles) for name, total in totals.items()}
+    """Record the means since the last log point, and return the scalars."""
+    means = _means(point)
+    speed = (point.cycle - point.since) / max(time.perf_counter() - clock, 1e-9)
     if plan.donate:
         trail.safe = point._replace(state=_copy(point.state))
     trail.records.append({"cycle": np.asarray(point.cycle), **means})
     shown = {n: float(m) for n, m in means.items() if m.ndim == 0 and np.isrealobj(m)}
     return {"cycles_per_second": speed, **shown}
+
+
+def _means(point: _Point) -> dict[str, np.ndarray]:
+    """Fetch the means over the cycles from `since` to `cycle`, in one transfer."""
+    cycles = point.cycle - point.since
+    totals = jax.device_get(point.totals)
+    return {name: np.asarray(total / cycles) for name, total in totals.items()}
 
 
 def _validate(validation: Validation, trail: _Trail, point: _Point) -> dict[str, float]:
@@ -349,8 +354,7 @@ def _program(
     def cycle(carry: tuple[State, Any], batches: Any) -> tuple[tuple[State, Any], None]:
         state, totals = carry
         state, metrics = step(state, batches)
-        means = {name: jnp.mean(m, axis=0) for name, m in metrics.items()}
-        return (state, jax.tree.map(_add, totals, means)), None
+        return (state, {n: _add(totals[n], m) for n, m in metrics.items()}), None
 
     def program(state: State, totals: Any, batches: Any) -> tuple[State, Any]:
         if count == 1:
@@ -377,15 +381,21 @@ def _zeros(engine: Steps, count: int) -> Callable[[State, Any], Any]:
             )
         _, metrics = jax.eval_shape(step, state, batches)
         return {
-            name: jnp.zeros(m.shape[1:], jnp.promote_types(m.dtype, jnp.float32))
+            name: jnp.zeros(m.shape[1:], _sum_dtype(m.dtype))
             for name, m in metrics.items()
         }
 
     return jax.jit(zeros, keep_unused=True)
 
 
-def _add(total: jax.Array, value: jax.Array) -> jax.Array:
-    return total + value.astype(total.dtype)
+def _sum_dtype(dtype: Any) -> Any:
+    """Sum in the dtype of the metric, but in float32 what has no or few digits."""
+    wide = jnp.issubdtype(dtype, np.inexact) and jnp.dtype(dtype).itemsize >= 4
+    return dtype if wide else jnp.float32
+
+
+def _add(total: jax.Array, metric: jax.Array) -> jax.Array:
+    return total + jnp.mean(metric, axis=0, dtype=total.dtype)
 
 
 def _copy(state: State) -> State:
@@ -461,6 +471,8 @@ def _stopped(
 ) -> RunError | RunInterrupted:
     """Say where the run stopped, and hand back what it reached."""
     good, computed = _last_good(trail)
+    if good.cycle > (trail.records[-1]["cycle"] if trail.records else 0):
+        trail.records.append({"cycle": np.asarray(good.cycle), **_means(good)})
     where = f"cycle {computed}"
     if trail.stage.endswith(" of"):
         last = min(computed + cycles_per_dispatch, train_iters)
@@ -471,7 +483,7 @@ def _stopped(
     cause = type(failure).__name__ + (f": {failure}" if str(failure) else "")
     message = (
         f"The run {verb} at {trail.stage} {where} of {train_iters}. `.state` holds "
-        f"the state after cycle {good.cycle}, `.history` what was logged. {cause}"
+        f"the state after cycle {good.cycle}, `.history` its metrics. {cause}"
     )
     kind = RunInterrupted if interrupted else RunError
     return kind(message, good.state, _history(trail), good.cycle)

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from mlox._data import check_data, repeat, stack
 
 import mlox
+from mlox._data import check_data, repeat, stack
 
 
 class Tensor:
-    """What a PyTorch tensor is to NumPy: an object that knows how to become an array."""
+    """What a PyTorch tensor is to NumPy: an object that turns into an array."""
 
     def __init__(self, values, error=None):
         self.values = values
@@ -152,7 +152,7 @@ def test_a_one_shot_series_says_that_it_ran_out():
 
 @pytest.mark.parametrize("series", [[], iter([]), Loader([])])
 def test_an_empty_series_is_refused(series):
-    with pytest.raises(ValueError, match="'outer' is empty.*drop_last"):
+    with pytest.raises(ValueError, match=r"'outer' is empty.*drop_last"):
         next(repeat("outer", series))
 
 
@@ -185,7 +185,7 @@ def test_a_single_batch_is_not_a_series(series, kind):
 
 
 def test_data_must_be_iterable():
-    with pytest.raises(TypeError, match="'inner' must be an iterable.*got int.*list"):
+    with pytest.raises(TypeError, match=r"'inner' must be an iterable.*got int.*list"):
         check_data(["inner"], {"inner": 3})
 
 
@@ -195,7 +195,7 @@ def test_stack_wants_iterators():
 
 
 def test_stack_says_when_an_iterator_runs_out():
-    with pytest.raises(ValueError, match="'a' ran out after 1 of the 3 batches.*cycle"):
+    with pytest.raises(ValueError, match=r"'a' ran out after 1 of the 3.*cycle"):
         stack({"a": 3}, {"a": iter([1])})
 
 

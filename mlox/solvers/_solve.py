@@ -73,9 +73,10 @@ def linear_solve(
         return (x, guess), info
 
     # JAX differentiates this map and never multiplies by it: the links cost the solves
-    # nothing, as these use `matvec`.
+    # nothing, as these use `matvec`. They are on both sides since the map is transposed
+    # before the transposed solve is differentiated in its turn.
     def linked_matvec(unknowns: tuple[Tree, Tree | None]) -> tuple[Tree, Tree | None]:
-        x, guess = unknowns
+        x, guess = linked(unknowns)
         return linked((matvec(x), guess))
 
     (x, _), info = lax.custom_linear_solve(

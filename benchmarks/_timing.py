@@ -1,0 +1,137 @@
+"""Timing of two programs beside each other, and what the compiler says of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+PyTree = Any
+Step = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+
+
+class Compiled(NamedTuple):
+    """A compiled program, and what it took to make it.
+
+    Attributes:
+        program: The executable.
+        seconds: The time for tracing, lowering and compiling.
+    """
+
+    program: Any
+    seconds: float
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations; XLA counts the body of a loop once."""
+        return self.program.cost_analysis().get("flops", 0.0)
+
+    @property
+    def temporaries(self) -> int:
+        """Bytes of temporary buffers, the peak beside arguments and results."""
+        return self.program.memory_analysis().temp_size_in_bytes
+
+
+def compiled(function: Step, state: PyTree, batches: PyTree) -> Compiled:
+    """Trace, lower and compile a step with a donated state, from empty caches."""
+    jax.clear_caches()
+    start = time.perf_counter()
+    # A fresh function, so that nothing is found again by its identity either.
+    fresh = jax.jit(lambda *args: function(*args), donate_argnums=0)
+    program = fresh.lower(state, batches).compile()
+    return Compiled(program, time.perf_counter() - start)
+
+
+def jitted(function: Step, cycles: int = 1) -> Step:
+    """Jit a step with a donated state, some cycles of it in one dispatch."""
+
+    def many(state: PyTree, batches: PyTree) -> tuple[PyTree, PyTree]:
+        return jax.lax.scan(
+            lambda state, _: function(state, batches), state, None, length=cycles
+        )
+
+    return jax.jit(function if cycles == 1 else many, donate_argnums=0)
+
+
+def repeated(step: Step, state: PyTree, batches: PyTree) -> Callable[[int], float]:
+    """Return a function that takes some steps and says how long they took.
+
+    Each step goes on from the state of the one before it, whose buffers it is given.
+    """
+
+    def run(times: int) -> float:
+        nonlocal state
+        start = time.perf_counter()
+        for _ in range(times):
+            state, metrics = step(state, batches)
+        jax.block_until_ready((state, metrics))
+        return (time.perf_counter() - start) / times
+
+    run(1)
+    return run
+
+
+def alternated(
+    runs: Sequence[Callable[[int], float]],
+    seconds: float,
+    *,
+    least: int = 5,
+    sample: float = 0.01,
+) -> np.ndarray:
+    """Time functions in turn, each time in another order.
+
+    Args:
+        runs: The functions, see `repeated`.
+        seconds: How long to go on.
+        least: How many rounds are made at least.
+        sample: The seconds that one sample lasts about, at least one step.
+
+    Returns:
+        Seconds per step, [rounds, functions].
+    """
+    guess = [min(run(1) for _ in range(3)) for run in runs]
+    times = max(1, round(sample / min(guess)))
+    rounds: list[list[float]] = []
+    end = time.perf_counter() + seconds
+    while len(rounds) < least or time.perf_counter() < end:
+        order = np.roll(np.arange(len(runs)), len(rounds))
+        found = {i: runs[i](times) for i in order}
+        rounds.append([found[i] for i in range(len(runs))])
+    return np.array(rounds)
+
+
+def difference(first: PyTree, second: PyTree) -> float:
+    """Return the largest difference of two pytrees, relative to each leaf's largest.
+
+    Raises:
+        FloatingPointError: If an entry is not finite.
+    """
+    worst = 0.0
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    for one, other in ((np.asarray(a), np.asarray(b)) for a, b in pairs):
+        if not (np.isfinite(one).all() and np.isfinite(other).all()):
+            raise FloatingPointError("a parameter is not finite")
+        scale = np.abs(other).max() or 1.0
+        worst = max(worst, float(np.abs(one - other).max() / scale))
+    return worst
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format a table in Markdown."""
+    lines = [list(head), ["-" * len(h) for h in head], *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def duration(seconds: float) -> str:
+    """Format a duration with three digits and a unit."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"

@@ -1,0 +1,137 @@
+"""What is refused, and what is said: when an engine is built, and when it is traced."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlox._cycle import Batches, State
+from mlox._graph import Graph
+from mlox._plan import Block, Plan
+from mlox._problem import Problem, check_opt_state
+from mlox.methods import Unrolled, reach
+from mlox.solvers import System
+
+
+def check_problems(problems: Any) -> None:
+    """Refuse what is no list of problems."""
+    if isinstance(problems, Problem) or not isinstance(problems, Sequence):
+        raise TypeError(
+            f"Engine got a {type(problems).__name__}; expected a list of problems."
+        )
+    for problem in problems:
+        if not isinstance(problem, Problem):
+            raise TypeError(
+                f"Engine got {problem!r} of type {type(problem).__name__} among its "
+                "problems; make each with mlox.Problem.create."
+            )
+
+
+def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
+    """Refuse methods that cannot serve where their problems stand."""
+    blocks = {b: n for n, r in plan.responses.items() for b in r.blocks}
+    for block, upper in blocks.items():
+        _check_block(block, upper, problems)
+    for name, layer in plan.window_of.items():
+        method = problems[name].method
+        steps = method.last_steps if isinstance(method, Unrolled) else None
+        per_round = plan.steps_per_round(name, layer)
+        if steps is not None and steps % per_round:
+            above = plan.graph.layers[layer][0]
+            raise ValueError(
+                f"problem {name!r}: Unrolled(last_steps={steps}) cuts through a round "
+                f"of {per_round} steps of {name!r} in the window of {above!r}. Choose "
+                f"a multiple of {per_round}."
+            )
+
+
+def _check_block(block: Block, upper: str, problems: Mapping[str, Problem]) -> None:
+    methods = {top: problems[top].method for top in block.tops}
+    first = block.tops[0]
+    for top, method in methods.items():
+        if method != methods[first]:
+            raise ValueError(
+                f"problems {first!r} and {top!r} lead a lower that they share, so "
+                f"their answers to {upper!r} are one linear system; but their methods "
+                f"differ: {methods[first]} and {method}. Give both the same, e.g. "
+                "mlox.Implicit(mlox.GMRES()), or use coupling='direct'."
+            )
+    served = reach(methods[first])
+    if System.NONE < served < block.system:
+        kind = {
+            System.SYMMETRIC: "symmetric but indefinite, as lowers of its own respond",
+            System.GENERAL: "not symmetric, a Nash game over what its tops share",
+        }[block.system]
+        raise ValueError(
+            f"problem {first!r}: {methods[first]} cannot solve for its answer to "
+            f"{upper!r}: the system of {', '.join(reversed(block.names))} is {kind}. "
+            f"Use mlox.Implicit(mlox.GMRES()) for {first!r}, or mlox.Implicit(), which "
+            "picks a fitting solver, or coupling='direct'."
+        )
+
+
+def warn_of_adaptive(plan: Plan, problems: Sequence[Problem]) -> None:
+    """Say so if an optimizer cannot be differentiated where a gradient is zero."""
+    for problem in problems:
+        if problem.name not in plan.moved & plan.unrolled:
+            continue
+        zeros = jax.tree.map(jnp.zeros_like, problem.params)
+        ones = jax.tree.map(jnp.ones_like, problem.params)
+        fresh = problem.replace(opt_state=problem.tx.init(problem.params))
+        slopes = jax.jit(fresh.pull_update)(zeros, ones)
+        if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(slopes)):
+            warnings.warn(
+                f"problem {problem.name!r} is Unrolled, but its optimizer has an "
+                "infinite derivative where a gradient is zero (Adam's square root of a "
+                "zero second moment): one such entry makes the hypergradient NaN. "
+                "Pass eps_root=1e-8 to optax.adam and its kin, or use Implicit.",
+                stacklevel=3,
+            )
+
+
+def check_state(plan: Plan, state: State) -> None:
+    """Refuse a state that the engine was not built for."""
+    if set(state) != set(plan.graph.names):
+        raise ValueError(
+            f"state has the problems {sorted(state)}, the engine "
+            f"{sorted(plan.graph.names)}. Start from engine.init(), and change "
+            "problems with replace."
+        )
+    check_problems(list(state.values()))
+    check_methods(plan, state)
+    steps = dict(zip(plan.graph.names, plan.graph.unroll_steps, strict=True))
+    for name, problem in state.items():
+        unrolled = isinstance(problem.method, Unrolled)
+        if problem.unroll_steps != steps[name] or unrolled != (name in plan.unrolled):
+            raise ValueError(
+                f"problem {name!r}: method or unroll_steps in the state "
+                f"({problem.method}, {problem.unroll_steps}) are not those that the "
+                "engine was built with. Build a new Engine with the changed problem; "
+                "the state can stay."
+            )
+        check_opt_state(name, problem.tx, problem.params, problem.opt_state)
+
+
+def check_batches(graph: Graph, batches: Batches) -> None:
+    """Refuse batches that do not fit the schedule."""
+    if not isinstance(batches, Mapping) or set(batches) != set(graph.names):
+        given = sorted(batches) if isinstance(batches, Mapping) else batches
+        raise ValueError(
+            f"batches has {given}; expected one entry for each of {sorted(graph.names)}"
+            ", None for a problem without data. engine.stack makes them."
+        )
+    for name, batch in batches.items():
+        steps = graph.steps_per_cycle[name]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+            if np.shape(leaf)[:1] != (steps,):
+                raise ValueError(
+                    f"batches[{name!r}]{jax.tree_util.keystr(path)} has shape "
+                    f"{np.shape(leaf)}; expected a leading axis of {steps}, since "
+                    f"{name!r} makes {steps} steps in a cycle. engine.stack stacks "
+                    "them so."
+                )

@@ -1,0 +1,663 @@
+"""The host loop: right figures, nothing lost, nothing compiled twice, quiet."""
+
+import fcntl
+import json
+import math
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+import mlox
+from mlox import _log, _run
+
+TX = optax.sgd(0.1)
+BATCHES = [{"x": np.array([i, 1.0 - i])} for i in (0.5, -1.0, 2.0, 0.0)]
+
+
+def inner_loss(params, batch, ctx):
+    loss = jnp.sum((params - ctx.outer.params * batch["x"]) ** 2)
+    return {"loss": loss, "params": params, "odd": ctx.step % 2, "large": loss > 1}
+
+
+def outer_loss(params, batch, ctx):
+    return jnp.sum((ctx.inner.params - 1.0) ** 2) + 0.1 * jnp.sum(params**2)
+
+
+def make_engine(loss=inner_loss):
+    outer = mlox.Problem.create(
+        name="outer", params=jnp.ones(2), tx=TX, loss_fn=outer_loss
+    )
+    inner = mlox.Problem.create(
+        name="inner", params=jnp.zeros(2), tx=TX, loss_fn=loss, unroll_steps=3, rng=0
+    )
+    return mlox.Engine(
+        [outer, inner], u2l={"outer": ["inner"]}, l2u={"inner": ["outer"]}
+    )
+
+
+def states_by_hand(engine, cycles):
+    """The states after 0, 1, ... cycles, and the metrics of each cycle."""
+    batches = (BATCHES[i % len(BATCHES)] for i in range(3 * cycles))
+    step = engine.compile(donate=False)
+    states, metrics = [engine.init()], []
+    for _ in range(cycles):
+        state, found = step(states[-1], engine.stack({"inner": batches}))
+        states.append(state)
+        metrics.append(found)
+    return states, metrics
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return make_engine()
+
+
+@pytest.fixture(scope="module")
+def by_hand(engine):
+    return states_by_hand(engine, 10)
+
+
+def assert_states_agree(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
+
+
+class Collect:
+    """A logger of a user: any object with these two functions."""
+
+    def __init__(self, fail_at=math.inf, fail_at_close=False):
+        self.rows = []
+        self.closed = 0
+        self.fail_at = fail_at
+        self.fail_at_close = fail_at_close
+
+    def log(self, step, metrics):
+        if step >= self.fail_at:
+            raise OSError("no space left")
+        self.rows.append((step, metrics))
+
+    def close(self):
+        self.closed += 1
+        if self.fail_at_close:
+            raise OSError("cannot flush")
+
+
+#
+# Figures
+#
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize(
+    ("cycles_per_dispatch", "log_points"),
+    [(1, [4, 8, 10]), (3, [6, 9, 10]), (50, [10])],
+)
+def test_run_is_the_loop_over_step(
+    engine, by_hand, cycles_per_dispatch, log_points, donate
+):
+    states, metrics = by_hand
+    state, history = engine.run(
+        engine.init(),
+        {"inner": BATCHES, "outer": None},
+        10,
+        log_every=4,
+        cycles_per_dispatch=cycles_per_dispatch,
+        donate=donate,
+    )
+    assert_states_agree(state, states[10])
+    assert history["cycle"].tolist() == log_points
+    assert set(history) == {"cycle", *metrics[0]}
+    for name in metrics[0]:
+        start = 0
+        for row, end in enumerate(log_points):
+            window = np.stack([m[name] for m in metrics[start:end]])
+            expected = np.mean(window.astype(float), axis=(0, 1))
+            np.testing.assert_allclose(history[name][row], expected, rtol=1e-6)
+            start = end
+    assert history["inner/params"].shape == (len(log_points), 2)
+
+
+def test_there_are_twenty_log_points_by_default(engine):
+    _, history = engine.run(engine.init(), {"inner": BATCHES}, train_iters=60)
+    assert history["cycle"].tolist() == list(range(3, 61, 3))
+    _, history = engine.run(engine.init(), {"inner": BATCHES}, train_iters=2)
+    assert history["cycle"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_the_state_that_was_passed_stays_usable(engine, by_hand, donate):
+    state = engine.init()
+    data = {"inner": BATCHES}
+    options = {"train_iters": 2, "cycles_per_dispatch": 2, "donate": donate}
+    first, _ = engine.run(state, data, **options)
+    assert_states_agree(state, by_hand[0][0])
+    again, _ = engine.run(state, data, **options)
+    assert_states_agree(again, first)
+
+
+def test_no_batch_is_taken_that_is_not_used(engine, by_hand):
+    for cycles_per_dispatch in (1, 4):
+        exact = (BATCHES[i % 4] for i in range(30))
+        state, _ = engine.run(
+            engine.init(), {"inner": exact}, 10, cycles_per_dispatch=cycles_per_dispatch
+        )
+        assert_states_agree(state, by_hand[0][10])
+        assert next(exact, "the end") == "the end"
+
+
+def test_a_run_in_two_parts_is_one_run(engine, by_hand):
+    source = iter(BATCHES * 8)
+    state, _ = engine.run(engine.init(), {"inner": source}, 4)
+    state, _ = engine.run(state, {"inner": source}, 6)
+    assert_states_agree(state, by_hand[0][10])
+
+
+def test_data_may_be_left_out():
+    problem = mlox.Problem.create(
+        name="x", params=jnp.ones(()), tx=TX, loss_fn=lambda p, batch, ctx: p**2
+    )
+    engine = mlox.Engine([problem])
+    state, history = engine.run(engine.init(), train_iters=3, cycles_per_dispatch=2)
+    np.testing.assert_allclose(state["x"].params, 0.8**3)
+    np.testing.assert_allclose(history["x/loss"], [(1 + 0.8**2) / 2, 0.8**4])
+
+
+#
+# Compilation
+#
+
+
+def compilations(caplog):
+    """How often the program of a dispatch was compiled, in JAX's own log."""
+    texts = [record.getMessage() for record in caplog.records]
+    return sum(text.startswith("Compiling jit(program)") for text in texts)
+
+
+def test_a_loss_is_traced_once(caplog):
+    traces = []
+
+    def loss(params, batch, ctx):
+        traces.append(1)
+        return inner_loss(params, batch, ctx)
+
+    def run(engine, state, **options):
+        caplog.clear()
+        with jax.log_compiles():
+            engine.run(state, {"inner": BATCHES}, 10, cycles_per_dispatch=4, **options)
+        return len(traces), compilations(caplog)
+
+    engine = make_engine(loss)
+    state = engine.init()
+    jax.eval_shape(engine.step, state, engine.stack({"inner": iter(BATCHES)}))
+    once = len(traces)
+    traces.clear()
+    # The shorter last dispatch (10 = 4 + 4 + 2) is a program, and traces nothing.
+    assert run(engine, state) == (once, 2)
+    assert run(engine, state) == (once, 0)
+    assert run(engine, state, donate=True) == (once, 2)
+    # An engine that is made again is the same value.
+    again = make_engine(loss)
+    assert run(again, again.init()) == (once, 0)
+
+
+def test_a_state_that_is_bound_to_a_device_is_compiled_for_once(caplog, engine):
+    state = jax.device_put(engine.init(), jax.devices()[0])
+    with jax.log_compiles():
+        engine.run(state, {"inner": BATCHES}, 4, log_every=2)
+    assert compilations(caplog) <= 1
+
+
+#
+# Validation and loggers
+#
+
+
+def test_validation_is_called_at_its_cycles_and_at_the_end(engine, by_hand):
+    seen = []
+
+    def validation(state):
+        seen.append(int(state["outer"].step))
+        total = jnp.sum(state["inner"].params)
+        return {"sum": total, "count": len(seen), "good": total > 0}
+
+    collect = Collect()
+    _, history = engine.run(
+        engine.init(),
+        {"inner": BATCHES},
+        10,
+        validation=validation,
+        valid_every=3,
+        log_every=5,
+        loggers=[collect],
+    )
+    assert seen == [3, 6, 9, 10]
+    sums = [float(jnp.sum(by_hand[0][cycle]["inner"].params)) for cycle in seen]
+    assert history["validation/cycle"].tolist() == seen
+    np.testing.assert_allclose(history["validation/sum"], sums, rtol=1e-12)
+    assert history["validation/count"].tolist() == [1, 2, 3, 4]
+    assert [step for step, _ in collect.rows] == [3, 5, 6, 9, 10]
+    rows = dict(collect.rows)
+    assert set(rows[3]) == {f"validation/{name}" for name in ("sum", "count", "good")}
+    assert rows[5].keys() >= {"cycles_per_second", "inner/loss", "outer/loss"}
+    assert rows[10].keys() >= {"validation/sum", "inner/loss"}
+    # A vector stays in the history; loggers get floats.
+    assert "inner/params" not in rows[10]
+    assert all(
+        type(value) is float for _, row in collect.rows for value in row.values()
+    )
+    assert rows[10]["inner/loss"] == history["inner/loss"][-1]
+    assert collect.closed == 1
+
+
+def test_validation_follows_the_log_points_by_default(engine):
+    _, history = engine.run(
+        engine.init(),
+        {"inner": BATCHES},
+        5,
+        validation=lambda state: {"one": 1},
+        log_every=2,
+        cycles_per_dispatch=2,
+    )
+    assert history["validation/cycle"].tolist() == [2, 4, 5]
+    assert history["cycle"].tolist() == [2, 4, 5]
+
+
+def read_events(path):
+    """Parse an event file: length, checksum, protocol buffer, checksum, and so on."""
+    content, events = path.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        events.append(Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    return [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
+
+
+def test_logdir_holds_the_history_for_tensorboard_and_as_json(engine, tmp_path):
+    logdir = tmp_path / "runs" / "first"
+    _, history = engine.run(
+        engine.init(),
+        {"inner": BATCHES},
+        10,
+        log_every=4,
+        logdir=logdir,
+        validation=lambda state: {"sum": state["inner"].params.sum()},
+    )
+    rows = [
+        json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    (events,) = logdir.glob("events.out.tfevents.*")
+    found = {(step, tag): value for step, tag, value in read_events(events)}
+    assert [row["cycle"] for row in rows] == [4, 8, 10]
+    for name in ("inner/loss", "outer/loss", "inner/odd", "validation/sum"):
+        assert [row[name] for row in rows] == history[name].tolist()
+        values = [found[step, name] for step in (4, 8, 10)]
+        np.testing.assert_allclose(values, history[name], rtol=1e-6)
+    assert {tag for _, tag in found} == set(rows[0]) - {"cycle"}
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    logger = _log.json_logger(tmp_path / "new" / "m.jsonl")
+    logger.log(1, {"a": math.nan, "b": math.inf, "c": 1e-300})
+    logger.close()
+    text = (tmp_path / "new" / "m.jsonl").read_text()
+    assert text == '{"cycle": 1, "a": null, "b": null, "c": 1e-300}\n'
+
+
+def test_a_file_that_cannot_be_written_is_an_error_before_the_run(engine, tmp_path):
+    (tmp_path / "file").write_text("")
+    collect = Collect()
+    with pytest.raises(OSError, match="file"):
+        engine.run(
+            engine.init(),
+            {"inner": BATCHES},
+            logdir=tmp_path / "file",
+            loggers=[collect],
+        )
+    assert collect.rows == []
+    assert collect.closed == 1
+
+
+def test_lines_are_aligned(capsys):
+    logger = _log.stdout_logger()
+    logger.log(5, {"a/rate": -2e-7, "a/loss": 0.5, "cycles_per_second": 12345.678})
+    logger.log(1000, {"a/rate": 12.0, "a/loss": 1234.4, "cycles_per_second": 3.0})
+    logger.log(1001, {"validation/x": math.nan, "a/rate": 1.0, "a/loss": math.inf})
+    logger.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "       5 1.235e+04/s  a/loss 0.5000      a/rate -2.000e-07",
+        "    1000     3.000/s  a/loss 1234        a/rate 12.00",
+        "    1001  a/loss inf         validation/x nan         a/rate 1.000",
+    ]
+
+
+SCRIPT = """
+import jax.numpy as jnp, optax
+import mlox
+from mlox import _log
+fit = mlox.Problem.create(
+    name="fit", params=jnp.ones(3), tx=optax.sgd(0.1),
+    loss_fn=lambda params, batch, ctx: {{
+        "loss": params @ params, "largest": params.max(), "smallest": params.min()}})
+engine = mlox.Engine([fit])
+engine.run(engine.init(), train_iters=10, log_every=5, loggers={loggers})
+"""
+
+
+def command(loggers):
+    return [sys.executable, "-W", "error", "-c", SCRIPT.format(loggers=loggers)]
+
+
+def test_nothing_is_printed_unless_it_is_asked_for():
+    done = subprocess.run(command("[]"), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_lines_and_bar_share_a_terminal():
+    columns = 70
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    child = subprocess.Popen(
+        command("[_log.stdout_logger()]"), stdin=end, stdout=end, stderr=end
+    )
+    os.close(end)
+    output = b""
+    while True:
+        try:
+            output += os.read(terminal, 4096)
+        except OSError:  # how Linux says that the other end was closed
+            break
+    os.close(terminal)
+    assert child.wait() == 0
+    # What remains on a line is what was written after its last carriage return.
+    shown = [line.split("\r")[-1] for line in output.decode().split("\r\n")]
+    lines = [line for line in shown if re.match(r" +\d+ ", line)]
+    assert [int(line.split()[0]) for line in lines] == [5, 10]
+    for line in lines:
+        assert len(line) <= columns
+        assert re.search(r"/s  fit/loss [\d.e-]+ +fit/largest [\d.]+  \+1$", line)
+    bar = output.decode().replace("\r\n", "\r").split("\r")[-2]
+    assert re.search(r"100%.*10/10.*fit/loss [\d.e-]+", bar), bar
+
+
+#
+# Nothing is lost
+#
+
+
+def failing_loader(good, error):
+    yield from (BATCHES[i % 4] for i in range(good))
+    raise error
+
+
+def test_the_first_batch_and_the_first_trace_fail_as_they_are(engine):
+    collect = Collect()
+    with pytest.raises(OSError, match="disk"):
+        engine.run(
+            engine.init(),
+            {"inner": failing_loader(2, OSError("disk"))},
+            loggers=[collect],
+        )
+    with pytest.raises(ValueError, match="'inner' is empty"):
+        engine.run(engine.init(), {"inner": []}, loggers=[collect])
+
+    def loss(params, batch, ctx):
+        raise ZeroDivisionError("in the loss")
+
+    wrong = make_engine(loss)
+    with pytest.raises(ZeroDivisionError, match="in the loss"):
+        wrong.run(wrong.init(), {"inner": BATCHES}, loggers=[collect])
+    assert collect.rows == []
+    assert collect.closed == 3
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize(
+    ("cycles_per_dispatch", "good", "where"),
+    [(1, 5, "the data of cycle 6 of 10"), (4, 4, "the data of cycles 5 to 8 of 10")],
+)
+def test_a_failing_loader(engine, by_hand, cycles_per_dispatch, good, where, donate):
+    collect = Collect()
+    with pytest.raises(mlox.RunError) as caught:
+        engine.run(
+            engine.init(),
+            {"inner": failing_loader(17, OSError("disk is gone"))},
+            10,
+            log_every=2,
+            loggers=[collect],
+            cycles_per_dispatch=cycles_per_dispatch,
+            donate=donate,
+        )
+    error = caught.value
+    assert f"The run failed at {where}" in str(error)
+    assert f"`.state` holds the state after cycle {good}" in str(error)
+    assert str(error).endswith("OSError: disk is gone")
+    assert isinstance(error.__cause__, OSError)
+    assert error.cycle == good
+    assert_states_agree(error.state, by_hand[0][good])
+    # The window that was open is part of the history.
+    assert error.history["cycle"].tolist() == ([2, 4, 5] if good == 5 else [4])
+    last = [m["inner/loss"] for m in by_hand[1][good - (1 if good == 5 else 4) : good]]
+    np.testing.assert_allclose(error.history["inner/loss"][-1], np.mean(last))
+    assert collect.closed == 1
+
+
+def test_a_short_last_batch_says_so_and_loses_nothing(engine, by_hand):
+    short = [*BATCHES[:3], {"x": np.zeros(1)}]
+    with pytest.raises(mlox.RunError, match=r"float64\[1\].*drop_last") as caught:
+        engine.run(engine.init(), {"inner": short}, 10)
+    assert_states_agree(caught.value.state, by_hand[0][1])
+
+
+def refuse_step_15(step):
+    if step == 15:
+        raise ArithmeticError("the device says no")
+    return step
+
+
+def loss_that_fails_in_cycle_6(params, batch, ctx):
+    probe = jax.pure_callback(refuse_step_15, jax.typeof(ctx.step), ctx.step)
+    return {**inner_loss(params, batch, ctx), "probe": probe}
+
+
+@pytest.mark.parametrize(
+    ("options", "failed", "good"),
+    [
+        ({}, "cycle 6", 5),
+        ({"cycles_per_dispatch": 2}, "cycles 5 to 6", 4),
+        # The step that fails has taken its state along: back to the last log point.
+        ({"donate": True, "log_every": 3}, "cycle 6", 3),
+        ({"donate": True, "log_every": 7}, "cycle 6", 0),
+    ],
+)
+def test_a_loss_that_fails_on_the_device(by_hand, options, failed, good):
+    engine = make_engine(loss_that_fails_in_cycle_6)
+    start = engine.init()
+    with pytest.raises(mlox.RunError, match="the device says no") as caught:
+        engine.run(start, {"inner": BATCHES}, 10, **options)
+    error = caught.value
+    assert f"at the step of {failed} of 10" in str(error)
+    assert error.cycle == good
+    for name in ("inner", "outer"):
+        found, expected = error.state[name], by_hand[0][good][name]
+        np.testing.assert_allclose(found.params, expected.params, rtol=1e-12)
+        assert int(found.step) == int(expected.step)
+    assert int(start["inner"].step) == 0
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_a_failing_validation(engine, by_hand, donate):
+    def validation(state):
+        if state["outer"].step == 6:
+            raise KeyError("no such thing")
+        return {"one": 1.0}
+
+    with pytest.raises(mlox.RunError, match="validation after cycle 6 of 10") as caught:
+        engine.run(
+            engine.init(),
+            {"inner": BATCHES},
+            10,
+            validation=validation,
+            valid_every=2,
+            log_every=5,
+            donate=donate,
+        )
+    error = caught.value
+    assert_states_agree(error.state, by_hand[0][6])
+    assert error.history["cycle"].tolist() == [5, 6]
+    assert error.history["validation/cycle"].tolist() == [2, 4]
+    # From what is kept one goes on: 6 cycles and 4 more are 10.
+    state, _ = engine.run(error.state, {"inner": [*BATCHES[2:], *BATCHES[:2]]}, 4)
+    assert_states_agree(state, by_hand[0][10])
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([3.0], r"must return a dict of scalars, got float. Return e.g."),
+        ([{"a": np.ones(3)}], r"'a' is float64\[3\]. Reduce it, e.g. by its mean"),
+        ([{"a": 1j}], r"real scalars, but 'a' is complex128\[\]"),
+        ([{"a": "good"}], r"real scalars, but 'a' is <U4\[\]"),
+        ([{"a": 1}, {"b": 1}], r"validation/b'.*at first .*validation/a'.*same names"),
+    ],
+)
+def test_validation_must_return_scalars(engine, by_hand, returned, message):
+    def validation(state):
+        return returned[int(state["outer"].step) - 1]
+
+    with pytest.raises(mlox.RunError, match=message) as caught:
+        engine.run(engine.init(), {"inner": BATCHES}, 3, validation=validation)
+    assert caught.value.cycle == len(returned)
+    assert_states_agree(caught.value.state, by_hand[0][len(returned)])
+
+
+def test_a_failing_logger_does_not_keep_others_open(engine, by_hand):
+    loggers = [Collect(), Collect(fail_at=4, fail_at_close=True), Collect()]
+    with pytest.raises(mlox.RunError, match="logging after cycle 4 of 10") as caught:
+        engine.run(engine.init(), {"inner": BATCHES}, 10, log_every=2, loggers=loggers)
+    assert_states_agree(caught.value.state, by_hand[0][4])
+    assert caught.value.history["cycle"].tolist() == [2, 4]
+    assert [logger.closed for logger in loggers] == [1, 1, 1]
+    assert "cannot flush" in caught.value.__cause__.__notes__[0]
+
+
+def test_a_logger_that_fails_at_its_close_costs_no_state(engine, by_hand):
+    loggers = [Collect(fail_at_close=True), Collect()]
+    with pytest.raises(mlox.RunError, match="closing a logger after cycle 3") as caught:
+        engine.run(engine.init(), {"inner": BATCHES}, 3, loggers=loggers)
+    assert_states_agree(caught.value.state, by_hand[0][3])
+    assert caught.value.history["cycle"].tolist() == [1, 2, 3]
+    assert loggers[1].closed == 1
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_control_c_hands_back_the_state(engine, by_hand, donate):
+    def loader():
+        yield from (BATCHES[i % 4] for i in range(13))
+        signal.raise_signal(signal.SIGINT)
+
+    collect = Collect()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        engine.run(
+            engine.init(), {"inner": loader()}, 10, donate=donate, loggers=[collect]
+        )
+    stopped = caught.value
+    assert isinstance(stopped, _run.RunInterrupted)
+    assert not isinstance(stopped, Exception)
+    assert "The run was interrupted at the data of cycle 5 of 10" in str(stopped)
+    assert_states_agree(stopped.state, by_hand[0][4])
+    assert collect.closed == 1
+
+
+def test_an_exit_is_not_held_up(engine):
+    collect = Collect()
+
+    def validation(state):
+        sys.exit(3)
+
+    with pytest.raises(SystemExit) as caught:
+        engine.run(
+            engine.init(),
+            {"inner": BATCHES},
+            3,
+            validation=validation,
+            loggers=[collect],
+        )
+    assert caught.value.code == 3
+    assert collect.closed == 1
+
+
+#
+# Arguments
+#
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"train_iters": 0}, ValueError, "`train_iters` must be a positive int.*got 0"),
+        ({"train_iters": 2.0}, ValueError, "`train_iters` must be.*got 2.0"),
+        ({"train_iters": True}, ValueError, "`train_iters` must be.*got True"),
+        ({"log_every": 0}, ValueError, "`log_every` must be a positive int"),
+        ({"cycles_per_dispatch": -1}, ValueError, "`cycles_per_dispatch` must be"),
+        ({"valid_every": 2}, ValueError, "`valid_every` is 2, but.*drop `valid_every`"),
+        (
+            {"validation": lambda state: {}, "valid_every": 0},
+            ValueError,
+            "`valid_every` must be a positive int",
+        ),
+        ({"validation": 3}, TypeError, "`validation` must be a function.*got int"),
+        (
+            {"loggers": [_log.stdout_logger]},
+            TypeError,
+            r"with `log` and `close`, got function. Call the factory",
+        ),
+        (
+            {"data": {"iner": BATCHES}},
+            ValueError,
+            r"names \['iner'\].*Known: \['inner'",
+        ),
+        ({"data": BATCHES}, TypeError, "`data` must be a dict"),
+    ],
+)
+def test_arguments_are_checked_before_anything_runs(engine, options, kind, message):
+    asked = []
+
+    def loader():
+        asked.append(1)
+        yield from BATCHES
+
+    options = {"data": {"inner": loader()}, "train_iters": 3, **options}
+    with pytest.raises(kind, match=message):
+        engine.run(engine.init(), **options)
+    assert asked == []
+
+
+def test_a_problem_called_validation_does_not_mix_with_the_validation():
+    problem = mlox.Problem.create(
+        name="validation",
+        params=jnp.ones(()),
+        tx=TX,
+        loss_fn=lambda p, batch, ctx: p**2,
+    )
+    engine = mlox.Engine([problem])
+    with pytest.raises(ValueError, match=r"called 'validation'.*rename the problem"):
+        engine.run(engine.init(), train_iters=1, validation=lambda state: {"loss": 1.0})
+    _, history = engine.run(engine.init(), train_iters=1)
+    assert history["validation/loss"].tolist() == [1.0]
