@@ -12,6 +12,7 @@ from mlox.methods import FiniteDifference as FiniteDifference
 from mlox.methods import Implicit as Implicit
 from mlox.methods import Method as Method
 from mlox.methods import Unrolled as Unrolled
+from mlox.methods import attach as attach
 from mlox.solvers import CG as CG
 from mlox.solvers import GMRES as GMRES
 from mlox.solvers import BiCGStab as BiCGStab

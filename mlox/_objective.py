@@ -22,12 +22,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from mlox._context import Context, Neighbour, split_loss
 from mlox._plan import Block, Plan
 from mlox._problem import Problem
-from mlox.methods import Answer
+from mlox.methods import Answer, attached
 from mlox.solvers import Info
 
 PyTree = Any
@@ -301,49 +300,18 @@ class Objective:
         return values
 
     def attach(self, block: Block, values: Values) -> Values:
-        """Give the answers of a block their implicit derivative; the values stay.
+        """Give the answers of a block their implicit derivative; the values stay."""
 
-        dy = -(dG/dy)^{-1} dG, by the transpose of the block's own solve. A rule in
-        forward mode, so that both modes and all orders work, and lazy: where nobody
-        differentiates it costs nothing. What the loop has left on y is cut.
-        """
+        def adjoint(point: Unknowns, values: Values, cotangent: Unknowns) -> Unknowns:
+            return self._solve(block, cotangent, values.at(point))[0]
 
-        @jax.custom_jvp
-        def attached(point: Unknowns, values: Values) -> Unknowns:
-            del values
-            return point
-
-        def rule(primals: Any, tangents: Any) -> tuple[Unknowns, Unknowns]:
-            # The rule starts from the attached point, or the second derivative of an
-            # answer that is two levels down would be taken at a constant.
-            point = attached(*primals)
-            values, (_, dots) = primals[1], tangents
-            leaves, structure = jax.tree.flatten(values)
-            dots = structure.flatten_up_to(dots)
-            moving = [i for i, d in enumerate(dots) if not isinstance(d, SymbolicZero)]
-            zeros = jax.tree.map(jnp.zeros_like, point)
-            if not moving:
-                return point, zeros
-
-            def residual(*parts: PyTree) -> Unknowns:
-                changed = list(leaves)
-                for i, part in zip(moving, parts, strict=True):
-                    changed[i] = part
-                there = jax.tree.unflatten(structure, changed)
-                return self.residual(block, point, there)
-
-            drift = jax.jvp(
-                residual,
-                tuple(leaves[i] for i in moving),
-                tuple(dots[i] for i in moving),
-            )[1]
-            here = values.at(point)
-            solve = jax.vjp(lambda v: self._solve(block, v, here)[0], zeros)[1]
-            return point, jax.tree.map(operator.neg, solve(drift)[0])
-
-        attached.defjvp(rule, symbolic_zeros=True)
-        point = jax.lax.stop_gradient(self._picked(block, values))
-        return values.at(attached(point, values))
+        point = attached(
+            lambda point, values: self.residual(block, point, values),
+            adjoint,
+            self._picked(block, values),
+            values,
+        )
+        return values.at(point)
 
     def _rerun(self, owners: Iterable[str], values: Values) -> Values:
         """Let the unrolled answers respond, through the windows of their owners."""

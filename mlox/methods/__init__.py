@@ -1,5 +1,7 @@
 """Ways of differentiating an answer, one file each."""
 
+from mlox.methods._attach import attach as attach
+from mlox.methods._attach import attached as attached
 from mlox.methods._contract import Answer as Answer
 from mlox.methods._contract import Method as Method
 from mlox.methods._contract import reach as reach

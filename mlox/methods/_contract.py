@@ -25,6 +25,15 @@ class Answer(NamedTuple):
             transpose.
         pull_update: v -> (du/dg)^T v for the update u(g) that the problem's optimizer
             would make next, at the present gradient.
+
+    Example:
+        >>> import jax.numpy as jnp, mlox
+        >>> answer = mlox.Answer(
+        ...     point=jnp.zeros(2), residual=lambda y: 4.0 * y - 1.0,
+        ...     system=mlox.System.DEFINITE, pull_update=lambda v: 0.1 * v)
+        >>> multiplier, _ = mlox.Implicit().multiplier(answer, jnp.ones(2))
+        >>> print(multiplier)
+        [0.25 0.25]
     """
 
     point: PyTree
@@ -40,6 +49,29 @@ class Method(Protocol):
     With the cotangent v = dC_k/dy of an upper's cost, the upper's hypergradient is
     d/dtheta_k [C_k - <lambda, G>] at fixed lambda: a method chooses lambda, and how the
     pairing <lambda, G> with the residual G = dC/dy is evaluated.
+
+    Example:
+        One gradient step of a given length in place of the inverse Hessian:
+
+        >>> import dataclasses, jax.numpy as jnp, mlox, optax
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class OneStep:
+        ...     length: float = 0.5
+        ...     def multiplier(self, answer, cotangent, guess):
+        ...         return jax.tree.map(lambda v: self.length * v, cotangent), {}
+        ...     def pairing(self, cost, point, multiplier):
+        ...         return jax.jvp(cost, (point,), (multiplier,))[1]
+        >>> shift = mlox.Problem.create(
+        ...     name="shift", params=jnp.ones(()), tx=optax.sgd(0.1),
+        ...     loss_fn=lambda params, batch, ctx: ctx.fit.params ** 2)
+        >>> fit = mlox.Problem.create(
+        ...     name="fit", params=jnp.ones(()), tx=optax.sgd(0.5), method=OneStep(),
+        ...     loss_fn=lambda params, batch, ctx: (params - ctx.shift.params) ** 2)
+        >>> engine = mlox.Engine([shift, fit], {"shift": ["fit"]}, {"fit": ["shift"]})
+        >>> _, gradient = engine.hypergradient(
+        ...     engine.init(), {"shift": None, "fit": None}, "shift")
+        >>> print(gradient)
+        2.0
     """
 
     def multiplier(

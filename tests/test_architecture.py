@@ -1,0 +1,234 @@
+"""The house: floors, what each may import, and a facade that is documented."""
+
+import ast
+import doctest
+import functools
+import pathlib
+import sys
+
+import pytest
+
+import mlox
+
+ROOT = pathlib.Path(mlox.__file__).parent
+
+FLOORS = {
+    "_tree": 0,
+    "_types": 0,
+    "_loops": 0,
+    "solvers": 1,
+    "methods": 2,
+    "_context": 3,
+    "_problem": 3,
+    "_graph": 4,
+    "_plan": 4,
+    "_objective": 5,
+    "_cycle": 5,
+    "_checks": 5,
+    "_explain": 5,
+    "_engine": 5,
+    "_data": 6,
+    "_log": 6,
+    "_checkpoint": 6,
+    "_run": 7,
+    "__init__": 8,
+}
+
+# The host loop knows of an engine only that it has `step` and `steps_per_cycle`, a
+# protocol of its own. So the engine may offer it as a method, which is all that is
+# done with these imports: `test_delegates_only_delegate`.
+DELEGATES = {("_engine", "_run"), ("_engine", "_data")}
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+def part_of(path):
+    """Name the part of the house that a file belongs to: a module or a folder."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imported(path):
+    """List the dotted names that a file imports, wherever in it."""
+    names = []
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import in line {node.lineno}"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def parts_imported(path):
+    dotted = [name.split(".") for name in imported(path)]
+    return {names[1] for names in dotted if names[0] == "mlox"}
+
+
+def upward(path):
+    own = part_of(path)
+    return [
+        f"{own} (floor {FLOORS[own]}) imports {part} (floor {FLOORS[part]})"
+        for part in sorted(parts_imported(path))
+        if FLOORS[part] > FLOORS[own] and (own, part) not in DELEGATES
+    ]
+
+
+def test_every_file_has_a_floor():
+    unknown = {part_of(path) for path in FILES} - set(FLOORS)
+    assert not unknown, f"{unknown}: give them a floor in FLOORS"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    assert not upward(path)
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path):
+    path = tmp_path / "late.py"
+    path.write_text(
+        "import mlox._graph, mlox.solvers._cg\n"
+        "from mlox import _run as loop\n"
+        "def late():\n"
+        "    from mlox.methods import Implicit\n"
+    )
+    assert parts_imported(path) == {"_graph", "solvers", "_run", "methods"}
+
+
+def test_an_import_that_points_up_is_found(monkeypatch, tmp_path):
+    path = tmp_path / "_tree.py"
+    path.write_text("from mlox._engine import Engine\n")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert upward(path) == ["_tree (floor 0) imports _engine (floor 5)"]
+
+
+@pytest.mark.parametrize("name", ["solvers", "methods", "_engine"])
+def test_no_cycles_between_the_files_of_one_part(name):
+    """Files of one floor import each other too: in one direction only."""
+    floor = FLOORS[name]
+    files = {
+        ".".join(["mlox", *path.relative_to(ROOT).with_suffix("").parts]): path
+        for path in FILES
+        if FLOORS[part_of(path)] == floor and path.stem != "__init__"
+    }
+    reads = {
+        module: {m for m in files for found in imported(path) if covers(m, found)}
+        for module, path in files.items()
+    }
+    done = set()
+    while ready := {m for m in reads if m not in done and reads[m] <= done}:
+        done |= ready
+    assert done == set(files), f"imports in a circle among {set(files) - done}"
+
+
+def covers(module, found):
+    return found == module or found.startswith(f"{module}.")
+
+
+def test_delegates_only_delegate():
+    """The engine uses the host loop in the methods `run` and `stack` only."""
+    tree = parsed(ROOT / "_engine.py")
+    allowed = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name in ("run", "stack")
+        for inner in ast.walk(node)
+    }
+    used = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id in ("_run", "_data")
+    ]
+    assert used
+    assert all(id(node) in allowed for node in used)
+
+
+@pytest.mark.parametrize("name", ["_run", "_data", "_log"])
+def test_the_host_loop_knows_nothing_of_the_engine(name):
+    assert parts_imported(ROOT / f"{name}.py") <= {"_run", "_data", "_log"}
+
+
+def test_the_graph_needs_nothing_but_python():
+    roots = {name.split(".")[0] for name in imported(ROOT / "_graph.py")}
+    assert roots <= sys.stdlib_module_names
+
+
+def test_the_plan_needs_names_and_the_classes_of_systems():
+    """`System` is a plain enumeration: no array is met, though its folder uses JAX."""
+    names = imported(ROOT / "_plan.py")
+    others = {n for n in names if n.split(".")[0] not in sys.stdlib_module_names}
+    assert others <= {"mlox._graph.Graph", "mlox.solvers.System"}
+
+
+@pytest.mark.parametrize("name", ["solvers", "methods"])
+def test_solvers_and_methods_see_functions_and_pytrees_only(name):
+    for path in sorted((ROOT / name).rglob("*.py")):
+        assert parts_imported(path) <= {"_tree", "_types", "_loops", "solvers", name}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_is_probed_nor_mutated(path):
+    tree = parsed(path)
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = {func.id for func in calls if isinstance(func, ast.Name)}
+    assert not names & {"hasattr", "getattr", "setattr", "delattr"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name != "__init__":
+            assert not list(own_attributes_set(node)), f"{node.name} changes self"
+
+
+def own_attributes_set(function):
+    """Yield the attributes of `self` that a function assigns."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id == "self":
+                yield node.attr
+        elif isinstance(node, ast.Attribute) and node.attr == "__setattr__":
+            yield node.attr
+
+
+def facade():
+    """List (module, name, name in the facade) of each line of the facade."""
+    documentation, *lines = parsed(ROOT / "__init__.py").body
+    assert isinstance(documentation, ast.Expr)
+    assert all(isinstance(line, ast.ImportFrom) for line in lines)
+    return [
+        (line.module, alias.name, alias.asname)
+        for line in lines
+        for alias in line.names
+    ]
+
+
+def test_facade_is_a_sorted_list_of_names():
+    def key(line):
+        module, name, _ = line
+        kind = 0 if name.isupper() else 1 if name[0].isupper() else 2
+        return module, kind, name
+
+    lines = facade()
+    assert lines == sorted(lines, key=key)
+    assert all(name == exported for _, name, exported in lines)
+
+
+def test_facade_is_complete():
+    """What is fixed for users is there, and every file but the facade is private."""
+    names = {name for _, _, name in facade()}
+    assert names >= {
+        *("Problem", "Engine", "Context", "Neighbour", "run", "RunError"),
+        *("Unrolled", "Implicit", "FiniteDifference", "SAMA", "Method", "Answer"),
+        *("CG", "GMRES", "BiCGStab", "Identity", "Dense", "Neumann", "Solver"),
+    }
+    assert all(path.stem.startswith("_") for path in FILES)
+
+
+@pytest.mark.parametrize("name", sorted(name for _, _, name in facade()))
+def test_facade_has_docstrings_with_examples_that_show_a_result(name):
+    documentation = vars(mlox)[name].__doc__
+    assert documentation, f"mlox.{name} has no docstring"
+    assert "Example:" in documentation, f"the docstring of mlox.{name} has no Example"
+    examples = doctest.DocTestParser().get_examples(documentation)
+    assert any(example.want for example in examples), f"mlox.{name} shows no result"

@@ -1,0 +1,871 @@
+"""Laws of the linear solvers: every solver on every system on every pytree."""
+
+import dataclasses
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from mlox._loops import has_convolution, unrolls
+from mlox._tree import add_scaled, epsilon, linked, vdot
+from mlox.solvers import (
+    CG,
+    GMRES,
+    BiCGStab,
+    Dense,
+    Identity,
+    Neumann,
+    System,
+    linear_solve,
+    serves,
+)
+
+TREES = {
+    "scalar": jnp.array(0.7),
+    "nested": {
+        "a": {"b": jnp.array([1.0, -2.0]), "c": jnp.array(0.5)},
+        "d": -jnp.ones(2),
+    },
+    "mixed": (jnp.arange(4.0).reshape(2, 2) - 1, [jnp.array(2.0), jnp.ones((1, 2))]),
+}
+SOLVERS = {
+    "CG": CG(iterations=15),
+    "CG tolerance": CG(iterations=30, tolerance=1e-13),
+    "Neumann": Neumann(iterations=400, step=0.19),
+    "GMRES": GMRES(),
+    "GMRES restart": GMRES(iterations=300, restart=4),
+    "BiCGStab": BiCGStab(),
+    "Dense": Dense(),
+}
+KINDS = {"definite": 1, "symmetric": 2, "general": 3}
+SERVED = [
+    (name, kind)
+    for name, solver in SOLVERS.items()
+    for kind, system in KINDS.items()
+    if serves(solver) >= system and (name, kind) != ("GMRES restart", "symmetric")
+]
+
+
+def matrix(kind: str, n: int, seed: int = 0) -> np.ndarray:
+    """Return a well-conditioned matrix."""
+    rng = np.random.default_rng(seed)
+    Q = np.linalg.qr(rng.normal(size=(n, n)))[0]
+    values = np.linspace(1.0, 5.0, n)
+    if kind == "definite":
+        return Q * values @ Q.T
+    if kind == "symmetric":
+        return Q * (values * (-1) ** np.arange(1, n + 1)) @ Q.T
+    return Q * values @ Q.T + 0.7 * np.triu(rng.normal(size=(n, n)), 1)
+
+
+def product(A, like):
+    """Return the map x -> A x on pytrees."""
+    unravel = ravel_pytree(like)[1]
+    return lambda x: unravel(A @ ravel_pytree(x)[0])
+
+
+@functools.partial(jax.jit, static_argnames=("solver",))
+def solve(solver, A, b, guess=None):
+    return solver(product(A, b), b, guess)
+
+
+def flat(tree) -> np.ndarray:
+    return np.asarray(ravel_pytree(tree)[0])
+
+
+def relative(x, y) -> float:
+    return float(np.linalg.norm(flat(x) - flat(y)) / np.linalg.norm(flat(y)))
+
+
+# What is solved
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize(("name", "kind"), SERVED)
+def test_solution(name, kind, tree):
+    b = TREES[tree]
+    A = matrix(kind, flat(b).size)
+    x, info = solve(SOLVERS[name], A, b)
+    assert jax.tree.map(jnp.shape, x) == jax.tree.map(jnp.shape, b)
+    assert relative(x, np.linalg.solve(A, flat(b))) < 1e-10
+    assert info.get("residual", 0.0) < 1e-10
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_damping_is_added_to_the_diagonal(name):
+    b = TREES["nested"]
+    A = matrix("definite", 5)
+    fields = {"step": 0.18} if name == "Neumann" else {}
+    solver = dataclasses.replace(SOLVERS[name], damping=0.3, **fields)
+    x, _ = solve(solver, A, b)
+    assert relative(x, np.linalg.solve(A + 0.3 * np.eye(5), flat(b))) < 1e-10
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_guess_leads_to_the_same_solution(name):
+    b = TREES["nested"]
+    A = matrix("definite", 5)
+    guess = jax.tree.map(lambda leaf: 3.0 + leaf, b)
+    x, info = solve(SOLVERS[name], A, b, guess)
+    assert relative(x, np.linalg.solve(A, flat(b))) < 1e-10
+    assert info.get("residual", 0.0) < 1e-10
+
+
+def textbook_cg(A, b, x, iterations):
+    r = b - A @ x
+    p = r
+    for _ in range(iterations):
+        alpha = r @ r / (p @ A @ p)
+        x, r_next = x + alpha * p, r - alpha * A @ p
+        p, r = r_next + (r_next @ r_next) / (r @ r) * p, r_next
+    return x
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("iterations", [1, 2, 3, 5])
+def test_cg_makes_exactly_its_iterations(iterations, unroll):
+    b = TREES["mixed"]
+    A = matrix("definite", 7)
+    guess = jax.tree.map(jnp.ones_like, b)
+    solver = CG(iterations, damping=0.1, unroll=unroll)
+    x, info = solve(solver, A, b, guess)
+    expected = textbook_cg(A + 0.1 * np.eye(7), flat(b), np.ones(7), iterations)
+    np.testing.assert_allclose(flat(x), expected, rtol=1e-11)
+    residual = np.linalg.norm(flat(b) - A @ expected - 0.1 * expected)
+    np.testing.assert_allclose(info["residual"], residual / np.linalg.norm(flat(b)))
+    assert info["iterations"] == iterations + 1
+
+
+def test_cg_keeps_to_the_textbook_on_negative_curvature():
+    b = TREES["nested"]
+    A = matrix("symmetric", 5)
+    x, _ = solve(CG(3), A, b)
+    np.testing.assert_allclose(flat(x), textbook_cg(A, flat(b), np.zeros(5), 3))
+
+
+@pytest.mark.parametrize("iterations", [1, 4])
+def test_neumann_is_its_formula(iterations):
+    b = TREES["nested"]
+    A = matrix("general", 5)
+    x, info = solve(Neumann(iterations, step=0.15, damping=0.2), A, b)
+    M = np.eye(5) - 0.15 * (A + 0.2 * np.eye(5))
+    terms = [np.linalg.matrix_power(M, i) @ flat(b) for i in range(iterations + 1)]
+    np.testing.assert_allclose(flat(x), 0.15 * sum(terms), rtol=1e-12)
+    shorter = 0.15 * sum(terms[:-1])
+    residual = flat(b) - A @ shorter - 0.2 * shorter
+    np.testing.assert_allclose(
+        info["residual"], np.linalg.norm(residual) / np.linalg.norm(flat(b))
+    )
+    assert info["iterations"] == iterations
+
+
+def test_identity_returns_the_right_hand_side():
+    b = TREES["nested"]
+    x, info = Identity()(lambda x: 1 / 0, b, b)
+    assert info == {}
+    np.testing.assert_array_equal(flat(x), flat(b))
+
+
+@pytest.mark.parametrize("restart", [None, 2, 3])
+def test_gmres_minimizes_the_residual_over_each_space(restart):
+    b = TREES["mixed"]
+    A = matrix("general", 7)
+    x = np.zeros(7)
+    for length in {None: [5], 2: [2, 2, 1], 3: [3, 2]}[restart]:
+        r = flat(b) - A @ x
+        K = np.stack([np.linalg.matrix_power(A, i) @ r for i in range(length)], 1)
+        x = x + K @ np.linalg.lstsq(A @ K, r, rcond=None)[0]
+    actual, info = solve(GMRES(iterations=5, restart=restart), A, b)
+    np.testing.assert_allclose(flat(actual), x, rtol=1e-9)
+    residual = np.linalg.norm(flat(b) - A @ x) / np.linalg.norm(flat(b))
+    np.testing.assert_allclose(info["residual"], residual, rtol=1e-9)
+    assert info["iterations"] == 5
+
+
+def test_gmres_solves_where_no_shorter_space_helps():
+    shift = np.roll(np.eye(5), 1, axis=0)
+    b = jnp.eye(5)[0]
+    x, info = solve(GMRES(iterations=4), shift, b)
+    np.testing.assert_allclose(info["residual"], 1.0)
+    x, info = solve(GMRES(iterations=5), shift, b)
+    np.testing.assert_allclose(x, shift.T @ b, atol=1e-14)
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("solver", [CG(25), GMRES(25), BiCGStab(25)])
+def test_tolerance_stops_at_the_first_residual_below_it(solver, unroll):
+    b = jnp.asarray(np.random.default_rng(1).normal(size=20))
+    A = matrix("definite", 20)
+    solver = dataclasses.replace(solver, tolerance=1e-3, unroll=unroll)
+    x, info = solve(solver, A, b)
+    true = np.linalg.norm(b - A @ x) / np.linalg.norm(b)
+    np.testing.assert_allclose(info["residual"], true, rtol=1e-9)
+    assert true <= 1e-3
+    per_iteration = 2 if isinstance(solver, BiCGStab) else 1
+    before = int(info["iterations"]) // per_iteration - 1
+    _, info = solve(dataclasses.replace(solver, iterations=before), A, b)
+    assert info["residual"] > 1e-3
+
+
+@pytest.mark.parametrize("solver", [CG(tolerance=0.1), GMRES(), BiCGStab()])
+def test_a_guess_that_is_the_solution_stays(solver):
+    A = matrix("definite", 3)
+    x, info = solve(solver, A, A @ jnp.ones(3), jnp.ones(3))
+    np.testing.assert_array_equal(x, np.ones(3))
+    assert info["iterations"] == 1
+
+
+@pytest.mark.parametrize("A", [np.eye(3), np.zeros((3, 3))], ids=["regular", "zero"])
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_zero_right_hand_side(name, unroll, A):
+    solver = SOLVERS[name]
+    if name != "Dense":
+        count = min(solver.iterations, 5)
+        solver = dataclasses.replace(solver, unroll=unroll, iterations=count)
+    x, info = solve(solver, A, jnp.zeros(3))
+    np.testing.assert_array_equal(x, np.zeros(3))
+    assert info.get("residual", 0.0) == 0.0
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_zero_right_hand_side_with_a_guess_stays_finite(name):
+    x, info = solve(SOLVERS[name], matrix("definite", 3), jnp.zeros(3), jnp.ones(3))
+    np.testing.assert_allclose(x, np.zeros(3), atol=1e-10)
+    assert info.get("residual", 0.0) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        CG(500),
+        CG(500, tolerance=1e-30),
+        Neumann(500, step=0.19),
+        GMRES(500),
+        GMRES(500, restart=2),
+        BiCGStab(500),
+    ],
+    ids=repr,
+)
+def test_far_past_convergence(solver, dtype):
+    A = matrix("definite", 4).astype(dtype)
+    b = jnp.arange(1.0, 5.0, dtype=dtype)
+    x, info = solve(solver, A, b)
+    assert x.dtype == dtype
+    tolerance = 100 * jnp.finfo(dtype).eps
+    assert relative(x, np.linalg.solve(A.astype(float), flat(b))) < tolerance
+    assert 0 <= info["residual"] < tolerance
+    assert info["iterations"] <= 1000
+
+
+def test_cg_stops_where_the_inner_products_underflow():
+    """The residual falls to denormals, whose curvature underflows to zero."""
+    A = np.diag([1e-3, 2e-3, 3e-3, 5e-3]).astype(np.float32)
+    for scale in (1.0, 1e-12, 1e-18, 1e-22, 1e-38):
+        b = scale * jnp.ones(4, jnp.float32)
+        x, info = solve(CG(500), A, b)
+        assert np.isfinite(flat(x)).all()
+        assert np.isfinite(info["residual"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("solver", [CG(20), GMRES(20), BiCGStab(20)], ids=repr)
+@pytest.mark.parametrize(
+    ("A", "b"),
+    [
+        (np.diag([-1.0, -2.0]), [1.0, 1.0]),
+        (np.diag([1.0, 0.0]), [1.0, 1.0]),
+        (np.diag([1.0, 0.0]), [0.0, 1.0]),
+        (np.diag([1.0, -1.0]), [1.0, 1.0]),
+        ([[0.0, 1.0], [1.0, 0.0]], [1.0, 0.0]),
+        ([[0.0, 1.0], [1.0, 0.0]], [1.0, 1e-20]),
+        ([[0.0, 1.0], [1.0, 0.0]], [1e10, 1e-25]),
+        ([[0.0, 1.0], [-1.0, 0.0]], [1.0, 1.0]),
+        (np.diag([1e-30, 1e-25]), [1.0, 1e10]),
+        (np.diag([1e30, 1e-30]), [1.0, 1.0]),
+        (np.eye(2), [1e30, 1e30]),
+    ],
+)
+def test_finite_on_hard_systems(solver, A, b, dtype):
+    x, _ = solve(solver, jnp.asarray(A, dtype), jnp.asarray(b, dtype))
+    assert np.isfinite(x).all()
+
+
+def test_singular_systems_are_solved_as_far_as_they_go():
+    A = np.diag([1.0, 2.0, 0.0])
+    x, info = solve(GMRES(), A, jnp.array([1.0, 2.0, 0.0]))
+    np.testing.assert_allclose(x, [1.0, 1.0, 0.0], atol=1e-14)
+    _, info = solve(GMRES(), A, jnp.ones(3))
+    np.testing.assert_allclose(info["residual"], 1 / np.sqrt(3))
+    x, _ = solve(Dense(damping=1e-9), A, jnp.array([1.0, 2.0, 0.0]))
+    np.testing.assert_allclose(x, [1.0, 1.0, 0.0], atol=1e-8)
+
+
+# Properties
+
+
+PROPERTY = hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+
+
+@PROPERTY
+@hypothesis.given(
+    seed=st.integers(0, 10**6),
+    kind=st.sampled_from(list(KINDS)),
+    power=st.integers(-25, 25),
+)
+def test_solutions_scale_with_the_right_hand_side(seed, kind, power):
+    """No solver holds a small right-hand side for zero."""
+    A = matrix(kind, 5, seed)
+    b = jnp.asarray(np.random.default_rng(seed + 1).normal(size=5))
+    expected = np.linalg.solve(A, b)
+    solvers = [GMRES(), Dense(), BiCGStab()] + [CG(15)] * (kind == "definite")
+    for solver in solvers:
+        x, _ = solve(solver, A, 10.0**power * b)
+        assert relative(x / 10.0**power, expected) < 1e-9
+
+
+@PROPERTY
+@hypothesis.given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-12, 1e-3, 1e9]))
+def test_gmres_residual_falls_and_is_true(seed, scale):
+    """Also for a matrix far from norm 1."""
+    rng = np.random.default_rng(seed)
+    A = scale * rng.normal(size=(6, 6))
+    b = jnp.asarray(rng.normal(size=6))
+    last = 1.0
+    for iterations in (2, 4, 6):
+        x, info = solve(GMRES(iterations), A, b)
+        true = np.linalg.norm(b - A @ x) / np.linalg.norm(b)
+        assert info["residual"] <= last * (1 + 1e-12)
+        np.testing.assert_allclose(info["residual"], true, atol=1e-9)
+        last = info["residual"]
+
+
+@PROPERTY
+@hypothesis.given(seed=st.integers(0, 10**6))
+def test_cg_minimizes_the_energy_over_the_krylov_space(seed):
+    A = matrix("definite", 6, seed)
+    b = jnp.asarray(np.random.default_rng(seed).normal(size=6))
+    x, _ = solve(CG(3), A, b)
+    K = np.stack([np.linalg.matrix_power(A, i) @ b for i in range(3)], 1)
+    expected = K @ np.linalg.solve(K.T @ A @ K, K.T @ b)
+    np.testing.assert_allclose(x, expected, atol=1e-9)
+
+
+# Transformations
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_vmap(name):
+    A = np.stack([matrix("definite", 4, seed) for seed in range(3)])
+    b = jnp.stack([jnp.arange(4.0), jnp.zeros(4), -jnp.ones(4)])
+    solver = SOLVERS[name]
+    x, info = jax.jit(jax.vmap(functools.partial(solve, solver)))(A, b)
+    for i in range(3):
+        one, report = solve(solver, A[i], b[i])
+        np.testing.assert_allclose(x[i], one, rtol=1e-9, atol=1e-12)
+        assert info["iterations"][i] <= report["iterations"] + 1
+
+
+DERIVATIVE_CASES = {
+    "CG": (CG(12), "definite", True),
+    "GMRES": (GMRES(), "general", False),
+    "BiCGStab": (BiCGStab(), "general", False),
+    "Dense": (Dense(), "general", False),
+    "Dense symmetric": (Dense(), "symmetric", True),
+}
+
+
+def objective(solve_system, kind, moving):
+    """Return a scalar function of t: of the solution of a system that t moves.
+
+    `moving`: "matrix", all of it; "block", only the rows and columns of one leaf;
+    "leaf", one leaf of b.
+    """
+    like = {"a": jnp.array([1.0, -2.0]), "s": jnp.array(0.5)}
+    fixed = matrix(kind, 3)
+    block = np.diag([1.0, 1.0, 0.0]) if moving == "block" else np.ones((3, 3))
+
+    def function(t):
+        A = fixed + (0.0 if moving == "leaf" else 0.2 * jnp.sin(t)) * block
+        b = {"a": like["a"], "s": jnp.cos(t) if moving == "leaf" else like["s"]}
+        guess = jax.tree.map(lambda leaf: t * leaf, like)
+        x = solve_system(A, b, guess)
+        return jnp.sum(jnp.sin(ravel_pytree(x)[0]) * jnp.array([1.0, 2.0, -1.0]))
+
+    return function
+
+
+ORDERS = {
+    "value": lambda f: f,
+    "grad": jax.grad,
+    "jvp": lambda f: lambda t: jax.jvp(f, (t,), (1.0,))[1],
+    "grad of grad": lambda f: jax.grad(jax.grad(f)),
+    "jvp of grad": lambda f: jax.jacfwd(jax.grad(f)),
+    "grad of jvp": lambda f: jax.grad(jax.jacfwd(f)),
+}
+
+
+@pytest.mark.parametrize("moving", ["matrix", "block", "leaf"])
+@pytest.mark.parametrize("guessed", [False, True])
+@pytest.mark.parametrize("case", ["CG", "Dense"])
+def test_derivatives_of_every_order(case, guessed, moving):
+    solver, kind, symmetric = DERIVATIVE_CASES[case]
+
+    def system(A, b, guess):
+        guess = guess if guessed else None
+        return linear_solve(solver, product(A, b), b, guess, symmetric=symmetric)[0]
+
+    def dense(A, b, guess):
+        del guess
+        vector, unravel = ravel_pytree(b)
+        return unravel(jnp.linalg.solve(A, vector))
+
+    def orders(f):
+        return jax.jit(lambda t: [order(f)(t) for order in ORDERS.values()])(0.7)
+
+    actual = orders(objective(system, kind, moving))
+    expected = orders(objective(dense, kind, moving))
+    np.testing.assert_allclose(actual, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("case", DERIVATIVE_CASES)
+def test_gradient_agrees_with_central_differences(case):
+    solver, kind, symmetric = DERIVATIVE_CASES[case]
+
+    def system(A, b, guess):
+        return linear_solve(solver, product(A, b), b, guess, symmetric=symmetric)[0]
+
+    f = jax.jit(objective(system, kind, "matrix"))
+    difference = (f(0.7 + 1e-5) - f(0.7 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(jax.jit(jax.grad(f))(0.7), difference, rtol=1e-8)
+
+
+def test_derivatives_inside_scan_vmap_and_checkpoint():
+    A = matrix("definite", 3)
+
+    def solution(t, dense):
+        b = {"a": t * jnp.ones(2), "s": jnp.sin(t)}
+        if dense:
+            return jnp.sum(jnp.linalg.solve(A * (1 + t**2), ravel_pytree(b)[0]))
+        x, info = linear_solve(CG(8), product(A * (1 + t**2), b), b, b, symmetric=True)
+        return jnp.sum(ravel_pytree(x)[0]) + info["residual"]
+
+    def function(dense):
+        step = jax.checkpoint(lambda t: t + solution(t, dense))
+        final = lambda t: lax.scan(lambda t, _: (step(t), None), t, None, length=3)[0]
+        return jax.jit(jax.vmap(jax.grad(final)))(jnp.array([0.3, 0.6]))
+
+    np.testing.assert_allclose(function(False), function(True), rtol=1e-9)
+
+
+def test_a_derivative_starts_at_zero_whatever_the_guess():
+    A = matrix("definite", 5)
+    b, db, guess = jnp.ones(5), jnp.arange(5.0), 100 * jnp.ones(5)
+    solver = CG(2)
+
+    def solution(b):
+        return linear_solve(solver, lambda x: A @ x, b, guess, symmetric=True)[0]
+
+    x, dx = jax.jvp(solution, (b,), (db,))
+    np.testing.assert_allclose(x, solve(solver, A, b, guess)[0])
+    np.testing.assert_allclose(dx, solve(solver, A, db)[0])
+    _, pullback = jax.vjp(solution, b)
+    np.testing.assert_allclose(pullback(db)[0], solve(solver, A, db)[0])
+
+
+def test_identity_has_the_derivative_of_the_identity():
+    def f(a):
+        return linear_solve(Identity(), lambda x: a * x, 3 * a)[0]
+
+    assert jax.grad(f)(2.0) == 3.0
+
+
+def test_a_plain_function_is_a_solver():
+    def richardson(matvec, b, guess=None):
+        x = b if guess is None else guess
+        return lax.fori_loop(0, 300, lambda _, x: x + 0.15 * (b - matvec(x)), x), {}
+
+    A = matrix("general", 4)
+    assert serves(richardson) is System.GENERAL
+
+    def total(scale, guess=None):
+        solution = linear_solve(
+            richardson, lambda x: scale * (A @ x), jnp.ones(4), guess
+        )[0]
+        return jnp.sum(solution)
+
+    expected = np.sum(np.linalg.solve(A, np.ones(4)))
+    np.testing.assert_allclose(total(1.0), expected)
+    np.testing.assert_allclose(total(1.0, jnp.ones(4)), expected)
+    np.testing.assert_allclose(jax.grad(total)(1.0), -expected)
+
+
+# Reports, values, types
+
+
+def counted(solver, b, guess=None):
+    """Return the report and how often the map was called, written out and eager."""
+    calls = []
+    A = matrix("general", flat(b).size)
+
+    def matvec(x):
+        calls.append(x)
+        return product(A, b)(x)
+
+    _, info = dataclasses.replace(solver, unroll=True)(matvec, b, guess)
+    return info, len(calls)
+
+
+@pytest.mark.parametrize(
+    ("solver", "guessed", "products"),
+    [
+        (CG(3), False, 3),
+        (CG(3), True, 4),
+        (CG(3, tolerance=1e-9), False, 3),
+        (Neumann(3), False, 3),
+        (Neumann(3), True, 3),
+        (GMRES(3), False, 3),
+        (GMRES(3), True, 3),
+        (GMRES(1), True, 1),
+        (GMRES(4, restart=2), False, 4),
+        (BiCGStab(2), False, 4),
+        (BiCGStab(2), True, 5),
+    ],
+    ids=repr,
+)
+def test_products_are_counted_and_none_is_wasted(solver, guessed, products):
+    b = TREES["mixed"]
+    info, calls = counted(solver, b, b if guessed else None)
+    assert calls == products
+    assert info["iterations"] == products
+    assert info["iterations"].dtype == jnp.int32
+    assert info["residual"].shape == ()
+
+
+@pytest.mark.parametrize("solver", [CG(3), GMRES(3), BiCGStab(2)], ids=repr)
+def test_residual_is_the_true_one(solver):
+    b = TREES["mixed"]
+    A = matrix("general", 7)
+    x, info = solve(solver, A, b, jax.tree.map(jnp.ones_like, b))
+    true = np.linalg.norm(flat(b) - A @ flat(x)) / np.linalg.norm(flat(b))
+    np.testing.assert_allclose(info["residual"], true)
+
+
+def test_dense_counts_its_columns():
+    _, info = solve(Dense(), matrix("general", 7), TREES["mixed"])
+    assert set(info) == {"iterations"}
+    assert info["iterations"] == 7
+
+
+def test_gmres_without_a_product_left_returns_the_guess():
+    x, info = solve(GMRES(1), 2 * np.eye(2), jnp.ones(2), jnp.array([1.0, 0.5]))
+    np.testing.assert_array_equal(x, [1.0, 0.5])
+    np.testing.assert_allclose(info["residual"], 1 / np.sqrt(2))
+
+
+CLASSES = [CG, Neumann, GMRES, BiCGStab, Dense, Identity]
+
+
+@pytest.mark.parametrize("solver", CLASSES)
+def test_values_are_frozen_hashable_and_compare_by_value(solver):
+    assert solver() == solver()
+    assert hash(solver()) == hash(solver())
+    if solver is not Identity:
+        other = solver(damping=0.5)
+        assert solver() != other
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            other.damping = 1.0
+
+
+def test_equal_solvers_do_not_retrace():
+    traces = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(solver, b):
+        traces.append(solver)
+        return linear_solve(solver, lambda x: 2 * x, b)[0]
+
+    for solver in (CG(3), CG(iterations=3), CG(3, damping=0.0), CG(4)):
+        run(solver, jnp.ones(2))
+    assert traces == [CG(3), CG(4)]
+
+
+def test_serves():
+    expected = {CG: 1, Neumann: 1, Identity: 0, GMRES: 3, BiCGStab: 3, Dense: 3}
+    assert {solver: serves(solver()) for solver in CLASSES} == expected
+
+    class Mine:
+        pass
+
+    assert serves(Mine()) is System.GENERAL
+    serves.register(Mine, lambda solver: System.SYMMETRIC)
+    assert serves(Mine()) is System.SYMMETRIC
+
+
+LOW = {jnp.float32: 1e-5, jnp.bfloat16: 5e-2}
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_dtypes_are_kept(name, dtype):
+    diagonal = {"a": jnp.linspace(1, 2, 4, dtype=dtype), "s": jnp.array(1.5, dtype)}
+    b = {"a": jnp.ones(4, dtype), "s": jnp.array(2.0, dtype)}
+    solver = SOLVERS[name]
+    if name == "Neumann":
+        solver = Neumann(iterations=30, step=0.5)
+
+    @jax.jit
+    def run(b):
+        return linear_solve(
+            solver, lambda x: jax.tree.map(jnp.multiply, diagonal, x), b, b
+        )[0]
+
+    x = run(b)
+    assert {leaf.dtype for leaf in jax.tree.leaves(x)} == {jnp.dtype(dtype)}
+    expected = jax.tree.map(lambda a, b: a.astype(float) / b.astype(float), b, diagonal)
+    assert relative(jax.tree.map(lambda x: x.astype(float), x), expected) < LOW[dtype]
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_mixed_dtypes_and_python_numbers_are_kept(name):
+    b = {"h": jnp.ones(2, jnp.float32), "f": jnp.ones(2), "s": 1.0}
+    matvec = functools.partial(jax.tree.map, lambda x: 2 * x)
+    x, _ = linear_solve(SOLVERS[name], matvec, b)
+    assert (x["h"].dtype, x["f"].dtype) == (jnp.float32, jnp.float64)
+    assert relative(x, 0.5 * np.ones(5)) < 1e-6
+
+
+# Cost
+
+
+def test_cg_costs_what_a_handwritten_cg_costs():
+    n = 4000
+
+    def handwritten(d, b):
+        def body(_, state):
+            x, r, p, rr = state
+            Ap = jax.tree.map(jnp.multiply, d, p)
+            alpha = rr / optax_vdot(p, Ap)
+            x = jax.tree.map(lambda x, p: x + alpha * p, x, p)
+            r = jax.tree.map(lambda r, q: r - alpha * q, r, Ap)
+            rr, beta = optax_vdot(r, r), optax_vdot(r, r) / rr
+            return x, r, jax.tree.map(lambda r, p: r + beta * p, r, p), rr
+
+        def optax_vdot(x, y):
+            return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, x, y)))
+
+        x = jax.tree.map(jnp.zeros_like, b)
+        return lax.fori_loop(0, 5, body, (x, b, b, optax_vdot(b, b)))[0]
+
+    def ours(d, b):
+        matvec = functools.partial(jax.tree.map, jnp.multiply, d)
+        return linear_solve(CG(5), matvec, b, symmetric=True)[0]
+
+    d = (jnp.linspace(1.0, 2.0, n), jnp.array(3.0))
+    b = (jnp.ones(n), jnp.array(1.0))
+    cost, expected = (
+        jax.jit(f).lower(d, b).compile().cost_analysis()["flops"]
+        for f in (ours, handwritten)
+    )
+    assert cost < expected + 300  # scalars: the guards and the report
+
+
+# Convolutions
+
+
+def convolution(image):
+    """Return a definite map on kernels: that of a least-squares fit."""
+
+    def conv(kernel):
+        return lax.conv_general_dilated(
+            image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def matvec(x):
+        y, transpose = jax.vjp(conv, x["kernel"])
+        return {"kernel": transpose(y)[0] / 30 + x["kernel"], "bias": 2 * x["bias"]}
+
+    return matvec
+
+
+IMAGE = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 5, 1)))
+KERNEL = {
+    "kernel": jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 1, 2))),
+    "bias": jnp.ones(2),
+}
+
+
+@jax.custom_jvp
+def custom_jvp_conv(x):
+    return convolution(IMAGE)(x)
+
+
+@jax.custom_vjp
+def custom_vjp_conv(x):
+    return convolution(IMAGE)(x)
+
+
+custom_jvp_conv.defjvp(lambda x, dx: (custom_jvp_conv(*x), custom_jvp_conv(*dx)))
+custom_vjp_conv.defvjp(lambda x: (custom_vjp_conv(x), None), lambda _, y: (y,))
+
+CONVOLUTIONS = {
+    "plain": convolution(IMAGE),
+    "jit": jax.jit(convolution(IMAGE)),
+    "remat": jax.checkpoint(convolution(IMAGE)),
+    "custom_jvp": custom_jvp_conv,
+    "custom_vjp": custom_vjp_conv,
+    "scan": lambda x: lax.scan(
+        lambda x, _: (convolution(IMAGE)(x), None), x, None, length=2
+    )[0],
+    "while": lambda x: lax.while_loop(
+        lambda x: x["bias"][0] < 0, convolution(IMAGE), x
+    ),
+    "cond": lambda x: lax.cond(
+        x["bias"][0] > 0, lambda x: x, jax.jit(convolution(IMAGE)), x
+    ),
+    "linear_solve": lambda x: linear_solve(
+        CG(2), convolution(IMAGE), x, symmetric=True
+    )[0],
+    "vmap of jvp": lambda x: jax.vmap(
+        lambda _: jax.jvp(convolution(IMAGE), (x,), (x,))[1]
+    )(jnp.ones(2)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_are_found(name):
+    assert has_convolution(jax.make_jaxpr(CONVOLUTIONS[name])(KERNEL))
+    assert unrolls(CONVOLUTIONS[name], KERNEL) == (jax.default_backend() == "cpu")
+
+
+def test_programs_without_convolution_stay_rolled():
+    def f(x):
+        return lax.fori_loop(0, 3, lambda _, x: jax.jit(jnp.sin)(x @ x), x)
+
+    assert not has_convolution(
+        jax.make_jaxpr(jax.grad(lambda x: f(x).sum()))(jnp.eye(2))
+    )
+    assert not unrolls(f, jnp.eye(2))
+
+
+ITERATIVE = [
+    CG(4),
+    CG(8, tolerance=1e-3),
+    Neumann(4, step=0.4),
+    GMRES(4),
+    GMRES(5, restart=2),
+    BiCGStab(3),
+]
+
+
+@pytest.mark.parametrize("solver", ITERATIVE, ids=repr)
+def test_loops_with_a_convolution_are_written_out_on_cpu(solver):
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(solver, image, b):
+        return linear_solve(solver, convolution(image), b, symmetric=True)
+
+    def whiles(solver):
+        return run.lower(solver, IMAGE, KERNEL).compile().as_text().count(" while(")
+
+    rolled = dataclasses.replace(solver, unroll=False)
+    assert (whiles(solver) == 0) == (jax.default_backend() == "cpu")
+    assert whiles(rolled) > 0
+    x, info = run(solver, IMAGE, KERNEL)
+    expected, report = run(rolled, IMAGE, KERNEL)
+    np.testing.assert_allclose(flat(x), flat(expected), rtol=1e-10)
+    assert info["iterations"] == report["iterations"]
+    np.testing.assert_allclose(info["residual"], report["residual"], rtol=1e-8)
+
+
+# Arithmetic
+
+
+def test_vdot_accumulates_low_precision_in_float32():
+    x = {"a": jnp.ones(3000, jnp.bfloat16), "b": jnp.ones((), jnp.float16)}
+    assert vdot(x, x) == 3001.0
+    assert vdot(x, x).dtype == jnp.float32
+    assert vdot(jnp.ones(2), jnp.ones(2)).dtype == jnp.float64
+
+
+def test_add_scaled_keeps_the_dtype_of_each_leaf():
+    x = (jnp.ones(2, jnp.bfloat16), jnp.ones(()))
+    y = add_scaled(x, jnp.float32(2.0), x)
+    assert [leaf.dtype for leaf in y] == [jnp.bfloat16, jnp.float64]
+    np.testing.assert_array_equal(flat(y), 3.0)
+
+
+def test_epsilon_is_that_of_the_coarsest_leaf():
+    assert epsilon((jnp.ones(1), jnp.ones(1, jnp.float32))) == np.finfo(np.float32).eps
+    assert epsilon(()) == 0.0
+
+
+def test_linked_keeps_values_and_links_every_leaf():
+    x = (jnp.ones(2), {"s": jnp.array(3.0, jnp.float32)})
+    y = linked(x)
+    assert y[1]["s"].dtype == jnp.float32
+    np.testing.assert_array_equal(flat(y), flat(x))
+    gradient = jax.grad(lambda x: linked(x)[1]["s"], allow_int=False)(x)
+    np.testing.assert_array_equal(flat(gradient), [0.0, 0.0, 1.0])
+    alone = jnp.ones(2)
+    assert linked(alone) is alone
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CG(0), "CG: `iterations` must be a positive int, got 0."),
+        (lambda: CG(True), "CG: `iterations` must be a positive int, got True."),
+        (lambda: CG(2.0), "CG: `iterations` must be a positive int, got 2.0."),
+        (lambda: CG(tolerance=-1), "CG: `tolerance` must be a finite number >= 0"),
+        (lambda: CG(damping=-0.1), "CG: `damping` must be a finite number >= 0"),
+        (lambda: CG(damping=float("nan")), "must be a finite number >= 0, got nan."),
+        (lambda: CG(unroll=1), "CG: `unroll` must be True, False or None, got 1."),
+        (lambda: CG(damping=jnp.ones(())), "got Array.*hashed and compared"),
+        (lambda: CG(damping="0.1"), "must be a finite number >= 0, got '0.1'."),
+        (lambda: jax.jit(lambda d: CG(damping=d))(1.0), "cannot hold an array or a tr"),
+        (lambda: Neumann(-1), "Neumann: `iterations` must be a positive int, got -1."),
+        (lambda: Neumann(step=0.0), "Neumann: `step` must be a finite number > 0"),
+        (lambda: Neumann(damping=-1), "Neumann: `damping` must be a finite"),
+        (lambda: Neumann(unroll="no"), "Neumann: `unroll` must be True, False or"),
+        (lambda: GMRES(None), "GMRES: `iterations` must be a positive int, got None."),
+        (lambda: GMRES(tolerance=-1), "GMRES: `tolerance` must be a finite number"),
+        (lambda: GMRES(damping=-1), "GMRES: `damping` must be a finite number"),
+        (lambda: GMRES(restart=0), "`restart` must be a positive int or None, got 0."),
+        (lambda: GMRES(unroll=0), "GMRES: `unroll` must be True, False or None"),
+        (lambda: BiCGStab(0), "BiCGStab: `iterations` must be a positive int"),
+        (lambda: BiCGStab(tolerance=-1), "BiCGStab: `tolerance` must be a finite"),
+        (lambda: BiCGStab(damping=-1), "BiCGStab: `damping` must be a finite number"),
+        (lambda: BiCGStab(unroll=0), "BiCGStab: `unroll` must be True, False or"),
+        (lambda: Dense(damping=-1), "Dense: `damping` must be a finite number >= 0"),
+    ],
+)
+def test_fields_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("b", "guess", "message"),
+    [
+        ({"a": jnp.arange(3)}, None, r"b\['a'\] has dtype int.*Convert it with astype"),
+        ((jnp.ones(2) * 1j,), None, r"b\[0\] has dtype complex128"),
+        (jnp.ones(2), jnp.ones(3), r"`guess` and `b` differ.*\(3,\).*\(2,\).*like `b`"),
+        ((jnp.ones(2),), [jnp.ones(2)], "differ in structure or shapes"),
+    ],
+)
+def test_right_hand_side_and_guess_are_checked(b, guess, message):
+    with pytest.raises(ValueError, match=message):
+        linear_solve(CG(), lambda x: x, b, guess)
