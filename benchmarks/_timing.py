@@ -75,25 +75,22 @@ def repeated(step: Step, state: PyTree, batches: PyTree) -> Callable[[int], floa
 
 
 def alternated(
-    runs: Sequence[Callable[[int], float]],
-    seconds: float,
-    *,
-    least: int = 5,
-    sample: float = 0.01,
+    runs: Sequence[Callable[[int], float]], seconds: float, sample: float = 0.01
 ) -> np.ndarray:
-    """Time functions in turn, each time in another order.
+    """Time functions in turn, each round in another order.
 
     Args:
         runs: The functions, see `repeated`.
-        seconds: How long to go on.
-        least: How many rounds are made at least.
+        seconds: How long to go on; five rounds are made at least, or three of those
+            that last longer than this.
         sample: The seconds that one sample lasts about, at least one step.
 
     Returns:
         Seconds per step, [rounds, functions].
     """
-    guess = [min(run(1) for _ in range(3)) for run in runs]
-    times = max(1, round(sample / min(guess)))
+    fastest = min(run(1) for run in runs)
+    times = max(1, round(sample / fastest))
+    least = 5 if len(runs) * times * fastest < seconds else 3
     rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
     while len(rounds) < least or time.perf_counter() < end:
@@ -108,15 +105,17 @@ def difference(first: PyTree, second: PyTree) -> float:
 
     Raises:
         FloatingPointError: If an entry is not finite.
+        ValueError: If their structures differ.
     """
-    worst = 0.0
-    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    for one, other in ((np.asarray(a), np.asarray(b)) for a, b in pairs):
-        if not (np.isfinite(one).all() and np.isfinite(other).all()):
-            raise FloatingPointError("a parameter is not finite")
-        scale = np.abs(other).max() or 1.0
-        worst = max(worst, float(np.abs(one - other).max() / scale))
-    return worst
+
+    def relative(one: jax.Array, other: jax.Array) -> float:
+        found, expected = np.asarray(one), np.asarray(other)
+        if not (np.isfinite(found).all() and np.isfinite(expected).all()):
+            raise FloatingPointError("a parameter or metric is not finite")
+        scale = np.abs(expected).max() or 1.0
+        return float(np.abs(found - expected).max() / scale)
+
+    return max(jax.tree.leaves(jax.tree.map(relative, first, second)))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

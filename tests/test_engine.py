@@ -5,6 +5,7 @@ deep graphs against solved nested problems are in `test_laws.py`.
 """
 
 import functools
+import itertools
 import re
 import types
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_graph import simulate
+from test_graph import ladder, simulate
 
 import mlox
 
@@ -50,7 +51,7 @@ def chain(methods, steps, loss_of=lambda reads: nothing, **parts):
         problem(n, method, count, loss_fn=loss_of(tuple(neighbours[n])), **parts)
         for n, method, count in zip(names, methods, steps, strict=True)
     ]
-    pairs = list(zip(names, names[1:], strict=False))
+    pairs = list(itertools.pairwise(names))
     return mlox.Engine(problems, {a: [b] for a, b in pairs}, {b: [a] for a, b in pairs})
 
 
@@ -266,7 +267,7 @@ class TestArguments:
             traced(pair(), batches)
 
     def test_batches_that_are_no_dict(self):
-        with pytest.raises(ValueError, match="batches has .*expected one entry for"):
+        with pytest.raises(ValueError, match="batches has .*; expected one"):
             pair().step(pair().init(), jnp.ones(3))
 
     def test_problems_of_the_state(self):
@@ -448,17 +449,21 @@ def cycle_by_hand(method, txs, state, batches):
     return ((outer, outer_opt), (params, opt_state)), metrics
 
 
-@pytest.mark.parametrize("method", [mlox.FiniteDifference(EPSILON), mlox.Unrolled()])
-@pytest.mark.parametrize("steps", [1, 5])
+DIFFERENCE, UNROLLED = mlox.FiniteDifference(EPSILON), mlox.Unrolled()
+
+
 @pytest.mark.parametrize(
-    "txs",
+    ("method", "steps", "inner_tx", "outer_tx"),
     [
-        {"inner": INNER_MOMENTUM, "outer": OUTER_ADAM},
-        {"inner": INNER_ADAM, "outer": OUTER_MOMENTUM},
+        (DIFFERENCE, 1, INNER_MOMENTUM, OUTER_ADAM),
+        (DIFFERENCE, 5, INNER_ADAM, OUTER_MOMENTUM),
+        (UNROLLED, 1, INNER_ADAM, OUTER_MOMENTUM),
+        (UNROLLED, 5, INNER_MOMENTUM, OUTER_ADAM),
     ],
-    ids=["momentum below adam", "adam below momentum"],
+    ids=["difference 1", "difference 5", "unrolled 1", "unrolled 5"],
 )
-def test_step_equals_a_loop_by_hand(method, steps, txs):
+def test_step_equals_a_loop_by_hand(method, steps, inner_tx, outer_tx):
+    txs = {"inner": inner_tx, "outer": outer_tx}
     problems = [
         problem("outer", tx=txs["outer"], params=START["outer"], loss_fn=outer_loss),
         problem(
@@ -473,14 +478,502 @@ def test_step_equals_a_loop_by_hand(method, steps, txs):
     ]
     engine = mlox.Engine(problems, U2L, L2U)
     step = engine.compile()
-    by_hand = jax.jit(functools.partial(cycle_by_hand, method, txs))
     state = engine.init()
     expected = tuple((START[n], txs[n].init(START[n])) for n in ("outer", "inner"))
     for seed in range(2):
         batches = regression(steps, seed)
         state, metrics = step(state, batches)
-        expected, losses = by_hand(expected, batches)
+        expected, losses = cycle_by_hand(method, txs, expected, batches)
         found = tuple((state[n].params, state[n].opt_state) for n in engine.names)
         close(found, expected, 1e-12)
         close(metrics, losses, 1e-12)
     assert [int(state[n].step) for n in engine.names] == [2, 2 * steps]
+
+
+def last_draw_cost(params, weights, batch, key, step, mean):
+    """Depend on all that a step draws: batch, dropout, count and moving average."""
+    kept = jax.random.bernoulli(key, 0.5, params.shape)
+    features = batch["x"] - mean[None]
+    fit = jnp.mean((jnp.tanh(features @ (kept * params)) - batch["y"]) ** 2)
+    return fit + 0.1 * jnp.sum(jnp.exp(weights) * params**2) / (1.0 + step)
+
+
+def last_draw_loss(params, batch, ctx):
+    state = ctx.model_state
+    cost = last_draw_cost(
+        params, ctx.outer.params, batch, ctx.rng, ctx.step, state["mean"]
+    )
+    mean = 0.9 * state["mean"] + 0.1 * batch["x"].mean(axis=0)
+    return {
+        "loss": cost,
+        "model_state": {"mean": mean, "count": state["count"] + 1},
+        "key": jax.random.key_data(ctx.rng),
+        "step": ctx.step,
+        "count": state["count"],
+    }
+
+
+def noisy_cost(weights, params, mean, key):
+    """Read the lower's answer and its moving average through dropout."""
+    kept = jax.random.bernoulli(key, 0.5, params.shape)
+    return jnp.sum((kept * params - mean) ** 2) + 0.01 * jnp.sum(weights**2)
+
+
+def noisy_loss(params, batch, ctx):
+    inner = ctx.inner
+    return noisy_cost(params, inner.params, inner.model_state["mean"], ctx.rng)
+
+
+def inner_by_hand(weights, start, draws):
+    """Run the steps of a window; return its outcome and what the last step drew."""
+    params, opt_state, mean = start
+    for batch, key, step in draws:
+        last = (batch, key, step, mean)
+        grads = jax.grad(last_draw_cost)(params, weights, *last)
+        params, opt_state = descend(INNER_ADAM, params, opt_state, grads)
+        mean = 0.9 * mean + 0.1 * batch["x"].mean(axis=0)
+    return (params, opt_state, mean), last
+
+
+def hypergradient_by_hand(method, weights, key, start, draws):
+    """Apply the formula of a method, with the inner cost at its last draw."""
+    (params, opt_state, mean), last = inner_by_hand(weights, start, draws)
+    if isinstance(method, mlox.Unrolled):
+
+        def nested(weights):
+            (params, _, mean), _ = inner_by_hand(weights, start, draws)
+            return noisy_cost(weights, params, mean, key)
+
+        return jax.grad(nested)(weights)
+    direct, v = jax.grad(noisy_cost, argnums=(0, 1))(weights, params, mean, key)
+    cost = lambda p, w: last_draw_cost(p, w, *last)
+    slope = jax.grad(cost)
+    if isinstance(method, mlox.FiniteDifference):
+        e = EPSILON / jnp.linalg.norm(v)
+        up, down = (jax.grad(cost, 1)(params + s * e * v, weights) for s in (1, -1))
+        return direct - (up - down) / (2 * e)
+    if isinstance(method, mlox.SAMA):
+        update = lambda g: INNER_ADAM.update(g, opt_state, params)[0]
+        v = -jax.vjp(update, slope(params, weights))[1](v)[0]
+    elif method.solver == mlox.Dense():
+        v = jnp.linalg.solve(jax.hessian(cost)(params, weights), v)
+    return direct - jax.grad(lambda w: slope(params, w) @ v)(weights)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        DIFFERENCE,
+        mlox.SAMA(),
+        mlox.Implicit(mlox.Dense()),
+        mlox.Implicit(mlox.Identity()),
+        UNROLLED,
+    ],
+    ids=["difference", "sama", "dense", "identity", "unrolled"],
+)
+def test_hypergradients_belong_to_the_last_draw(method):
+    """Updated params; the last batch, key and count; the mutable state before it.
+
+    And the mutable state advances once for each step, whatever the hypergradient does.
+    """
+    outer = problem("outer", params=START["outer"], loss_fn=noisy_loss, rng=7)
+    inner = problem(
+        "inner",
+        method,
+        3,
+        tx=INNER_ADAM,
+        params=START["inner"]["w"],
+        loss_fn=last_draw_loss,
+        model_state={"mean": jnp.zeros(3), "count": 0},
+        rng=5,
+    )
+    engine = mlox.Engine([outer, inner], U2L, L2U)
+    data, keys = regression(6)["inner"], []
+    step, state = engine.compile(), engine.init()
+    weights = START["outer"]
+    start = inner.params, inner.opt_state, inner.model_state["mean"]
+    for cycle in range(2):
+        steps = range(3 * cycle, 3 * cycle + 3)
+        batches = jax.tree.map(lambda x, steps=steps: x[list(steps)], data)
+        state, metrics = step(state, {"outer": None, "inner": batches})
+        draws = [
+            (
+                jax.tree.map(lambda x, i=i: x[i], data),
+                jax.random.fold_in(jax.random.key(5), i),
+                i,
+            )
+            for i in steps
+        ]
+        key = jax.random.fold_in(jax.random.key(7), cycle)
+        grads = hypergradient_by_hand(method, weights, key, start, draws)
+        start, _ = inner_by_hand(weights, start, draws)
+        weights = weights - 0.1 * grads
+        close(state["inner"].params, start[0], 1e-12)
+        close(state["outer"].params, weights, 1e-10)
+        expected = {"mean": start[2], "count": 3 * cycle + 3}
+        close(state["inner"].model_state, expected, 1e-12)
+        assert metrics["inner/step"].tolist() == list(steps)
+        assert metrics["inner/count"].tolist() == list(steps)
+        keys += metrics["inner/key"].tolist()
+    assert len({tuple(key) for key in keys}) == 6
+
+
+@functools.cache
+def deep_loss(reads):
+    def loss_fn(params, batch, ctx):
+        value = 0.5 * jnp.sum((params - 1.0) ** 2)
+        for name in reads:
+            other = ctx[name].params
+            value += 0.3 * jnp.sum(jnp.sin(params) * other) + 0.1 * jnp.sum(other**2)
+        if batch is not None:
+            value += batch["nested"]["scale"] * params[batch["index"]]
+            value += 0.1 * jax.random.normal(batch["key"]) * jnp.sum(params)
+        state = {"calls": ctx.model_state["calls"] + 1}
+        return {"loss": value, "params": params, "model_state": state}
+
+    return loss_fn
+
+
+def mixed_batches(steps, seed):
+    """Draw batches of nested dicts that hold numbers, integers and PRNG keys."""
+    generator = np.random.default_rng(seed)
+    return {
+        "nested": {"scale": generator.normal(size=steps)},
+        "index": generator.integers(2, size=steps),
+        "key": jax.random.split(jax.random.key(seed), steps),
+    }
+
+
+@pytest.mark.parametrize(
+    ("middle", "lowest"),
+    [
+        (mlox.Implicit(mlox.Dense()), mlox.Implicit(mlox.Dense())),
+        (mlox.Implicit(mlox.Dense()), UNROLLED),
+        (mlox.SAMA(), DIFFERENCE),
+    ],
+    ids=["tower", "unrolled below implicit", "one by one"],
+)
+def test_hypergradient_is_that_of_the_first_update(middle, lowest):
+    engine = chain(
+        [None, middle, lowest], [1, 2, 2], deep_loss, model_state={"calls": 0}
+    )
+    counts = engine.steps_per_cycle
+    assert counts == {"t": 1, "p": 2, "c": 4}
+    batches = {"t": None, "p": mixed_batches(2, 0), "c": mixed_batches(4, 1)}
+
+    @jax.jit
+    def everything(state, batches):
+        gradients = {n: engine.hypergradient(state, batches, n) for n in engine.names}
+        return engine.step(state, batches), gradients
+
+    state = engine.init()
+    (after, metrics), gradients = everything(state, batches)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for name, (loss, gradient) in gradients.items():
+        before = metrics[f"{name}/params"]
+        updated = before[1] if counts[name] > 1 else after[name].params
+        close(gradient, (before[0] - updated) / 0.1, 1e-9)
+        close(loss, metrics[f"{name}/loss"][0], 1e-12)
+        assert metrics[f"{name}/loss"].shape == (counts[name],)
+        assert int(after[name].model_state["calls"]) == counts[name]
+        assert int(after[name].step) == counts[name]
+
+
+def test_metrics_have_the_leading_axis_of_their_problem():
+    engine = chain([None, None, None], [1, 2, 3], deep_loss, model_state={"calls": 0})
+    _, metrics = traced(engine)
+    shapes = {key: value.shape for key, value in metrics.items()}
+    assert shapes == {
+        "t/loss": (1,),
+        "t/params": (1, 2),
+        "t/p/residual": (1,),
+        "t/p/iterations": (1,),
+        "p/loss": (2,),
+        "p/params": (2, 2),
+        "p/c/residual": (2,),
+        "p/c/iterations": (2,),
+        "c/loss": (6,),
+        "c/params": (6, 2),
+    }
+
+
+COUNT = optax.stateless(lambda updates, _: jax.tree.map(jnp.ones_like, updates))
+
+SCHEDULES = {
+    "chain": ({"a": ["b"], "b": ["c"], "c": ["d"]}, {"a": 2, "b": 3, "c": 1}),
+    "lowers of 2 and 6": ({"a": ["t"], "b": ["t"]}, {"a": 2, "b": 6}),
+    "uppers of two periods": (
+        {"a": ["s", "t"], "b": ["t"], "s": ["t"]},
+        {"a": 2, "b": 4, "s": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_steps_happen_in_the_order_of_a_simulation(name):
+    """Count steps in the parameters, and note what each step sees of others."""
+    l2u, given = SCHEDULES[name]
+    edges = [(lower, upper) for lower, uppers in l2u.items() for upper in uppers]
+    names = sorted({n for edge in edges for n in edge})
+    steps = {n: given.get(n, 1) for n in names}
+    u2l = {u: [lower for lower, upper in edges if upper == u] for u in names}
+    reads = {n: [*l2u.get(n, ()), *u2l[n]] for n in names}
+
+    def loss_of(name):
+        def loss_fn(params, batch, ctx):
+            seen = {n: ctx[n].params for n in reads[name]}
+            return {"loss": 0.5 * params**2, "own": params, **seen}
+
+        return loss_fn
+
+    problems = [
+        problem(
+            n,
+            mlox.Implicit(mlox.Identity()),
+            steps[n],
+            tx=COUNT,
+            params=0.0,
+            loss_fn=loss_of(n),
+        )
+        for n in names
+    ]
+    engine = mlox.Engine(problems, u2l, l2u)
+    step, state, found = engine.compile(), engine.init(), []
+    for _ in range(2):
+        state, metrics = step(state, dict.fromkeys(names))
+        found.append(metrics)
+
+    cycle = max(engine.graph.period.values())
+    ticks = simulate(names, l2u, steps, lambda tick, _: tick == 2 * cycle)
+    counts, expected = dict.fromkeys(names, 0), {}
+    for tick in range(1, 2 * cycle + 1):
+        for n in engine.graph.order:
+            if tick in ticks[n]:
+                for m in reads[n]:
+                    expected.setdefault(f"{n}/{m}", []).append(counts[m])
+                expected.setdefault(f"{n}/own", []).append(counts[n])
+                counts[n] += 1
+    for key, values in expected.items():
+        assert np.concatenate([metrics[key] for metrics in found]).tolist() == values
+    assert {n: int(state[n].params) for n in names} == counts
+
+
+class TestState:
+    def test_fresh_copies_survive_donation(self):
+        params = {"w": jnp.ones(2)}
+        given = problem("a", params=params, model_state=jnp.zeros(3), rng=0)
+        engine = mlox.Engine([given])
+        state = engine.init()
+        for old, new in zip(
+            jax.tree.leaves(given), jax.tree.leaves(state), strict=True
+        ):
+            assert new is not old
+        step = engine.compile()
+        after, _ = step(state, {"a": None})
+        assert state["a"].params["w"].is_deleted()
+        assert params["w"].tolist() == given.params["w"].tolist() == [1.0, 1.0]
+        again, _ = step(engine.init(), {"a": None})
+        close(again["a"].params, after["a"].params, 0)
+        assert given.model_state.tolist() == [0.0, 0.0, 0.0]
+        assert given.rng == jax.random.key(0)
+
+    def test_without_donation_the_state_stays(self):
+        engine = mlox.Engine([problem("a")])
+        state = engine.init()
+        after, _ = engine.compile(donate=False)(state, {"a": None})
+        assert state["a"].params.tolist() == [1.0, 1.0]
+        close(after["a"].params, jnp.array([0.9, 0.9]), 1e-15)
+
+    def test_one_problem_is_plain_training(self):
+        def loss_fn(params, batch, ctx):
+            return {"loss": jnp.sum((params - batch) ** 2), "step": ctx.step}
+
+        tx = optax.adam(0.1)
+        engine = mlox.Engine([problem("a", tx=tx, loss_fn=loss_fn, steps=4)])
+        assert engine.steps_per_cycle == {"a": 1}
+        assert engine.paths == {"a": []}
+        step, state = engine.compile(), engine.init()
+        params, opt_state = jnp.ones(2), tx.init(jnp.ones(2))
+        for i in range(3):
+            batch = jnp.array([[0.5, i]])
+            state, metrics = step(state, {"a": batch})
+            assert metrics["a/loss"].tolist() == [
+                float(jnp.sum((params - batch[0]) ** 2))
+            ]
+            assert metrics["a/step"].tolist() == [i]
+            params, opt_state = descend(tx, params, opt_state, 2 * (params - batch[0]))
+        close(state["a"].params, params, 1e-15)
+        close(state["a"].opt_state, opt_state, 1e-15)
+
+    def test_problems_without_edges_run_side_by_side(self):
+        engine = mlox.Engine([problem("a"), problem("b", tx=FROZEN)])
+        state, _ = engine.step(engine.init(), {"a": None, "b": None})
+        assert state["a"].params.tolist() == [0.9, 0.9]
+        assert state["b"].params.tolist() == [1.0, 1.0]
+
+    def test_nothing_raises_because_of_values(self):
+        """A series that diverges is a metric, and a loss that is NaN runs on."""
+
+        def inner_loss(params, batch, ctx):
+            return jnp.sum((params - ctx.outer.params) ** 2)
+
+        def outer_loss(params, batch, ctx):
+            return jnp.sum((ctx.inner.params - 3.0) ** 2)
+
+        method = mlox.Implicit(mlox.Neumann(iterations=200, step=50.0))
+        problems = [
+            problem("outer", loss_fn=outer_loss),
+            problem("inner", method, loss_fn=inner_loss),
+        ]
+        engine = mlox.Engine(problems, U2L, L2U)
+        step = engine.compile()
+        state, first = step(engine.init(), NO_DATA)
+        state, second = step(state, NO_DATA)
+        assert np.isfinite(first["outer/loss"]).all()
+        assert not np.isfinite(first["outer/inner/residual"]).any()
+        assert first["outer/inner/iterations"].tolist() == [200]
+        assert np.isnan(second["inner/loss"]).all()
+        assert int(state["outer"].step) == 2
+
+
+class TestValues:
+    def test_engines_compare_by_graph_methods_and_options(self):
+        assert pair() == pair()
+        assert hash(pair()) == hash(pair())
+        others = [
+            pair(steps=2),
+            pair(mlox.Unrolled()),
+            pair(unroll_loops=True),
+            mlox.Engine([problem("outer"), problem("inner")]),
+        ]
+        assert all(pair() != other for other in others)
+        assert len({pair(), pair(), *others}) == 1 + len(others)
+
+    def test_coupling_is_compared(self):
+        make = lambda: [problem(n) for n in "tpc"]
+        edges = {"t": ["p"], "p": ["c"]}, {"c": ["p"], "p": ["t"]}
+        total, direct = (
+            mlox.Engine(make(), *edges, coupling=c) for c in ("total", "direct")
+        )
+        assert total != direct
+
+    def test_engines_are_frozen(self):
+        with pytest.raises(AttributeError):
+            pair().unroll_loops = True
+
+    def test_equal_engines_share_what_was_compiled(self):
+        calls = []
+
+        def loss_fn(params, batch, ctx):
+            calls.append(ctx.name)
+            return jnp.sum(params**2)
+
+        def engine():
+            return mlox.Engine([problem("a", params=1.0, loss_fn=loss_fn)])
+
+        state = engine().init()
+        for _ in range(3):
+            state, _ = engine().compile()(state, {"a": None})
+        assert calls == ["a"]
+
+
+def image_loss(params, batch, ctx):
+    """Convolve an image; the upper scales the penalty."""
+    out = jax.lax.conv(batch, params, (1, 1), "SAME")
+    penalty = jnp.exp(ctx.outer.params) * jnp.sum(params**2)
+    return jnp.mean((out - 1.0) ** 2) + 0.1 * penalty
+
+
+def image_outer_loss(params, batch, ctx):
+    return jnp.sum((ctx.inner.params - 0.5) ** 2)
+
+
+def image_engine(method, **options):
+    outer = problem("outer", params=0.0, loss_fn=image_outer_loss)
+    kernel = jnp.full((1, 1, 3, 3), 0.1)
+    inner = problem("inner", method, 3, params=kernel, loss_fn=image_loss)
+    return mlox.Engine([outer, inner], U2L, L2U, **options)
+
+
+def lowered(engine):
+    images = np.linspace(0.0, 1.0, 3 * 16).reshape(3, 1, 1, 4, 4)
+    return engine.compile().lower(engine.init(), {"outer": None, "inner": images})
+
+
+needs_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="a rule of CPUs")
+
+
+@needs_cpu
+@pytest.mark.parametrize("method", [UNROLLED, mlox.Implicit(mlox.CG(iterations=2))])
+class TestConvolutions:
+    """XLA runs a convolution in a loop 11 to 30 times slower on CPU: no loop."""
+
+    def test_loops_are_written_out(self, method):
+        text = lowered(image_engine(method)).compile().as_text()
+        assert "convolution" in text
+        assert not re.search(r"\bwhile\(", text)
+
+    def test_loops_stay_if_asked_for(self, method):
+        program = lowered(image_engine(method, unroll_loops=False)).as_text()
+        assert "stablehlo.while" in program
+        assert "stablehlo.convolution" in program
+
+
+@needs_cpu
+def test_loops_without_convolutions_stay():
+    program = pair(UNROLLED, 3).compile().lower(pair(UNROLLED, 3).init(), NO_DATA)
+    assert "stablehlo.while" in program.as_text()
+    engine = pair(UNROLLED, 3, unroll_loops=True)
+    program = engine.compile().lower(engine.init(), NO_DATA)
+    assert "stablehlo.while" not in program.as_text()
+
+
+class TestExplanations:
+    ENGINE = chain([None, mlox.FiniteDifference(), None, UNROLLED], [1, 2, 2, 3])
+
+    def section(self, name):
+        text = self.ENGINE.explain()
+        _, *sections = text.split("\n\n")
+        (found,) = [lines for lines in sections if lines.split("\n")[0] == name]
+        rows = [line.split(maxsplit=1) for line in found.split("\n")[1:]]
+        return {row[0]: row[1] for row in rows}
+
+    def test_explain_says_what_runs(self):
+        assert self.ENGINE.explain().startswith("4 problems, 12 ticks in a cycle\n")
+        top = self.section("s")
+        assert top["steps"] == "once per cycle, every 12 ticks"
+        assert top["path"] == "s <- t <- s"
+        assert self.section("c")["steps"].startswith("12 times per cycle, every 1 tick")
+        assert self.section("p")["path"] == "p <- c <- p"
+
+    def test_explain_says_how_answers_are_differentiated(self):
+        direct = self.section("t")["answer"]
+        assert "FiniteDifference(epsilon=0.01), direct: its lowers are held" in direct
+        assert "Unrolled(" in self.section("c")["answer"]
+        assert "its unrolled lowers respond" in self.section("p")["answer"]
+
+    def test_explain_names_towers(self):
+        text = chain([None, None, None], [1, 1, 1]).explain()
+        assert "c, p (a tower: symmetric, indefinite) by the method of p" in text
+        assert "to its total objective: its lowers respond" in text
+
+    def test_explain_leaves_out_most_paths_of_a_ladder(self):
+        names, u2l, l2u = ladder(5)
+        text = mlox.Engine([problem(n) for n in names], u2l, l2u).explain()
+        assert "and 20 more" in text
+        assert len(text.split("x5 <- ")) == 1 + 12
+
+    def test_mermaid_has_every_node_and_edge(self):
+        header, *lines = self.ENGINE.mermaid().split("\n")
+        assert header == "graph BT"
+        node = re.compile(r'  (\w+)\["([^"\[\]]+)"\]')
+        edge = re.compile(r"  (\w+) (-->\|answer\||-\.->\|parameters\|) (\w+)")
+        nodes = [found for line in lines if (found := node.fullmatch(line))]
+        edges = [found for line in lines if (found := edge.fullmatch(line))]
+        assert len(nodes) + len(edges) == len(lines)
+        assert [found[1] for found in nodes] == list("stpc")
+        assert "12 times per cycle" in nodes[-1][2]
+        solid = {(e[1], e[3]) for e in edges if e[2].startswith("-->")}
+        dotted = {(e[1], e[3]) for e in edges if e[2].startswith("-.")}
+        assert solid == {("c", "p"), ("p", "t"), ("t", "s")}
+        assert dotted == {("s", "t"), ("t", "p"), ("p", "c")}

@@ -179,6 +179,25 @@ def test_data_may_be_left_out():
     np.testing.assert_allclose(history["x/loss"], [(1 + 0.8**2) / 2, 0.8**4])
 
 
+def test_a_long_window_takes_no_memory(engine):
+    live = []
+
+    def validation(state):
+        live.append(len(jax.live_arrays()))
+        return {}
+
+    engine.run(
+        engine.init(),
+        {"inner": BATCHES},
+        40,
+        log_every=40,
+        validation=validation,
+        valid_every=10,
+    )
+    assert live[1] >= live[2]
+    assert len(live) == 4
+
+
 #
 # Compilation
 #

@@ -124,8 +124,8 @@ class _Space(NamedTuple):
 
     With V the first k rows of `basis` (leaves [length + 1, ...], orthonormal, zero from
     row k + 1 on) and H the Hessenberg matrix, A V^T = basis^T H. `Q` [length + 1,
-    length + 1] is the product of the rotations that bring H to the triangle `R`
-    [length, length], which is the identity from column k on.
+    length + 1] is the product of the rotations that bring H to the transpose of the
+    triangle `R` [length, length], which is the identity from row k on.
     """
 
     basis: Tree
@@ -142,7 +142,7 @@ def _first(state: _State, length: int) -> _Space:
 
     def rows(leaf: jax.Array) -> jax.Array:
         empty = jnp.zeros((length + 1, *leaf.shape), leaf.dtype)
-        return empty.at[0].set((scale * leaf).astype(leaf.dtype))
+        return _put(empty, scale * leaf, 0)
 
     return _Space(
         basis=jax.tree.map(rows, state.r),
@@ -171,24 +171,20 @@ def _extend(
     again, w = _orthogonalize(basis, w)
     below = jnp.sqrt(vdot(w, w))
     below = jnp.where(below > tiny, below, 0)
-    column = _dot(Q, (h + again).at[k + 1].set(below))
-    diagonal = jnp.hypot(column[k], column[k + 1])
+    column = _dot(Q, _put(h + again, below, k + 1))
+    corner = lax.dynamic_slice_in_dim(column, k, 2)
+    diagonal = jnp.sqrt(vdot(corner, corner))
     # No new direction and no new row: A is singular on the space.
     sound = active & (diagonal > tiny) & jnp.isfinite(diagonal)
 
-    cosine, sine = divide(column[k], diagonal), divide(column[k + 1], diagonal)
-    upper, lower = Q[k], Q[k + 1]
-    rotated = Q.at[k].set(cosine * upper + sine * lower)
-    rotated = rotated.at[k + 1].set(cosine * lower - sine * upper)
-    column = column.at[k].set(diagonal)[:-1] * (jnp.arange(R.shape[0]) <= k)
+    cosine, sine = divide(corner, diagonal)
+    rotation = jnp.array([[cosine, sine], [-sine, cosine]])
+    rows = _dot(rotation, lax.dynamic_slice_in_dim(Q, k, 2))
+    column = jnp.where(jnp.arange(len(R)) < k, column[:-1], 0)
     scale = jnp.where(sound, divide(jnp.ones_like(below), below), 0)
-    basis = jax.tree.map(
-        lambda rows, leaf: rows.at[k + 1].set((scale * leaf).astype(rows.dtype)),
-        basis,
-        w,
-    )
-    Q = jnp.where(sound, rotated, Q)
-    R = jnp.where(sound, R.at[:, k].set(column), R)
+    basis = jax.tree.map(lambda rows, leaf: _put(rows, scale * leaf, k + 1), basis, w)
+    Q = jnp.where(sound, lax.dynamic_update_slice_in_dim(Q, rows, k, 0), Q)
+    R = jnp.where(sound, _put(R, _put(column, diagonal, k), k), R)
     k, used = k + sound, used + active
     active = sound & (used < left) & (norm * jnp.abs(Q[k, 0]) > enough)
     return _Space(basis, Q, R, k, active, used)
@@ -199,12 +195,13 @@ def _correct(
 ) -> _State:
     """Add the minimizer over the space to the iterate.
 
-    With g = norm Q[:, 0], the minimizer solves R y = g[:k], and the residual is
+    With g = norm Q[:, 0], the minimizer solves R^T y = g[:k], and the residual is
     Q^T g[k] e_k in the basis: neither takes a product.
     """
     basis, Q, R, k, _, used = space
     g = state.norm * Q[:, 0]
-    y = solve_triangular(R, jnp.where(jnp.arange(R.shape[0]) < k, g[:-1], 0))
+    right = jnp.where(jnp.arange(len(R)) < k, g[:-1], 0)
+    y = solve_triangular(R, right, trans="T", lower=True)
     norm = jnp.where(state.active, jnp.abs(g[k]), state.norm)
     return _State(
         x=add_scaled(state.x, 1.0, _combine(jnp.append(y, 0), basis)),
@@ -233,6 +230,11 @@ def _combine(weights: jax.Array, basis: Tree) -> Tree:
         ).astype(rows.dtype),
         basis,
     )
+
+
+def _put(rows: jax.Array, row: jax.Array, index: jax.Array | int) -> jax.Array:
+    """Return `rows` with one replaced: a slice, where `.at[]` would be a scatter."""
+    return lax.dynamic_update_index_in_dim(rows, row.astype(rows.dtype), index, 0)
 
 
 def _dot(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -82,7 +82,7 @@ def linear_solve(
         x, guess = linked(unknowns)
         return linked((matvec(x), guess))
 
-    (x, _), info = lax.custom_linear_solve(
+    solution, info = lax.custom_linear_solve(
         linked_matvec,
         _linked_tangent((b, lax.stop_gradient(guess))),
         solve=solve,
@@ -90,6 +90,8 @@ def linear_solve(
         symmetric=symmetric,
         has_aux=True,
     )
+    # The right-hand side of a transposed solve is the cotangent of this one's solution.
+    x, _ = _linked_tangent(solution)
     return x, lax.stop_gradient(info)
 
 

