@@ -3,9 +3,13 @@
 from mlox._context import Context as Context
 from mlox._context import Neighbour as Neighbour
 from mlox._engine import Engine as Engine
+from mlox._log import Logger as Logger
+from mlox._log import json_logger as json_logger
+from mlox._log import stdout_logger as stdout_logger
+from mlox._log import tensorboard_logger as tensorboard_logger
 from mlox._problem import Problem as Problem
-from mlox._run import RunError as RunError
-from mlox._run import run as run
+from mlox._trail import RunError as RunError
+from mlox._trail import RunInterrupted as RunInterrupted
 from mlox.methods import SAMA as SAMA
 from mlox.methods import Answer as Answer
 from mlox.methods import FiniteDifference as FiniteDifference

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlox import _data, _explain, _run
+from mlox import _data, _explain
 from mlox._checks import (
-    check_batches,
     check_methods,
     check_problems,
-    check_state,
     warn_of_adaptive,
 )
 from mlox._cycle import Batches, Cycle, Metrics, State
 from mlox._graph import Graph, build_graph
-from mlox._loops import unrolls
+from mlox._log import Logger
 from mlox._plan import Plan
 from mlox._problem import Problem
+from mlox._run import run
+from mlox._step import Step
 from mlox.methods import Unrolled, reach
 from mlox.solvers import System
 
@@ -167,7 +167,7 @@ class Engine:
             ValueError: If state or batches do not fit, or a loss returns something
                 else than a loss; while tracing, before anything runs.
         """
-        return self._prepared(state, batches).step(state, batches)
+        return self.traced.prepared(state, batches).step(state, batches)
 
     def compile(self, donate: bool = True) -> Any:
         """Return `jax.jit` of the step.
@@ -179,9 +179,7 @@ class Engine:
         Returns:
             The jitted function; equal engines share what was compiled.
         """
-        return jax.jit(
-            Step(self.cycle, self.unroll_loops), donate_argnums=((0,) if donate else ())
-        )
+        return jax.jit(self.traced, donate_argnums=((0,) if donate else ()))
 
     def hypergradient(
         self, state: State, batches: Batches, name: str
@@ -208,7 +206,7 @@ class Engine:
                 f"hypergradient of {name!r}: no such problem; the engine has "
                 f"{sorted(self.names)}."
             )
-        return self._prepared(state, batches).hypergradient(state, batches, name)
+        return self.traced.prepared(state, batches).hypergradient(state, batches, name)
 
     def stack(self, iterators: Mapping[str, Iterator[Any] | None]) -> dict[str, PyTree]:
         """Build the batches of one cycle from plain Python iterators.
@@ -231,24 +229,84 @@ class Engine:
         state: State,
         data: Mapping[str, Iterable[Any] | None] | None = None,
         train_iters: int = 1000,
-        **options: Any,
+        *,
+        validation: Callable[[Any], Mapping[str, Any]] | None = None,
+        valid_every: int | None = None,
+        log_every: int | None = None,
+        logdir: str | os.PathLike[str] | None = None,
+        loggers: Iterable[Logger] | None = None,
+        cycles_per_dispatch: int = 1,
+        progress: bool | None = None,
+        donate: bool = False,
     ) -> tuple[dict[str, Problem], dict[str, np.ndarray]]:
-        """Train for a number of cycles; see `mlox.run` for the options.
+        """Run `train_iters` cycles of an engine.
+
+        Batches of the next dispatch are gathered while the device computes this one.
+        The compiled programs belong to the engine's configuration: a second run of an
+        equal engine with equal shapes compiles nothing.
 
         Args:
-            state: {name: Problem}, e.g. from `init`; it stays usable.
-            data: {name: iterable of batches}, restarted at its end.
+            state: The state to start from; it stays usable.
+            data: For each problem an iterable of batches, or None. What can be iterated
+                over again (a list, a DataLoader) is started again at its end.
             train_iters: The number of cycles.
-            **options: Those of `mlox.run`.
+            validation: Maps a state to a dict of scalars, logged as `"validation/..."`.
+                Copy what it keeps of the state if `donate` is true.
+            valid_every: Cycles between validations; the default is `log_every`. There
+                is one at the end, too.
+            log_every: Cycles between log points; the default gives 20. The end is one.
+            logdir: A folder for an event file (TensorBoard) and `metrics.jsonl`.
+            loggers: Loggers, which get the scalars of a log point and
+                `"cycles_per_second"`, and are closed however the run ends; None means
+                `[mlox.stdout_logger()]`, one line per log point, and `()` silence.
+            cycles_per_dispatch: Compile that many cycles into one program: worthwhile
+                when a cycle takes less than a millisecond. Log points and validations
+                then fall on the end of a dispatch. A shorter last dispatch is compiled
+                by itself. (Keep 1 for convolutions on CPU, which XLA runs slowly inside
+                a loop.)
+            progress: Whether to show a progress bar; None shows it on a terminal.
+            donate: Let each dispatch reuse the memory of the state that it gets.
+                `state` is copied first, and so is the state at every log point, for
+                errors.
 
         Returns:
-            The last state, and the history of the metrics for plotting.
+            The last state, and a history of NumPy arrays: `"cycle"` `[n]`; every metric
+            `[n, ...]`, its mean over all steps since the log point before; and with a
+            validation `"validation/cycle"` `[m]` and `"validation/<name>"` `[m]`.
 
         Raises:
-            RunError: If a loss, loader, validation or logger fails; the last good
-                state is attached.
+            TypeError: If an argument is of a wrong kind; nothing has run then.
+            ValueError: If an argument is wrong, the first batches among them; nothing
+                has run then.
+            RunError: If a loss, loader, validation or logger fails; it holds the last
+                good state.
+            RunInterrupted: At Ctrl-C; it holds the last good state.
+
+        Example:
+            >>> import jax.numpy as jnp, mlox, optax
+            >>> problem = mlox.Problem.create(
+            ...     name="x", params=jnp.ones(()), tx=optax.sgd(0.25),
+            ...     loss_fn=lambda params, batch, ctx: (params - batch) ** 2)
+            >>> engine = mlox.Engine([problem])
+            >>> state, history = engine.run(
+            ...     engine.init(), {"x": [0.0]}, train_iters=4, log_every=2, loggers=())
+            >>> float(state["x"].params), history["cycle"], history["x/loss"]
+            (0.0625, array([2, 4]), array([0.625    , 0.0390625]...))
         """
-        return _run.run(self, state, data, train_iters, **options)
+        return run(
+            self.traced,
+            state,
+            data,
+            train_iters,
+            validation=validation,
+            valid_every=valid_every,
+            log_every=log_every,
+            logdir=logdir,
+            loggers=loggers,
+            cycles_per_dispatch=cycles_per_dispatch,
+            progress=progress,
+            donate=donate,
+        )
 
     def explain(self) -> str:
         """Return a readable text of graph, periods, paths, methods and steps."""
@@ -258,39 +316,10 @@ class Engine:
         """Return the graph as a Mermaid diagram, for Markdown."""
         return _explain.mermaid(self.cycle.plan, self.problems)
 
-    def _prepared(self, state: State, batches: Batches) -> Cycle:
-        return Step(self.cycle, self.unroll_loops).prepared(state, batches)
-
-
-@dataclass(frozen=True)
-class Step:
-    """The step of an engine as a value: equal engines then share compiled programs.
-
-    Attributes:
-        cycle: The cycle.
-        unroll_loops: As for `Engine`.
-    """
-
-    cycle: Cycle
-    unroll_loops: bool | None
-
-    def __call__(self, state: State, batches: Batches) -> tuple[State, Metrics]:
-        """Run one cycle."""
-        return self.prepared(state, batches).step(state, batches)
-
-    def prepared(self, state: State, batches: Batches) -> Cycle:
-        """Check the arguments of a step, and decide whether loops are written out."""
-        plan = self.cycle.plan
-        check_state(plan, state)
-        check_batches(plan.graph, batches)
-        if self.unroll_loops is not None:
-            return self.cycle
-        looped = [n for n, steps in plan.graph.steps_per_cycle.items() if steps > 1]
-        unroll = any(
-            unrolls(partial(self.cycle.cost, name=name), state, batches)
-            for name in looped
-        )
-        return self.cycle.unrolled(unroll)
+    @property
+    def traced(self) -> Step:
+        """The step as a value without arrays: equal engines share what it compiles."""
+        return Step(self.cycle, self.unroll_loops)
 
 
 def _named(kind: str, edges: Edges | None) -> dict[str, Sequence[str]]:

@@ -123,7 +123,8 @@ class Program:
         quartic: float = 0.1,
         size: int = 2,
     ) -> None:
-        self.graph, self.run, self.quartic, self.size = graph, run or {}, quartic, size
+        self.graph, self.run, self.size = graph, run or {}, size
+        self.quartic = dict.fromkeys(graph.names, quartic)
         draw = np.random.default_rng(seed).normal
         self.parts = {}
         for n in graph.names:
@@ -138,15 +139,15 @@ class Program:
     def cost(self, name, theta, times=times):
         """Evaluate the cost of a problem: dual numbers, or JAX arrays by another times."""
         matrix, linear, cross, pulls = self.parts[name]
-        own = theta[name]
+        own, quartic = theta[name], self.quartic[name]
         square = times(own, own)
         value = 0.5 * times(own, own @ matrix).sum(-1) - own @ linear
-        value = value + self.quartic * times(square, square).sum(-1)
+        value = value + quartic * times(square, square).sum(-1)
         for m in self.graph.reads(name):
             other = times(theta[m], theta[m])
             value = value + times(own @ cross[m], theta[m]).sum(-1) + theta[m] @ pulls[m]
-            value = value + 0.5 * self.quartic * times(square, other).sum(-1)
-            value = value + 0.25 * self.quartic * times(other, other).sum(-1)
+            value = value + 0.5 * quartic * times(square, other).sum(-1)
+            value = value + 0.25 * quartic * times(other, other).sum(-1)
         return value
 
     def total(self, name: str, theta: Theta) -> np.ndarray:
@@ -204,10 +205,22 @@ class Program:
         options = {"tx": optax.sgd(0.0), "params": jnp.zeros(self.size), **options}
         return mlox.Problem.create(name=name, loss_fn=loss_fn, **options)
 
-    def engine(self, options, coupling="total") -> mlox.Engine:
-        """Make the engine; options are for all problems alike, or {name: options}."""
-        each = {n: options.get(n, options) for n in self.graph.names}
-        problems = [self.problem(n, **each[n]) for n in self.graph.names]
+    def engine(self, methods, *, coupling="total", **options) -> mlox.Engine:
+        """Make the engine.
+
+        Args:
+            methods: One method for all problems, or {name: method}.
+            coupling: As for an engine.
+            **options: What differs from the default for a problem, by its name.
+        """
+        problems = [
+            self.problem(
+                n,
+                method=methods.get(n) if isinstance(methods, dict) else methods,
+                **options.get(n, {}),
+            )
+            for n in self.graph.names
+        ]
         return mlox.Engine(problems, self.graph.u2l, self.graph.l2u, coupling=coupling)
 
 

@@ -25,7 +25,7 @@ NO_DATA = {"outer": None, "inner": None}
 
 
 def nothing(params, batch, ctx):
-    return 0.5 * jnp.sum(params**2)
+    return 0.5 * optax.tree.norm(params, squared=True)
 
 
 def problem(name, method=None, steps=1, *, tx=SGD, loss_fn=nothing, **parts):
@@ -267,7 +267,7 @@ class TestArguments:
             traced(pair(), batches)
 
     def test_batches_that_are_no_dict(self):
-        with pytest.raises(ValueError, match="batches has .*; expected one"):
+        with pytest.raises(ValueError, match=r"batches has \[.*\]; expected one entry"):
             pair().step(pair().init(), jnp.ones(3))
 
     def test_problems_of_the_state(self):
@@ -797,9 +797,7 @@ class TestState:
         for i in range(3):
             batch = jnp.array([[0.5, i]])
             state, metrics = step(state, {"a": batch})
-            assert metrics["a/loss"].tolist() == [
-                float(jnp.sum((params - batch[0]) ** 2))
-            ]
+            close(metrics["a/loss"], jnp.sum((params[None] - batch) ** 2, 1), 1e-15)
             assert metrics["a/step"].tolist() == [i]
             params, opt_state = descend(tx, params, opt_state, 2 * (params - batch[0]))
         close(state["a"].params, params, 1e-15)

@@ -80,7 +80,9 @@ class TestRefusals:
             graph_of(["lower", "upper"], **edges)
 
     def test_two_problems_of_one_name(self):
-        with pytest.raises(ValueError, match="share the name 'a'.* Rename one of them"):
+        with pytest.raises(
+            ValueError, match=r"share the name 'a'.* Rename one of them"
+        ):
             graph_of("aba", {}, {})
 
     def test_no_problems(self):
@@ -212,14 +214,13 @@ def simulate(names, l2u, steps, until):
 @hypothesis.given(programs())
 def test_schedule_agrees_with_a_simulation(program):
     names, l2u, steps = program
-    try:
-        graph = build_graph(names, {}, l2u, steps)
-    except ValueError as error:
-        assert "unroll_steps do not divide" in str(error)
-        found = simulate(names, l2u, steps, lambda _, ticks: all(ticks.values()))
-        first = sorted({ticks[0] for ticks in found.values()})
-        assert any(long % short for short, long in itertools.pairwise(first))
+    found = simulate(names, l2u, steps, lambda _, ticks: all(ticks.values()))
+    first = sorted({ticks[0] for ticks in found.values()})
+    if any(long % short for short, long in itertools.pairwise(first)):
+        with pytest.raises(ValueError, match="unroll_steps do not divide"):
+            build_graph(names, {}, l2u, steps)
         return
+    graph = build_graph(names, {}, l2u, steps)
     cycle = max(graph.period.values())
     found = simulate(names, l2u, steps, lambda tick, _: tick == 2 * cycle)
     for name in names:

@@ -20,7 +20,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 import mlox
-from mlox import _log, _run
+from mlox import _log
 
 TX = optax.sgd(0.1)
 BATCHES = [{"x": np.array([i, 1.0 - i])} for i in (0.5, -1.0, 2.0, 0.0)]
@@ -425,7 +425,7 @@ def failing_loader(good, error):
     raise error
 
 
-def test_the_first_batch_and_the_first_trace_fail_as_they_are(engine):
+def test_the_first_batch_fails_as_it_is(engine):
     collect = Collect()
     with pytest.raises(OSError, match="disk"):
         engine.run(
@@ -435,15 +435,32 @@ def test_the_first_batch_and_the_first_trace_fail_as_they_are(engine):
         )
     with pytest.raises(ValueError, match="'inner' is empty"):
         engine.run(engine.init(), {"inner": []}, loggers=[collect])
+    assert collect.rows == []
+    assert collect.closed == 2
+
+
+def test_a_loss_that_fails_in_the_first_trace_leaves_the_state(engine):
+    collect = Collect()
 
     def loss(params, batch, ctx):
         raise ZeroDivisionError("in the loss")
 
     wrong = make_engine(loss)
-    with pytest.raises(ZeroDivisionError, match="in the loss"):
-        wrong.run(wrong.init(), {"inner": BATCHES}, loggers=[collect])
+    start = wrong.init()
+    with pytest.raises(mlox.RunError, match="cycle 1 of 1000.*in the loss") as caught:
+        wrong.run(start, {"inner": BATCHES}, loggers=[collect])
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert caught.value.state is start
+    assert caught.value.cycle == 0
     assert collect.rows == []
-    assert collect.closed == 3
+    assert collect.closed == 1
+
+
+def test_a_log_line_is_printed_unless_loggers_are_given(engine, capsys):
+    engine.run(engine.init(), {"inner": BATCHES}, 4, log_every=2)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    engine.run(engine.init(), {"inner": BATCHES}, 4, log_every=2, loggers=())
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("donate", [False, True])
@@ -597,7 +614,7 @@ def test_control_c_hands_back_the_state(engine, by_hand, donate):
             engine.init(), {"inner": loader()}, 10, donate=donate, loggers=[collect]
         )
     stopped = caught.value
-    assert isinstance(stopped, _run.RunInterrupted)
+    assert isinstance(stopped, mlox.RunInterrupted)
     assert not isinstance(stopped, Exception)
     assert "The run was interrupted at the data of cycle 5 of 10" in str(stopped)
     assert_states_agree(stopped.state, by_hand[0][4])

@@ -36,10 +36,8 @@ TREES = {
 }
 SOLVERS = {
     "CG": CG(iterations=15),
-    "CG tolerance": CG(iterations=30, tolerance=1e-13),
-    "Neumann": Neumann(iterations=400, step=0.19),
+    "Neumann": Neumann(iterations=400, step=0.18),
     "GMRES": GMRES(),
-    "GMRES restart": GMRES(iterations=300, restart=4),
     "BiCGStab": BiCGStab(),
     "Dense": Dense(),
 }
@@ -48,7 +46,7 @@ SERVED = [
     (name, kind)
     for name, solver in SOLVERS.items()
     for kind, system in KINDS.items()
-    if serves(solver) >= system and (name, kind) != ("GMRES restart", "symmetric")
+    if serves(solver) >= system
 ]
 
 
@@ -98,23 +96,17 @@ def test_solution(name, kind, tree):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_damping_is_added_to_the_diagonal(name):
+def test_damping_is_added_to_the_diagonal_and_a_guess_changes_nothing(name):
     b = TREES["nested"]
     A = matrix("definite", 5)
-    fields = {"step": 0.18} if name == "Neumann" else {}
-    solver = dataclasses.replace(SOLVERS[name], damping=0.3, **fields)
-    x, _ = solve(solver, A, b)
+    solver = dataclasses.replace(SOLVERS[name], damping=0.3)
+    x, info = solve(solver, A, b, jax.tree.map(lambda leaf: 3.0 + leaf, b))
     assert relative(x, np.linalg.solve(A + 0.3 * np.eye(5), flat(b))) < 1e-10
-
-
-@pytest.mark.parametrize("name", SOLVERS)
-def test_guess_leads_to_the_same_solution(name):
-    b = TREES["nested"]
-    A = matrix("definite", 5)
-    guess = jax.tree.map(lambda leaf: 3.0 + leaf, b)
-    x, info = solve(SOLVERS[name], A, b, guess)
-    assert relative(x, np.linalg.solve(A, flat(b))) < 1e-10
     assert info.get("residual", 0.0) < 1e-10
+    zero = jax.tree.map(jnp.zeros_like, b)
+    x, info = solve(solver, A, zero, b)
+    np.testing.assert_allclose(flat(x), np.zeros(5), atol=1e-10)
+    assert info.get("residual", 0.0) == 0.0
 
 
 def textbook_cg(A, b, x, iterations):
@@ -127,8 +119,9 @@ def textbook_cg(A, b, x, iterations):
     return x
 
 
-@pytest.mark.parametrize("unroll", [False, True])
-@pytest.mark.parametrize("iterations", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("iterations", "unroll"), [(1, False), (2, True), (3, False), (5, False)]
+)
 def test_cg_makes_exactly_its_iterations(iterations, unroll):
     b = TREES["mixed"]
     A = matrix("definite", 7)
@@ -145,8 +138,12 @@ def test_cg_makes_exactly_its_iterations(iterations, unroll):
 def test_cg_keeps_to_the_textbook_on_negative_curvature():
     b = TREES["nested"]
     A = matrix("symmetric", 5)
-    x, _ = solve(CG(3), A, b)
-    np.testing.assert_allclose(flat(x), textbook_cg(A, flat(b), np.zeros(5), 3))
+    x, info = solve(CG(3), A, b)
+    expected = textbook_cg(A, flat(b), np.zeros(5), 3)
+    np.testing.assert_allclose(flat(x), expected)
+    residual = np.linalg.norm(flat(b) - A @ expected) / np.linalg.norm(flat(b))
+    np.testing.assert_allclose(info["residual"], residual)
+    assert info["iterations"] == 3
 
 
 @pytest.mark.parametrize("iterations", [1, 4])
@@ -172,12 +169,12 @@ def test_identity_returns_the_right_hand_side():
     np.testing.assert_array_equal(flat(x), flat(b))
 
 
-@pytest.mark.parametrize("restart", [None, 2, 3])
+@pytest.mark.parametrize("restart", [None, 2])
 def test_gmres_minimizes_the_residual_over_each_space(restart):
     b = TREES["mixed"]
     A = matrix("general", 7)
     x = np.zeros(7)
-    for length in {None: [5], 2: [2, 2, 1], 3: [3, 2]}[restart]:
+    for length in {None: [5], 2: [2, 2, 1]}[restart]:
         r = flat(b) - A @ x
         K = np.stack([np.linalg.matrix_power(A, i) @ r for i in range(length)], 1)
         x = x + K @ np.linalg.lstsq(A @ K, r, rcond=None)[0]
@@ -200,60 +197,58 @@ def test_gmres_solves_where_no_shorter_space_helps():
 # Stopping
 
 
-@pytest.mark.parametrize("unroll", [False, True])
-@pytest.mark.parametrize("solver", [CG(25), GMRES(25), BiCGStab(25)])
-def test_tolerance_stops_at_the_first_residual_below_it(solver, unroll):
-    b = jnp.asarray(np.random.default_rng(1).normal(size=20))
-    A = matrix("definite", 20)
-    solver = dataclasses.replace(solver, tolerance=1e-3, unroll=unroll)
+@pytest.mark.parametrize(
+    "solver",
+    [CG(25), CG(9, unroll=True), GMRES(25), GMRES(25, restart=4), BiCGStab(25)],
+    ids=repr,
+)
+def test_tolerance_stops_at_the_first_residual_below_it(solver):
+    b = jnp.arange(1.0, 9.0)
+    A = matrix("definite", 8)
+    solver = dataclasses.replace(solver, tolerance=0.03)
     x, info = solve(solver, A, b)
     true = np.linalg.norm(b - A @ x) / np.linalg.norm(b)
     np.testing.assert_allclose(info["residual"], true, rtol=1e-9)
-    assert true <= 1e-3
+    assert true <= 0.03
     per_iteration = 2 if isinstance(solver, BiCGStab) else 1
     before = int(info["iterations"]) // per_iteration - 1
     _, info = solve(dataclasses.replace(solver, iterations=before), A, b)
-    assert info["residual"] > 1e-3
+    assert info["residual"] > 0.03
+    assert info["iterations"] == before * per_iteration
 
 
 @pytest.mark.parametrize("solver", [CG(tolerance=0.1), GMRES(), BiCGStab()])
 def test_a_guess_that_is_the_solution_stays(solver):
-    A = matrix("definite", 3)
+    A = np.diag([1.0, 2.0, 4.0])
     x, info = solve(solver, A, A @ jnp.ones(3), jnp.ones(3))
     np.testing.assert_array_equal(x, np.ones(3))
+    assert info["residual"] == 0.0
     assert info["iterations"] == 1
 
 
-@pytest.mark.parametrize("A", [np.eye(3), np.zeros((3, 3))], ids=["regular", "zero"])
-@pytest.mark.parametrize("unroll", [False, True])
-@pytest.mark.parametrize("name", SOLVERS)
-def test_zero_right_hand_side(name, unroll, A):
-    solver = SOLVERS[name]
-    if name != "Dense":
-        count = min(solver.iterations, 5)
-        solver = dataclasses.replace(solver, unroll=unroll, iterations=count)
-    x, info = solve(solver, A, jnp.zeros(3))
-    np.testing.assert_array_equal(x, np.zeros(3))
+UNROLLED = [CG(2, unroll=True), GMRES(2, unroll=True), BiCGStab(2, unroll=True)]
+
+
+@pytest.mark.parametrize("A", [np.eye(5), np.zeros((5, 5))], ids=["regular", "zero"])
+@pytest.mark.parametrize("solver", [*SOLVERS.values(), *UNROLLED], ids=repr)
+def test_zero_right_hand_side(solver, A):
+    b = jax.tree.map(jnp.zeros_like, TREES["nested"])
+    x, info = solve(solver, A, b)
+    np.testing.assert_array_equal(flat(x), np.zeros(5))
     assert info.get("residual", 0.0) == 0.0
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_zero_right_hand_side_with_a_guess_stays_finite(name):
-    x, info = solve(SOLVERS[name], matrix("definite", 3), jnp.zeros(3), jnp.ones(3))
-    np.testing.assert_allclose(x, np.zeros(3), atol=1e-10)
-    assert info.get("residual", 0.0) == 0.0
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize(
-    "solver",
+    ("solver", "dtype"),
     [
-        CG(500),
-        CG(500, tolerance=1e-30),
-        Neumann(500, step=0.19),
-        GMRES(500),
-        GMRES(500, restart=2),
-        BiCGStab(500),
+        (CG(500), jnp.float32),
+        (CG(500), jnp.float64),
+        (CG(500, tolerance=1e-30), jnp.float32),
+        (Neumann(500, step=0.18), jnp.float32),
+        (GMRES(500), jnp.float32),
+        (GMRES(500, restart=2), jnp.float64),
+        (BiCGStab(500), jnp.float32),
+        (BiCGStab(500), jnp.float64),
     ],
     ids=repr,
 )
@@ -326,12 +321,12 @@ PROPERTY = hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
 def test_solutions_scale_with_the_right_hand_side(seed, kind, power):
     """No solver holds a small right-hand side for zero."""
     A = matrix(kind, 5, seed)
-    b = jnp.asarray(np.random.default_rng(seed + 1).normal(size=5))
-    expected = np.linalg.solve(A, b)
-    solvers = [GMRES(), Dense(), BiCGStab()] + [CG(15)] * (kind == "definite")
-    for solver in solvers:
-        x, _ = solve(solver, A, 10.0**power * b)
-        assert relative(x / 10.0**power, expected) < 1e-9
+    b = TREES["nested"]
+    scale = 10.0**power
+    for name, served in SERVED:
+        if served == kind and name != "Neumann":
+            x, _ = solve(SOLVERS[name], A, jax.tree.map(lambda leaf: scale * leaf, b))
+            assert relative(flat(x) / scale, np.linalg.solve(A, flat(b))) < 1e-9
 
 
 @PROPERTY
@@ -366,30 +361,24 @@ def test_cg_minimizes_the_energy_over_the_krylov_space(seed):
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_vmap(name):
-    A = np.stack([matrix("definite", 4, seed) for seed in range(3)])
-    b = jnp.stack([jnp.arange(4.0), jnp.zeros(4), -jnp.ones(4)])
+    A = np.stack([matrix("definite", 5, seed) for seed in range(3)])
+    b = jax.tree.map(
+        lambda leaf: jnp.stack([leaf, 0 * leaf, 1 - leaf]), TREES["nested"]
+    )
     solver = SOLVERS[name]
     x, info = jax.jit(jax.vmap(functools.partial(solve, solver)))(A, b)
     for i in range(3):
-        one, report = solve(solver, A[i], b[i])
-        np.testing.assert_allclose(x[i], one, rtol=1e-9, atol=1e-12)
-        assert info["iterations"][i] <= report["iterations"] + 1
-
-
-DERIVATIVE_CASES = {
-    "CG": (CG(12), "definite", True),
-    "GMRES": (GMRES(), "general", False),
-    "BiCGStab": (BiCGStab(), "general", False),
-    "Dense": (Dense(), "general", False),
-    "Dense symmetric": (Dense(), "symmetric", True),
-}
+        one, report = solve(solver, A[i], jax.tree.map(lambda leaf, i=i: leaf[i], b))
+        mine = jax.tree.map(lambda leaf, i=i: leaf[i], x)
+        np.testing.assert_allclose(flat(mine), flat(one), rtol=1e-9, atol=1e-12)
+        assert abs(info["iterations"][i] - report["iterations"]) <= 2
 
 
 def objective(solve_system, kind, moving):
     """Return a scalar function of t: of the solution of a system that t moves.
 
     `moving`: "matrix", all of it; "block", only the rows and columns of one leaf;
-    "leaf", one leaf of b.
+    "leaf", one leaf of b, and only the other leaf of the solution is read.
     """
     like = {"a": jnp.array([1.0, -2.0]), "s": jnp.array(0.5)}
     fixed = matrix(kind, 3)
@@ -398,11 +387,17 @@ def objective(solve_system, kind, moving):
     def function(t):
         A = fixed + (0.0 if moving == "leaf" else 0.2 * jnp.sin(t)) * block
         b = {"a": like["a"], "s": jnp.cos(t) if moving == "leaf" else like["s"]}
-        guess = jax.tree.map(lambda leaf: t * leaf, like)
-        x = solve_system(A, b, guess)
-        return jnp.sum(jnp.sin(ravel_pytree(x)[0]) * jnp.array([1.0, 2.0, -1.0]))
+        x = solve_system(A, b, jax.tree.map(lambda leaf: t * leaf, like))
+        rest = 0.0 if moving == "leaf" else jnp.sin(x["s"])
+        return jnp.sum(jnp.sin(x["a"]) * jnp.array([1.0, 2.0])) - rest
 
     return function
+
+
+def dense_system(A, b, guess):
+    del guess
+    vector, unravel = ravel_pytree(b)
+    return unravel(jnp.linalg.solve(A, vector))
 
 
 ORDERS = {
@@ -410,44 +405,57 @@ ORDERS = {
     "grad": jax.grad,
     "jvp": lambda f: lambda t: jax.jvp(f, (t,), (1.0,))[1],
     "grad of grad": lambda f: jax.grad(jax.grad(f)),
-    "jvp of grad": lambda f: jax.jacfwd(jax.grad(f)),
-    "grad of jvp": lambda f: jax.grad(jax.jacfwd(f)),
+    "jvp of grad": lambda f: lambda t: jax.jvp(jax.grad(f), (t,), (1.0,))[1],
+    "grad of jvp": lambda f: jax.grad(lambda t: jax.jvp(f, (t,), (1.0,))[1]),
 }
 
 
-@pytest.mark.parametrize("moving", ["matrix", "block", "leaf"])
-@pytest.mark.parametrize("guessed", [False, True])
-@pytest.mark.parametrize("case", ["CG", "Dense"])
-def test_derivatives_of_every_order(case, guessed, moving):
-    solver, kind, symmetric = DERIVATIVE_CASES[case]
+def orders(f):
+    return jax.jit(lambda t: [order(f)(t) for order in ORDERS.values()])(0.7)
 
+
+@pytest.mark.parametrize(
+    ("solver", "kind", "symmetric", "guessed", "moving"),
+    [
+        (CG(4), "definite", True, True, "leaf"),
+        (Dense(), "symmetric", True, True, "block"),
+        (Dense(), "general", False, True, "leaf"),
+        (Dense(), "general", False, True, "block"),
+        (Dense(), "general", False, False, "block"),
+        (Dense(), "general", False, False, "leaf"),
+    ],
+)
+def test_derivatives_of_every_order(solver, kind, symmetric, guessed, moving):
     def system(A, b, guess):
         guess = guess if guessed else None
         return linear_solve(solver, product(A, b), b, guess, symmetric=symmetric)[0]
 
-    def dense(A, b, guess):
-        del guess
-        vector, unravel = ravel_pytree(b)
-        return unravel(jnp.linalg.solve(A, vector))
-
-    def orders(f):
-        return jax.jit(lambda t: [order(f)(t) for order in ORDERS.values()])(0.7)
-
     actual = orders(objective(system, kind, moving))
-    expected = orders(objective(dense, kind, moving))
+    expected = orders(objective(dense_system, kind, moving))
     np.testing.assert_allclose(actual, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("case", DERIVATIVE_CASES)
-def test_gradient_agrees_with_central_differences(case):
-    solver, kind, symmetric = DERIVATIVE_CASES[case]
-
+@pytest.mark.parametrize(
+    ("solver", "kind", "symmetric"),
+    [
+        (CG(4), "definite", True),
+        (CG(9, tolerance=1e-14), "definite", True),
+        (Neumann(300, step=0.18), "definite", True),
+        (GMRES(), "general", False),
+        (BiCGStab(), "general", False),
+    ],
+    ids=repr,
+)
+def test_gradient_agrees_with_central_differences(solver, kind, symmetric):
     def system(A, b, guess):
         return linear_solve(solver, product(A, b), b, guess, symmetric=symmetric)[0]
 
-    f = jax.jit(objective(system, kind, "matrix"))
-    difference = (f(0.7 + 1e-5) - f(0.7 - 1e-5)) / 2e-5
-    np.testing.assert_allclose(jax.jit(jax.grad(f))(0.7), difference, rtol=1e-8)
+    f = objective(system, kind, "matrix")
+    value, gradient = jax.jit(jax.value_and_grad(f))(0.7)
+    dense = objective(dense_system, kind, "matrix")
+    difference = (dense(0.7 + 1e-5) - dense(0.7 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(value, dense(0.7), rtol=1e-9)
+    np.testing.assert_allclose(gradient, difference, rtol=1e-8)
 
 
 def test_derivatives_inside_scan_vmap_and_checkpoint():
@@ -513,19 +521,6 @@ def test_a_plain_function_is_a_solver():
 # Reports, values, types
 
 
-def counted(solver, b, guess=None):
-    """Return the report and how often the map was called, written out and eager."""
-    calls = []
-    A = matrix("general", flat(b).size)
-
-    def matvec(x):
-        calls.append(x)
-        return product(A, b)(x)
-
-    _, info = dataclasses.replace(solver, unroll=True)(matvec, b, guess)
-    return info, len(calls)
-
-
 @pytest.mark.parametrize(
     ("solver", "guessed", "products"),
     [
@@ -540,25 +535,37 @@ def counted(solver, b, guess=None):
         (GMRES(4, restart=2), False, 4),
         (BiCGStab(2), False, 4),
         (BiCGStab(2), True, 5),
+        (Identity(), True, 0),
     ],
     ids=repr,
 )
-def test_products_are_counted_and_none_is_wasted(solver, guessed, products):
+def test_no_product_is_wasted(solver, guessed, products):
+    """A product that is made once in a loop that is written out is made once."""
     b = TREES["mixed"]
-    info, calls = counted(solver, b, b if guessed else None)
-    assert calls == products
-    assert info["iterations"] == products
-    assert info["iterations"].dtype == jnp.int32
-    assert info["residual"].shape == ()
+    calls = []
+
+    def matvec(x):
+        calls.append(x)
+        return product(np.eye(7), b)(x)
+
+    if solver != Identity():
+        solver = dataclasses.replace(solver, unroll=True)
+    jax.eval_shape(lambda b: solver(matvec, b, b if guessed else None), b)
+    assert len(calls) == products
 
 
-@pytest.mark.parametrize("solver", [CG(3), GMRES(3), BiCGStab(2)], ids=repr)
-def test_residual_is_the_true_one(solver):
+@pytest.mark.parametrize(
+    ("solver", "products"), [(CG(3), 4), (GMRES(3), 3), (BiCGStab(2), 5)]
+)
+def test_reports_are_true(solver, products):
     b = TREES["mixed"]
     A = matrix("general", 7)
     x, info = solve(solver, A, b, jax.tree.map(jnp.ones_like, b))
     true = np.linalg.norm(flat(b) - A @ flat(x)) / np.linalg.norm(flat(b))
     np.testing.assert_allclose(info["residual"], true)
+    assert info["residual"].shape == ()
+    assert info["iterations"] == products
+    assert info["iterations"].dtype == jnp.int32
 
 
 def test_dense_counts_its_columns():
@@ -612,37 +619,30 @@ def test_serves():
     assert serves(Mine()) is System.SYMMETRIC
 
 
-LOW = {jnp.float32: 1e-5, jnp.bfloat16: 5e-2}
-
-
-@pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("name", SOLVERS)
-def test_dtypes_are_kept(name, dtype):
-    diagonal = {"a": jnp.linspace(1, 2, 4, dtype=dtype), "s": jnp.array(1.5, dtype)}
-    b = {"a": jnp.ones(4, dtype), "s": jnp.array(2.0, dtype)}
+def test_dtypes_are_kept(name):
+    """In a tree of all of them, and of Python numbers."""
+    dtypes = {"h": jnp.bfloat16, "f": jnp.float32, "d": jnp.float64}
+    b = {key: jnp.ones(2, dtype) for key, dtype in dtypes.items()} | {"s": 1.0}
     solver = SOLVERS[name]
     if name == "Neumann":
-        solver = Neumann(iterations=30, step=0.5)
+        solver = Neumann(iterations=30, step=0.4)
 
     @jax.jit
     def run(b):
-        return linear_solve(
-            solver, lambda x: jax.tree.map(jnp.multiply, diagonal, x), b, b
-        )[0]
+        return linear_solve(solver, lambda x: {**jax.tree.map(jnp.add, x, x)}, b, b)[0]
 
     x = run(b)
-    assert {leaf.dtype for leaf in jax.tree.leaves(x)} == {jnp.dtype(dtype)}
-    expected = jax.tree.map(lambda a, b: a.astype(float) / b.astype(float), b, diagonal)
-    assert relative(jax.tree.map(lambda x: x.astype(float), x), expected) < LOW[dtype]
+    assert {key: x[key].dtype for key in dtypes} == dtypes
+    assert relative(jax.tree.map(lambda x: x.astype(float), x), 0.5 * np.ones(7)) < 1e-2
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_mixed_dtypes_and_python_numbers_are_kept(name):
-    b = {"h": jnp.ones(2, jnp.float32), "f": jnp.ones(2), "s": 1.0}
-    matvec = functools.partial(jax.tree.map, lambda x: 2 * x)
-    x, _ = linear_solve(SOLVERS[name], matvec, b)
-    assert (x["h"].dtype, x["f"].dtype) == (jnp.float32, jnp.float64)
-    assert relative(x, 0.5 * np.ones(5)) < 1e-6
+@pytest.mark.parametrize("solver", [CG(8), GMRES(8), BiCGStab(8)], ids=repr)
+def test_low_precision_is_solved_to_its_precision(solver):
+    d = jnp.linspace(1, 2, 6, dtype=jnp.bfloat16)
+    x, _ = jax.jit(lambda d, b: solver(lambda x: d * x, b))(d, jnp.ones_like(d))
+    assert x.dtype == jnp.bfloat16
+    assert relative(x.astype(float), 1 / d.astype(float)) < 2e-2
 
 
 # Cost
@@ -655,17 +655,17 @@ def test_cg_costs_what_a_handwritten_cg_costs():
         def body(_, state):
             x, r, p, rr = state
             Ap = jax.tree.map(jnp.multiply, d, p)
-            alpha = rr / optax_vdot(p, Ap)
+            alpha = rr / dot(p, Ap)
             x = jax.tree.map(lambda x, p: x + alpha * p, x, p)
             r = jax.tree.map(lambda r, q: r - alpha * q, r, Ap)
-            rr, beta = optax_vdot(r, r), optax_vdot(r, r) / rr
+            rr, beta = dot(r, r), dot(r, r) / rr
             return x, r, jax.tree.map(lambda r, p: r + beta * p, r, p), rr
 
-        def optax_vdot(x, y):
+        def dot(x, y):
             return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, x, y)))
 
         x = jax.tree.map(jnp.zeros_like, b)
-        return lax.fori_loop(0, 5, body, (x, b, b, optax_vdot(b, b)))[0]
+        return lax.fori_loop(0, 5, body, (x, b, b, dot(b, b)))[0]
 
     def ours(d, b):
         matvec = functools.partial(jax.tree.map, jnp.multiply, d)
@@ -759,29 +759,27 @@ def test_programs_without_convolution_stay_rolled():
 
 
 ITERATIVE = [
-    CG(4),
-    CG(8, tolerance=1e-3),
-    Neumann(4, step=0.4),
-    GMRES(4),
-    GMRES(5, restart=2),
-    BiCGStab(3),
+    CG(3),
+    CG(4, tolerance=0.2),
+    Neumann(3, step=0.4),
+    GMRES(3, restart=2),
+    BiCGStab(2),
 ]
 
 
 @pytest.mark.parametrize("solver", ITERATIVE, ids=repr)
 def test_loops_with_a_convolution_are_written_out_on_cpu(solver):
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(solver, image, b):
-        return linear_solve(solver, convolution(image), b, symmetric=True)
+    def run(solver):
+        def function(image, b):
+            return linear_solve(solver, convolution(image), b, symmetric=True)
 
-    def whiles(solver):
-        return run.lower(solver, IMAGE, KERNEL).compile().as_text().count(" while(")
+        compiled = jax.jit(function).lower(IMAGE, KERNEL).compile()
+        return compiled.as_text().count(" while("), *compiled(IMAGE, KERNEL)
 
-    rolled = dataclasses.replace(solver, unroll=False)
-    assert (whiles(solver) == 0) == (jax.default_backend() == "cpu")
-    assert whiles(rolled) > 0
-    x, info = run(solver, IMAGE, KERNEL)
-    expected, report = run(rolled, IMAGE, KERNEL)
+    whiles, x, info = run(solver)
+    assert (whiles == 0) == (jax.default_backend() == "cpu")
+    whiles, expected, report = run(dataclasses.replace(solver, unroll=False))
+    assert whiles > 0
     np.testing.assert_allclose(flat(x), flat(expected), rtol=1e-10)
     assert info["iterations"] == report["iterations"]
     np.testing.assert_allclose(info["residual"], report["residual"], rtol=1e-8)

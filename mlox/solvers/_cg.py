@@ -115,7 +115,9 @@ def _step(product: MatVec, enough: jax.Array, state: _State) -> _State:
     pp = rr_next + beta**2 * pp
     proceed = sound & (rr_next > enough) & jnp.isfinite(pp)
     p = add_scaled(r, jnp.where(proceed, beta, 0), p)
-    return _State(x, r, p, rr_next, jnp.where(proceed, pp, 0), used + active)
+    return _State(
+        x, r, p, rr_next, jnp.where(proceed, pp, 0), used + active.astype(used.dtype)
+    )
 
 
 @serves.register
