@@ -37,11 +37,19 @@ class Graph:
 
     def uppers(self, name: str) -> tuple[str, ...]:
         """List the problems p with an edge p -> name in u2l."""
-        return tuple(p for p, c in self.u2l if c == name)
+        return self._uppers[name]
 
     def lowers(self, name: str) -> tuple[str, ...]:
         """List the problems c with an edge c -> name in l2u."""
-        return tuple(c for c, p in self.l2u if p == name)
+        return self._lowers[name]
+
+    @cached_property
+    def _uppers(self) -> Mapping[str, tuple[str, ...]]:
+        return {n: tuple(p for p, c in self.u2l if c == n) for n in self.names}
+
+    @cached_property
+    def _lowers(self) -> Mapping[str, tuple[str, ...]]:
+        return {n: tuple(c for c, p in self.l2u if p == n) for n in self.names}
 
     @cached_property
     def order(self) -> tuple[str, ...]:

@@ -173,23 +173,22 @@ class Plan:
             blocks=self._blocks(implicit),
         )
 
-    def _depends_on(self, name: str) -> frozenset[str]:
-        """List what the residual of `name` reads, through its tower if it has one."""
-        if name not in self.coupled:
-            return self._responds_to(name)
-        inside = self.movers[name] | {name}
-        reads = (set(self.graph.reads(n)) for n in inside)
-        return inside.union(*reads)
+    @cached_property
+    def _depends_on(self) -> Mapping[str, frozenset[str]]:
+        """What each residual reads, through its tower if the problem has one."""
+        graph = self.graph
+        depends = {n: self._responds_to(n) for n in graph.names}
+        for name in self.coupled:
+            inside = self.movers[name] | {name}
+            depends[name] = inside.union(*(graph.reads(n) for n in inside))
+        return depends
 
     def _blocks(self, members: Iterable[str]) -> tuple[Block, ...]:
-        members = tuple(n for n in self.graph.order if n in set(members))
+        inside = frozenset(members)
+        members = tuple(n for n in self.graph.order if n in inside)
+        depends = {n: self._depends_on[n] & inside for n in members}
         reach = {
-            n: _closure(
-                {n},
-                lambda seen: {
-                    m for m in members if any(m in self._depends_on(j) for j in seen)
-                },
-            )
+            n: _closure({n}, lambda seen: set().union(*(depends[m] for m in seen)))
             for n in members
         }
         blocks: list[Block] = []
