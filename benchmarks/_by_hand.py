@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from _jobs import Job
+from flax.training.train_state import TrainState
 
 import mlox
 
@@ -33,6 +34,36 @@ def state(job: Job) -> dict[str, PyTree]:
             "upper_opt": job.upper_tx.init(job.upper),
         },
     )
+
+
+def train_states(job: Job) -> dict[str, TrainState]:
+    """Return the initial state as Flax's TrainStates, which count their steps."""
+    made = {
+        name: TrainState.create(apply_fn=None, params=params, tx=tx)
+        for name, params, tx in (
+            ("lower", job.lower, job.lower_tx),
+            ("upper", job.upper, job.upper_tx),
+        )
+    }
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), made)
+
+
+def train_state_step(job: Job) -> Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]:
+    """Return the step on TrainStates."""
+    plain = step(job)
+
+    def wrapped(
+        state: dict[str, TrainState], batches: PyTree
+    ) -> tuple[dict[str, TrainState], Metrics]:
+        opened = {n: s.params for n, s in state.items()}
+        opened |= {f"{n}_opt": s.opt_state for n, s in state.items()}
+        after, metrics = plain(opened, batches)
+        return {
+            n: s.replace(params=after[n], opt_state=after[f"{n}_opt"], step=s.step + 1)
+            for n, s in state.items()
+        }, metrics
+
+    return wrapped
 
 
 def step(job: Job) -> Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]:

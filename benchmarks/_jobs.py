@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,11 @@ class Job:
     def unroll(self) -> int:
         """The steps of the lower problem per step of the upper one."""
         return len(jax.tree.leaves(self.batches["lower"])[0])
+
+    @property
+    def tiny(self) -> bool:
+        """Whether calling the step costs about as much as the step."""
+        return self.unroll * sum(x.size for x in jax.tree.leaves(self.lower)) < 100
 
 
 def logistic(unroll: int, method: Any, *, rows: int = 500, columns: int = 20) -> Job:
@@ -206,7 +212,7 @@ def _dense(seed: int, sizes: tuple[int, ...]) -> list[tuple[jax.Array, jax.Array
     generator = np.random.default_rng(seed)
     return [
         (jnp.float32(generator.normal(size=(i, o)) * np.sqrt(2 / i)), jnp.zeros(o))
-        for i, o in zip(sizes, sizes[1:], strict=False)
+        for i, o in itertools.pairwise(sizes)
     ]
 
 

@@ -13,6 +13,21 @@ PyTree = Any
 Step = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
+class Seconds(NamedTuple):
+    """How long something took.
+
+    Attributes:
+        wall: By the clock.
+        processor: On all cores together, which other jobs on the machine stretch less.
+    """
+
+    wall: float
+    processor: float
+
+
+Run = Callable[[int], Seconds]
+
+
 class Compiled(NamedTuple):
     """A compiled program, and what it took to make it.
 
@@ -22,7 +37,7 @@ class Compiled(NamedTuple):
     """
 
     program: Any
-    seconds: float
+    seconds: Seconds
 
     @property
     def flops(self) -> float:
@@ -38,45 +53,49 @@ class Compiled(NamedTuple):
 def compiled(function: Step, state: PyTree, batches: PyTree) -> Compiled:
     """Trace, lower and compile a step with a donated state, from empty caches."""
     jax.clear_caches()
-    start = time.perf_counter()
+    wall, processor = time.perf_counter(), time.process_time()
     # A fresh function, so that nothing is found again by its identity either.
     fresh = jax.jit(lambda *args: function(*args), donate_argnums=0)
     program = fresh.lower(state, batches).compile()
-    return Compiled(program, time.perf_counter() - start)
+    seconds = Seconds(time.perf_counter() - wall, time.process_time() - processor)
+    return Compiled(program, seconds)
 
 
-def jitted(function: Step, cycles: int = 1) -> Step:
-    """Jit a step with a donated state, some cycles of it in one dispatch."""
+def many(step: Step, cycles: int) -> Step:
+    """Return a step that makes some steps on the same batches, as one program."""
 
-    def many(state: PyTree, batches: PyTree) -> tuple[PyTree, PyTree]:
+    def scanned(state: PyTree, batches: PyTree) -> tuple[PyTree, PyTree]:
         return jax.lax.scan(
-            lambda state, _: function(state, batches), state, None, length=cycles
+            lambda state, _: step(state, batches), state, None, length=cycles
         )
 
-    return jax.jit(function if cycles == 1 else many, donate_argnums=0)
+    return scanned
 
 
-def repeated(step: Step, state: PyTree, batches: PyTree) -> Callable[[int], float]:
-    """Return a function that takes some steps and says how long they took.
+def repeated(step: Step, state: PyTree, batches: PyTree) -> Run:
+    """Return a function that takes some steps and says how long one of them took.
 
     Each step goes on from the state of the one before it, whose buffers it is given.
     """
 
-    def run(times: int) -> float:
+    def run(times: int) -> Seconds:
         nonlocal state
-        start = time.perf_counter()
+        metrics = None
+        wall, processor = time.perf_counter(), time.process_time()
         for _ in range(times):
             state, metrics = step(state, batches)
         jax.block_until_ready((state, metrics))
-        return (time.perf_counter() - start) / times
+        return Seconds(
+            (time.perf_counter() - wall) / times,
+            (time.process_time() - processor) / times,
+        )
 
-    run(1)
     return run
 
 
 def alternated(
-    runs: Sequence[Callable[[int], float]], seconds: float, sample: float = 0.01
-) -> np.ndarray:
+    runs: Sequence[Run], seconds: float, sample: float = 0.01
+) -> list[list[Seconds]]:
     """Time functions in turn, each round in another order.
 
     Args:
@@ -86,18 +105,18 @@ def alternated(
         sample: The seconds that one sample lasts about, at least one step.
 
     Returns:
-        Seconds per step, [rounds, functions].
+        Seconds per step, of each round and function.
     """
-    fastest = min(run(1) for run in runs)
+    fastest = min(run(1).wall for run in runs)
     times = max(1, round(sample / fastest))
     least = 5 if len(runs) * times * fastest < seconds else 3
-    rounds: list[list[float]] = []
+    rounds: list[list[Seconds]] = []
     end = time.perf_counter() + seconds
     while len(rounds) < least or time.perf_counter() < end:
-        order = np.roll(np.arange(len(runs)), len(rounds))
+        order = np.roll(np.arange(len(runs)), len(rounds)).tolist()
         found = {i: runs[i](times) for i in order}
         rounds.append([found[i] for i in range(len(runs))])
-    return np.array(rounds)
+    return rounds
 
 
 def difference(first: PyTree, second: PyTree) -> float:

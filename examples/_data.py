@@ -3,14 +3,15 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Pair = tuple[np.ndarray, np.ndarray]  # images [n, side, side] and labels [n]
 
-DIGITS = "0 1 2 3 4 5 6 7 8 9".split()
-CLOTHES = "T-shirt trousers pullover dress coat sandal shirt sneaker bag boot".split()
+DIGITS = [str(digit) for digit in range(10)]
+CLOTHES = ["T-shirt", "trousers", "pullover", "dress", "coat"]
+CLOTHES += ["sandal", "shirt", "sneaker", "bag", "boot"]
 
 
 class Split(NamedTuple):
@@ -46,7 +47,7 @@ def load(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     if name == "digits":
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        digits: Any = load_digits()
         return digits.images / 16, digits.target, DIGITS
     return _load_fashion()
 
@@ -56,17 +57,17 @@ def _load_fashion() -> tuple[np.ndarray, np.ndarray, list[str]]:
     file = Path(folder or ".") / "fashion_mnist.npz"
     if folder is None or not file.is_file():
         raise SystemExit(
-            f"Found no fashion_mnist.npz: MLOX_DATA is {folder!r}. Set this environment "
-            "variable to the folder that holds the file, with the arrays x_train "
-            "[60000, 28, 28], y_train, x_test and y_test of "
-            "github.com/zalandoresearch/fashion-mnist."
+            f"Found no fashion_mnist.npz: MLOX_DATA is {folder!r}. Set this "
+            "environment variable to the folder that holds this file, with the arrays "
+            "x_train [n, 28, 28], y_train, x_test and y_test of Fashion-MNIST "
+            "(github.com/zalandoresearch/fashion-mnist)."
         )
     with np.load(file) as data:
         return data["x_train"][:5000] / 255, data["y_train"][:5000], CLOTHES
 
 
 def split_with_noise(name: str, noise: float, seed: int) -> Split:
-    """Shuffle, split, and replace the part `noise` of the noisy labels by wrong ones."""
+    """Shuffle, split, and replace a part of the noisy labels by wrong ones."""
     images, labels, names = load(name)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(images))
@@ -84,10 +85,18 @@ def split_with_noise(name: str, noise: float, seed: int) -> Split:
     )
 
 
+def take(pair: Pair, rows: slice | np.ndarray) -> Pair:
+    """Return some of the images, with their labels."""
+    return pair[0][rows], pair[1][rows]
+
+
+def join(one: Pair, other: Pair) -> Pair:
+    """Return the images of both, with their labels."""
+    return np.concatenate([one[0], other[0]]), np.concatenate([one[1], other[1]])
+
+
 def batches(pair: Pair, size: int, seed: int) -> Iterator[Pair]:
     """Yield batches that are drawn with replacement, without end."""
-    images, labels = pair
     rng = np.random.default_rng(seed)
     while True:
-        rows = rng.integers(len(images), size=size)
-        yield images[rows], labels[rows]
+        yield take(pair, rng.integers(len(pair[0]), size=size))

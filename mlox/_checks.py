@@ -107,7 +107,9 @@ def check_state(plan: Plan, state: State) -> None:
     steps = dict(zip(plan.graph.names, plan.graph.unroll_steps, strict=True))
     for name, problem in state.items():
         unrolled = isinstance(problem.method, Unrolled)
-        if problem.unroll_steps != steps[name] or unrolled != (name in plan.unrolled):
+        coupling = reach(problem.method) > System.NONE
+        kinds = (name in plan.unrolled, name in plan.coupling)
+        if problem.unroll_steps != steps[name] or (unrolled, coupling) != kinds:
             raise ValueError(
                 f"problem {name!r}: method or unroll_steps in the state "
                 f"({problem.method}, {problem.unroll_steps}) are not those that the "

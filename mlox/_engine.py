@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -179,7 +180,7 @@ class Engine:
         Returns:
             The jitted function; equal engines share what was compiled.
         """
-        return jax.jit(self.traced, donate_argnums=((0,) if donate else ()))
+        return _jitted(self.traced, donate)
 
     def hypergradient(
         self, state: State, batches: Batches, name: str
@@ -322,6 +323,12 @@ class Engine:
         return Step(self.cycle, self.unroll_loops)
 
 
+@functools.lru_cache(maxsize=16)
+def _jitted(step: Step, donate: bool) -> Any:
+    """Jit a step; JAX itself forgets a function with the last reference to it."""
+    return jax.jit(step, donate_argnums=(0,) if donate else ())
+
+
 def _named(kind: str, edges: Edges | None) -> dict[str, Sequence[str]]:
     def name(node: Any) -> str:
         if isinstance(node, Problem):
@@ -352,7 +359,6 @@ def _plan(graph: Graph, problems: Sequence[Problem], total: bool) -> Plan:
     return Plan(
         graph=graph,
         unrolled=frozenset(p.name for p in problems if isinstance(p.method, Unrolled)),
-        coupling=frozenset(
-            p.name for p in problems if total and reach(p.method) > System.NONE
-        ),
+        coupling=frozenset(p.name for p in problems if reach(p.method) > System.NONE),
+        total=total,
     )

@@ -61,11 +61,13 @@ class Plan:
         graph: The graph.
         unrolled: The problems whose answers are unrolled.
         coupling: The problems whose method can answer to a total objective.
+        total: Whether such a problem does so.
     """
 
     graph: Graph
     unrolled: frozenset[str]
     coupling: frozenset[str]
+    total: bool = True
 
     @cached_property
     def movers(self) -> Mapping[str, frozenset[str]]:
@@ -80,7 +82,7 @@ class Plan:
     @cached_property
     def coupled(self) -> frozenset[str]:
         """The problems that answer to a total objective, with movers of their own."""
-        return frozenset(n for n in self.coupling if self.movers[n])
+        return frozenset(n for n in self.coupling if self.total and self.movers[n])
 
     @cached_property
     def towers(self) -> frozenset[str]:
@@ -148,7 +150,7 @@ class Plan:
         uppers = {
             p
             for p in self.graph.uppers(name)
-            if p in self.coupling or p in self.unrolled
+            if (self.total and p in self.coupling) or p in self.unrolled
         }
         return frozenset(uppers | set(self.graph.lowers(name)))
 

@@ -294,7 +294,8 @@ def _key(name: str, given: Any) -> jax.Array | None:
 def _array(value: Any) -> jax.Array:
     """Convert to an array of a dtype that stays, or the second step would retrace."""
     array = jnp.asarray(value)
-    return array.astype(array.dtype) if array.weak_type else array
+    number = jnp.issubdtype(array.dtype, np.number)  # a PRNG key is none
+    return array.astype(array.dtype) if number and array.weak_type else array
 
 
 def described(tree: PyTree) -> Mapping[str, str]:

@@ -145,7 +145,9 @@ class Program:
         value = value + quartic * times(square, square).sum(-1)
         for m in self.graph.reads(name):
             other = times(theta[m], theta[m])
-            value = value + times(own @ cross[m], theta[m]).sum(-1) + theta[m] @ pulls[m]
+            value = (
+                value + times(own @ cross[m], theta[m]).sum(-1) + theta[m] @ pulls[m]
+            )
             value = value + 0.5 * quartic * times(square, other).sum(-1)
             value = value + 0.25 * quartic * times(other, other).sum(-1)
         return value
@@ -188,7 +190,9 @@ class Program:
         """Take central differences of fourth order, by default of the total cost."""
         function = function or functools.partial(self.total, name)
         epsilon = 2e-3
-        shifts = epsilon * np.concatenate([k * np.eye(self.size) for k in (1, -1, 2, -2)])
+        shifts = epsilon * np.concatenate(
+            [k * np.eye(self.size) for k in (1, -1, 2, -2)]
+        )
         points = {n: x[:, None] + np.zeros_like(shifts) for n, x in theta.items()}
         values = function({**points, name: points[name] + shifts})[0]
         up, down, up2, down2 = np.split(values, 4)
@@ -226,9 +230,7 @@ class Program:
 
 GRAPHS = {
     "bilevel": Graph(("t", "c"), {"t": ["c"]}, {"c": ["t"]}),
-    "two lowers": Graph(
-        ("t", "a", "b"), {"t": ["a", "b"]}, {"a": ["t"], "b": ["t"]}
-    ),
+    "two lowers": Graph(("t", "a", "b"), {"t": ["a", "b"]}, {"a": ["t"], "b": ["t"]}),
     "two uppers": Graph(("s", "t", "c"), {"s": ["c"], "t": ["c"]}, {"c": ["s", "t"]}),
     "uncoupled reader": Graph(("t", "p", "c"), {"t": ["c"]}, {"c": ["p"], "p": ["t"]}),
     "three levels": Graph(

@@ -494,8 +494,9 @@ def last_draw_cost(params, weights, batch, key, step, mean):
     """Depend on all that a step draws: batch, dropout, count and moving average."""
     kept = jax.random.bernoulli(key, 0.5, params.shape)
     features = batch["x"] - mean[None]
-    fit = jnp.mean((jnp.tanh(features @ (kept * params)) - batch["y"]) ** 2)
-    return fit + 0.1 * jnp.sum(jnp.exp(weights) * params**2) / (1.0 + step)
+    scaled = kept * params * jnp.exp(weights)
+    fit = jnp.mean((jnp.tanh(features @ scaled) - batch["y"]) ** 2)
+    return (1.0 + 1.0 / (1.0 + step)) * fit + 0.5 * jnp.sum(params**2)
 
 
 def last_draw_loss(params, batch, ctx):

@@ -164,6 +164,12 @@ class TestSchedule:
         assert graph.order == ("a", "b", "c")
         assert graph.layer_of == {"a": 0, "b": 1, "c": 2}
 
+    def test_layers_go_by_period_before_depth(self):
+        l2u = {"a": ["b"], "b": ["c"], "d": ["e"]}
+        graph = graph_of("abcde", {}, l2u, {"d": 6})
+        assert graph.layers == (("a", "d"), ("b",), ("c",), ("e",))
+        assert graph.layer_period == (1, 1, 1, 6)
+
     def test_depth_counts_the_longest_chain(self):
         graph = graph_of(*SKIP_EDGE)
         assert graph.depth == {"t": 2, "p": 1, "c": 0}

@@ -161,6 +161,10 @@ class TestOptimizer:
         message = "problem 'inner': opt_state holds something that is no array"
         refuses(TypeError, message, opt_state=(object(),))
 
+    def test_state_that_holds_a_key(self):
+        tx = optax.add_noise(0.1, 0.5, jax.random.key(0))
+        assert create(tx=tx).opt_state.rng_key == jax.random.key(0)
+
     def test_state_to_go_on_from(self):
         _, state = ADAM.update(jnp.ones(2), ADAM.init(jnp.ones(2)))
         problem = create(tx=ADAM, opt_state=jax.tree.map(np.asarray, state))

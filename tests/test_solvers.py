@@ -68,7 +68,12 @@ def product(A, like):
     return lambda x: unravel(A @ ravel_pytree(x)[0])
 
 
-@functools.partial(jax.jit, static_argnames=("solver",))
+# Most of the time of these tests is spent in the compiler.
+@functools.partial(
+    jax.jit,
+    static_argnames=("solver",),
+    compiler_options={"xla_backend_optimization_level": 0},
+)
 def solve(solver, A, b, guess=None):
     return solver(product(A, b), b, guess)
 
@@ -99,14 +104,19 @@ def test_solution(name, kind, tree):
 def test_damping_is_added_to_the_diagonal_and_a_guess_changes_nothing(name):
     b = TREES["nested"]
     A = matrix("definite", 5)
-    solver = dataclasses.replace(SOLVERS[name], damping=0.3)
+    solver = dataclasses.replace(SOLVERS[name], damping=0.25)
     x, info = solve(solver, A, b, jax.tree.map(lambda leaf: 3.0 + leaf, b))
-    assert relative(x, np.linalg.solve(A + 0.3 * np.eye(5), flat(b))) < 1e-10
+    assert relative(x, np.linalg.solve(A + 0.25 * np.eye(5), flat(b))) < 1e-10
     assert info.get("residual", 0.0) < 1e-10
     zero = jax.tree.map(jnp.zeros_like, b)
     x, info = solve(solver, A, zero, b)
     np.testing.assert_allclose(flat(x), np.zeros(5), atol=1e-10)
     assert info.get("residual", 0.0) == 0.0
+    ones = jax.tree.map(jnp.ones_like, b)
+    x, info = solve(solver, 0.75 * np.eye(5), ones, ones)
+    if name in ("CG", "GMRES", "BiCGStab"):
+        np.testing.assert_array_equal(flat(x), np.ones(5))
+        assert info == {"residual": 0.0, "iterations": 1}
 
 
 def textbook_cg(A, b, x, iterations):
@@ -171,27 +181,30 @@ def test_identity_returns_the_right_hand_side():
 
 @pytest.mark.parametrize("restart", [None, 2])
 def test_gmres_minimizes_the_residual_over_each_space(restart):
+    """One of six products goes to the guess."""
     b = TREES["mixed"]
     A = matrix("general", 7)
-    x = np.zeros(7)
+    x = np.ones(7)
     for length in {None: [5], 2: [2, 2, 1]}[restart]:
         r = flat(b) - A @ x
         K = np.stack([np.linalg.matrix_power(A, i) @ r for i in range(length)], 1)
         x = x + K @ np.linalg.lstsq(A @ K, r, rcond=None)[0]
-    actual, info = solve(GMRES(iterations=5, restart=restart), A, b)
+    guess = jax.tree.map(jnp.ones_like, b)
+    actual, info = solve(GMRES(iterations=6, restart=restart), A, b, guess)
     np.testing.assert_allclose(flat(actual), x, rtol=1e-9)
     residual = np.linalg.norm(flat(b) - A @ x) / np.linalg.norm(flat(b))
     np.testing.assert_allclose(info["residual"], residual, rtol=1e-9)
-    assert info["iterations"] == 5
+    assert info["iterations"] == 6
 
 
 def test_gmres_solves_where_no_shorter_space_helps():
     shift = np.roll(np.eye(5), 1, axis=0)
-    b = jnp.eye(5)[0]
-    x, info = solve(GMRES(iterations=4), shift, b)
-    np.testing.assert_allclose(info["residual"], 1.0)
-    x, info = solve(GMRES(iterations=5), shift, b)
-    np.testing.assert_allclose(x, shift.T @ b, atol=1e-14)
+    vector, unravel = ravel_pytree(TREES["nested"])
+    b = np.eye(5)[0]
+    for solver, residual in ((GMRES(iterations=4), 1.0), (GMRES(), 0.0)):
+        x, info = solve(solver, shift, unravel(b.astype(vector.dtype)))
+        np.testing.assert_allclose(info["residual"], residual, atol=1e-15)
+    np.testing.assert_allclose(flat(x), shift.T @ b, atol=1e-14)
 
 
 # Stopping
@@ -199,7 +212,7 @@ def test_gmres_solves_where_no_shorter_space_helps():
 
 @pytest.mark.parametrize(
     "solver",
-    [CG(25), CG(9, unroll=True), GMRES(25), GMRES(25, restart=4), BiCGStab(25)],
+    [CG(25), CG(9, unroll=True), GMRES(25), BiCGStab(25)],
     ids=repr,
 )
 def test_tolerance_stops_at_the_first_residual_below_it(solver):
@@ -215,15 +228,6 @@ def test_tolerance_stops_at_the_first_residual_below_it(solver):
     _, info = solve(dataclasses.replace(solver, iterations=before), A, b)
     assert info["residual"] > 0.03
     assert info["iterations"] == before * per_iteration
-
-
-@pytest.mark.parametrize("solver", [CG(tolerance=0.1), GMRES(), BiCGStab()])
-def test_a_guess_that_is_the_solution_stays(solver):
-    A = np.diag([1.0, 2.0, 4.0])
-    x, info = solve(solver, A, A @ jnp.ones(3), jnp.ones(3))
-    np.testing.assert_array_equal(x, np.ones(3))
-    assert info["residual"] == 0.0
-    assert info["iterations"] == 1
 
 
 UNROLLED = [CG(2, unroll=True), GMRES(2, unroll=True), BiCGStab(2, unroll=True)]
@@ -248,7 +252,6 @@ def test_zero_right_hand_side(solver, A):
         (GMRES(500), jnp.float32),
         (GMRES(500, restart=2), jnp.float64),
         (BiCGStab(500), jnp.float32),
-        (BiCGStab(500), jnp.float64),
     ],
     ids=repr,
 )
@@ -260,7 +263,8 @@ def test_far_past_convergence(solver, dtype):
     tolerance = 100 * jnp.finfo(dtype).eps
     assert relative(x, np.linalg.solve(A.astype(float), flat(b))) < tolerance
     assert 0 <= info["residual"] < tolerance
-    assert info["iterations"] <= 1000
+    if isinstance(solver, GMRES | BiCGStab):
+        assert info["iterations"] <= 40
 
 
 def test_cg_stops_where_the_inner_products_underflow():
@@ -273,8 +277,16 @@ def test_cg_stops_where_the_inner_products_underflow():
         assert np.isfinite(info["residual"])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("solver", [CG(20), GMRES(20), BiCGStab(20)], ids=repr)
+@pytest.mark.parametrize(
+    ("solver", "dtype"),
+    [
+        (CG(20), jnp.float32),
+        (CG(20), jnp.float64),
+        (GMRES(20), jnp.float32),
+        (BiCGStab(20), jnp.float32),
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize(
     ("A", "b"),
     [
@@ -285,6 +297,10 @@ def test_cg_stops_where_the_inner_products_underflow():
         ([[0.0, 1.0], [1.0, 0.0]], [1.0, 0.0]),
         ([[0.0, 1.0], [1.0, 0.0]], [1.0, 1e-20]),
         ([[0.0, 1.0], [1.0, 0.0]], [1e10, 1e-25]),
+        ([[0.0, 1e10], [1e10, 0.0]], [1.0, 1e-20]),
+        ([[1e-20, 1.0], [1.0, 0.0]], [1.0, 0.0]),
+        ([[1e-20, 1e10], [1e10, 1.0]], [1.0, 0.0]),
+        ([[1e-35, 1.0], [1.0, 1.0]], [1.0, 0.0]),
         ([[0.0, 1.0], [-1.0, 0.0]], [1.0, 1.0]),
         (np.diag([1e-30, 1e-25]), [1.0, 1e10]),
         (np.diag([1e30, 1e-30]), [1.0, 1.0]),
@@ -296,14 +312,44 @@ def test_finite_on_hard_systems(solver, A, b, dtype):
     assert np.isfinite(x).all()
 
 
+def test_cg_ends_at_a_direction_without_curvature():
+    x, info = solve(CG(20), jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([1.0, 0.0]))
+    np.testing.assert_array_equal(x, [0.0, 0.0])
+    assert info == {"residual": 1.0, "iterations": 1}
+
+
 def test_singular_systems_are_solved_as_far_as_they_go():
-    A = np.diag([1.0, 2.0, 0.0])
-    x, info = solve(GMRES(), A, jnp.array([1.0, 2.0, 0.0]))
-    np.testing.assert_allclose(x, [1.0, 1.0, 0.0], atol=1e-14)
-    _, info = solve(GMRES(), A, jnp.ones(3))
-    np.testing.assert_allclose(info["residual"], 1 / np.sqrt(3))
-    x, _ = solve(Dense(damping=1e-9), A, jnp.array([1.0, 2.0, 0.0]))
-    np.testing.assert_allclose(x, [1.0, 1.0, 0.0], atol=1e-8)
+    A = np.diag([1.0, 2.0, 3.0, 4.0, 0.0])
+    unravel = ravel_pytree(TREES["nested"])[1]
+    inside = unravel(jnp.array([1.0, 2.0, 3.0, 4.0, 0.0]))
+    x, _ = solve(GMRES(), A, inside)
+    np.testing.assert_allclose(flat(x), [1.0, 1.0, 1.0, 1.0, 0.0], atol=1e-14)
+    _, info = solve(GMRES(), A, unravel(jnp.ones(5)))
+    np.testing.assert_allclose(info["residual"], 1 / np.sqrt(5))
+    short = unravel(jnp.array([0.3, 0.7, 0.0, 0.0, 0.9]))
+    x, info = solve(GMRES(), A, short)
+    true = np.linalg.norm(flat(short) - A @ flat(x)) / np.linalg.norm(flat(short))
+    np.testing.assert_allclose(info["residual"], true)
+    np.testing.assert_allclose(flat(x)[:4], [0.3, 0.35, 0.0, 0.0], atol=1e-14)
+    assert np.linalg.norm(flat(x)) < 10
+    assert info["iterations"] == 3
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.normal(size=(40, 40)))[0]
+    A = Q * np.repeat([1.0, 3.0, 10.0, 0.0], 10) @ Q.T
+    b = jnp.asarray(rng.normal(size=40))
+    x, info = solve(GMRES(), A, b)
+    best = np.linalg.norm(b - A @ (np.linalg.pinv(A) @ b))
+    true = np.linalg.norm(b - A @ x)
+    assert true < 1.1 * best
+    np.testing.assert_allclose(info["residual"], true / np.linalg.norm(b), rtol=0.1)
+
+
+def test_damping_makes_a_singular_system_regular():
+    A = np.diag([1.0, 2.0, 3.0, 4.0, 0.0])
+    unravel = ravel_pytree(TREES["nested"])[1]
+    inside = unravel(jnp.array([1.0, 2.0, 3.0, 4.0, 0.0]))
+    x, _ = solve(Dense(damping=1e-9), A, inside)
+    np.testing.assert_allclose(flat(x), [1.0, 1.0, 1.0, 1.0, 0.0], atol=1e-8)
 
 
 # Properties
@@ -333,13 +379,12 @@ def test_solutions_scale_with_the_right_hand_side(seed, kind, power):
 @hypothesis.given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-12, 1e-3, 1e9]))
 def test_gmres_residual_falls_and_is_true(seed, scale):
     """Also for a matrix far from norm 1."""
-    rng = np.random.default_rng(seed)
-    A = scale * rng.normal(size=(6, 6))
-    b = jnp.asarray(rng.normal(size=6))
+    A = scale * np.random.default_rng(seed).normal(size=(5, 5))
+    b = TREES["nested"]
     last = 1.0
-    for iterations in (2, 4, 6):
+    for iterations in (2, 4):
         x, info = solve(GMRES(iterations), A, b)
-        true = np.linalg.norm(b - A @ x) / np.linalg.norm(b)
+        true = np.linalg.norm(flat(b) - A @ flat(x)) / np.linalg.norm(flat(b))
         assert info["residual"] <= last * (1 + 1e-12)
         np.testing.assert_allclose(info["residual"], true, atol=1e-9)
         last = info["residual"]
@@ -366,7 +411,7 @@ def test_vmap(name):
         lambda leaf: jnp.stack([leaf, 0 * leaf, 1 - leaf]), TREES["nested"]
     )
     solver = SOLVERS[name]
-    x, info = jax.jit(jax.vmap(functools.partial(solve, solver)))(A, b)
+    x, info = jax.vmap(functools.partial(solve, solver))(A, b)
     for i in range(3):
         one, report = solve(solver, A[i], jax.tree.map(lambda leaf, i=i: leaf[i], b))
         mine = jax.tree.map(lambda leaf, i=i: leaf[i], x)
@@ -377,8 +422,9 @@ def test_vmap(name):
 def objective(solve_system, kind, moving):
     """Return a scalar function of t: of the solution of a system that t moves.
 
-    `moving`: "matrix", all of it; "block", only the rows and columns of one leaf;
-    "leaf", one leaf of b, and only the other leaf of the solution is read.
+    `moving`: "matrix", all of it; "block", only the rows and columns of one leaf, and
+    the function is linear in the solution; "leaf", one leaf of b, and only the other
+    leaf of the solution is read.
     """
     like = {"a": jnp.array([1.0, -2.0]), "s": jnp.array(0.5)}
     fixed = matrix(kind, 3)
@@ -388,8 +434,11 @@ def objective(solve_system, kind, moving):
         A = fixed + (0.0 if moving == "leaf" else 0.2 * jnp.sin(t)) * block
         b = {"a": like["a"], "s": jnp.cos(t) if moving == "leaf" else like["s"]}
         x = solve_system(A, b, jax.tree.map(lambda leaf: t * leaf, like))
+        weights = jnp.array([1.0, 2.0])
+        if moving == "block":
+            return jnp.sum(x["a"] * weights) - x["s"]
         rest = 0.0 if moving == "leaf" else jnp.sin(x["s"])
-        return jnp.sum(jnp.sin(x["a"]) * jnp.array([1.0, 2.0])) - rest
+        return jnp.sum(jnp.sin(x["a"]) * weights) - rest
 
     return function
 
@@ -401,7 +450,6 @@ def dense_system(A, b, guess):
 
 
 ORDERS = {
-    "value": lambda f: f,
     "grad": jax.grad,
     "jvp": lambda f: lambda t: jax.jvp(f, (t,), (1.0,))[1],
     "grad of grad": lambda f: jax.grad(jax.grad(f)),
@@ -417,11 +465,8 @@ def orders(f):
 @pytest.mark.parametrize(
     ("solver", "kind", "symmetric", "guessed", "moving"),
     [
-        (CG(4), "definite", True, True, "leaf"),
-        (Dense(), "symmetric", True, True, "block"),
-        (Dense(), "general", False, True, "leaf"),
+        (CG(4), "definite", True, True, "block"),
         (Dense(), "general", False, True, "block"),
-        (Dense(), "general", False, False, "block"),
         (Dense(), "general", False, False, "leaf"),
     ],
 )
@@ -455,7 +500,7 @@ def test_gradient_agrees_with_central_differences(solver, kind, symmetric):
     dense = objective(dense_system, kind, "matrix")
     difference = (dense(0.7 + 1e-5) - dense(0.7 - 1e-5)) / 2e-5
     np.testing.assert_allclose(value, dense(0.7), rtol=1e-9)
-    np.testing.assert_allclose(gradient, difference, rtol=1e-8)
+    np.testing.assert_allclose(gradient, difference, rtol=1e-8, atol=1e-10)
 
 
 def test_derivatives_inside_scan_vmap_and_checkpoint():
@@ -484,11 +529,16 @@ def test_a_derivative_starts_at_zero_whatever_the_guess():
     def solution(b):
         return linear_solve(solver, lambda x: A @ x, b, guess, symmetric=True)[0]
 
-    x, dx = jax.jvp(solution, (b,), (db,))
+    @jax.jit
+    def derivatives(b, db):
+        _, pullback = jax.vjp(solution, b)
+        return *jax.jvp(solution, (b,), (db,)), *pullback(db)
+
+    x, dx, cotangent = derivatives(b, db)
     np.testing.assert_allclose(x, solve(solver, A, b, guess)[0])
-    np.testing.assert_allclose(dx, solve(solver, A, db)[0])
-    _, pullback = jax.vjp(solution, b)
-    np.testing.assert_allclose(pullback(db)[0], solve(solver, A, db)[0])
+    expected, _ = solve(solver, A, db)
+    np.testing.assert_allclose(dx, expected)
+    np.testing.assert_allclose(cotangent, expected)
 
 
 def test_identity_has_the_derivative_of_the_identity():
@@ -555,8 +605,21 @@ def test_no_product_is_wasted(solver, guessed, products):
 
 
 @pytest.mark.parametrize(
-    ("solver", "products"), [(CG(3), 4), (GMRES(3), 3), (BiCGStab(2), 5)]
+    "solver", [CG(50, tolerance=1e-3), GMRES(50, restart=2)], ids=repr
 )
+def test_no_product_is_made_after_the_end(solver):
+    made = []
+
+    def matvec(x):
+        jax.debug.callback(lambda: made.append(1))
+        return jnp.array([1.0, 2.0, 3.0]) * x
+
+    _, info = jax.jit(lambda b: solver(matvec, b))(jnp.ones(3))
+    jax.effects_barrier()
+    assert len(made) == info["iterations"] < 50
+
+
+@pytest.mark.parametrize(("solver", "products"), [(CG(3), 4), (BiCGStab(2), 5)])
 def test_reports_are_true(solver, products):
     b = TREES["mixed"]
     A = matrix("general", 7)
@@ -759,10 +822,10 @@ def test_programs_without_convolution_stay_rolled():
 
 
 ITERATIVE = [
-    CG(3),
-    CG(4, tolerance=0.2),
-    Neumann(3, step=0.4),
-    GMRES(3, restart=2),
+    CG(2),
+    CG(3, tolerance=0.2),
+    Neumann(2, step=0.4),
+    GMRES(2),
     BiCGStab(2),
 ]
 

@@ -44,8 +44,8 @@ class BiCGStab:
         >>> from mlox.solvers import BiCGStab
         >>> A = jnp.array([[2.0, 1.0], [0.0, 3.0]])
         >>> x, info = BiCGStab()(lambda x: A @ x, jnp.array([3.0, 3.0]))
-        >>> print(jnp.round(x, 3), info["iterations"])
-        [1. 1.] 4
+        >>> print(jnp.round(x), info["residual"] < 1e-6)
+        [1. 1.] True
     """
 
     iterations: int = 50
