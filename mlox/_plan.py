@@ -177,13 +177,20 @@ class Plan:
 
     @cached_property
     def _depends_on(self) -> Mapping[str, frozenset[str]]:
-        """What each residual reads, through its tower if the problem has one."""
+        """What each residual reads, through its tower if the problem has one.
+
+        What reads an unrolled answer depends on the owner of its window.
+        """
         graph = self.graph
         depends = {n: self._responds_to(n) for n in graph.names}
         for name in self.coupled:
             inside = self.movers[name] | {name}
             depends[name] = inside.union(*(graph.reads(n) for n in inside))
-        return depends
+        windows = {n: frozenset(self._own(n)) for n in self.coupled}
+        return {
+            name: read.union(n for n, own in windows.items() if own & read)
+            for name, read in depends.items()
+        }
 
     def _blocks(self, members: Iterable[str]) -> tuple[Block, ...]:
         inside = frozenset(members)

@@ -5,8 +5,8 @@ that answers to it solved (or run) inside. Nothing here uses mlox or JAX but to 
 same costs to an engine: the arithmetic is NumPy on dual numbers, and nothing compiles.
 
 A dual number is an array whose first axis holds the coefficients of the products of
-units e_1, e_2, ... with e_i e_i = 0: of 1, e_1, e_2, e_1 e_2, e_3, ... Sums and products
-with constants are those of arrays. The coefficient of e in f(x + e) is df/dx, and a
+units e_1, e_2, ... with e_i e_i = 0: of 1, e_1, e_2, e_1 e_2, e_3, ... Sums, and
+products with constants, are those of arrays. The coefficient of e in f(x + e) is df/dx, and a
 derivative of a derivative takes one unit more.
 """
 
@@ -60,7 +60,7 @@ def slope(function: Function, theta: Theta, name: str) -> np.ndarray:
 def solved(residual: Function, theta: Theta, names: Sequence[str]) -> Theta:
     """Solve residual = 0 for the parameters of some problems by Newton's method.
 
-    The Jacobian is that of the leading coefficients, kept once the steps are small; each
+    The Jacobian is that of the leading coefficients, kept once steps are small; each
     iteration then settles one more order of the others.
     """
     sizes = np.cumsum([theta[n].shape[-1] for n in names])[:-1]
@@ -137,7 +137,7 @@ class Program:
             )
 
     def cost(self, name, theta, times=times):
-        """Evaluate the cost of a problem: dual numbers, or JAX arrays by another times."""
+        """Evaluate the cost of a problem: of dual numbers, or of JAX arrays."""
         matrix, linear, cross, pulls = self.parts[name]
         own, quartic = theta[name], self.quartic[name]
         square = times(own, own)

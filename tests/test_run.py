@@ -447,7 +447,7 @@ def test_a_loss_that_fails_in_the_first_trace_leaves_the_state(engine):
 
     wrong = make_engine(loss)
     start = wrong.init()
-    with pytest.raises(mlox.RunError, match="cycle 1 of 1000.*in the loss") as caught:
+    with pytest.raises(mlox.RunError, match=r"cycle 1 of 1000.*in the loss") as caught:
         wrong.run(start, {"inner": BATCHES}, loggers=[collect])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert caught.value.state is start

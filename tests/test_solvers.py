@@ -263,8 +263,8 @@ def test_far_past_convergence(solver, dtype):
     tolerance = 100 * jnp.finfo(dtype).eps
     assert relative(x, np.linalg.solve(A.astype(float), flat(b))) < tolerance
     assert 0 <= info["residual"] < tolerance
-    if isinstance(solver, GMRES | BiCGStab):
-        assert info["iterations"] <= 40
+    most = {GMRES: 40, BiCGStab: 12}.get(type(solver), 500)
+    assert info["iterations"] <= most
 
 
 def test_cg_stops_where_the_inner_products_underflow():
@@ -301,6 +301,8 @@ def test_cg_stops_where_the_inner_products_underflow():
         ([[1e-20, 1.0], [1.0, 0.0]], [1.0, 0.0]),
         ([[1e-20, 1e10], [1e10, 1.0]], [1.0, 0.0]),
         ([[1e-35, 1.0], [1.0, 1.0]], [1.0, 0.0]),
+        ([[0.0, 3.0], [0.0, 1.0]], [1e10, -1.0]),
+        ([[-1.0, 0.0], [-1.0, 0.0]], [1e10, 1e15]),
         ([[0.0, 1.0], [-1.0, 0.0]], [1.0, 1.0]),
         (np.diag([1e-30, 1e-25]), [1.0, 1e10]),
         (np.diag([1e30, 1e-30]), [1.0, 1.0]),
@@ -308,8 +310,10 @@ def test_cg_stops_where_the_inner_products_underflow():
     ],
 )
 def test_finite_on_hard_systems(solver, A, b, dtype):
-    x, _ = solve(solver, jnp.asarray(A, dtype), jnp.asarray(b, dtype))
+    x, info = solve(solver, jnp.asarray(A, dtype), jnp.asarray(b, dtype))
     assert np.isfinite(x).all()
+    if isinstance(solver, BiCGStab) and max(b) < 1e19:
+        assert np.isfinite(info["residual"])
 
 
 def test_cg_ends_at_a_direction_without_curvature():

@@ -106,9 +106,11 @@ def _step(product: MatVec, shadow: Tree, enough: jax.Array, state: _State) -> _S
     rho_next = vdot(shadow, r_next)
     rr_next = vdot(r_next, r_next)
     beta = divide(rho_next, rho) * divide(alpha, omega)
-    sound = active & jnp.isfinite(rr_next) & jnp.isfinite(beta)
+    change = add_scaled(jax.tree.map(lambda leaf: alpha * leaf, p), omega, s)
+    finite = jnp.isfinite(rr_next) & jnp.isfinite(vdot(change, change))
+    sound = active & finite
     taken = _State(
-        add_scaled(add_scaled(x, alpha, p), omega, s),
+        add_scaled(x, 1.0, change),
         r_next,
         add_scaled(r_next, beta, add_scaled(p, -omega, v)),
         rho_next,

@@ -97,10 +97,11 @@ def _step(product: MatVec, enough: jax.Array, state: _State) -> _State:
 
     All guards are on scalars, so a vector costs what it costs without them. A final
     state has alpha = 0 for good. It is reached at a small residual, at a direction
-    without curvature (also if p.Ap underflows), and before anything overflows:
-    pp bounds <p, p> (as <r + beta p, r + beta p> <= 2 (rr + beta^2 pp), with equality
-    to the sum itself where r and p are orthogonal, which they are for a definite A),
-    thus alpha^2 pp bounds the change of x.
+    without curvature (also if p.Ap underflows), and before x overflows: pp bounds
+    <p, p>, as |r + beta p|^2 <= 2 (rr + beta^2 pp), so alpha^2 pp bounds the change of
+    x (both without the 2 if A is definite, since then r and p are orthogonal). What a
+    final step makes of r may be large, and A r must not overflow: that is so up to
+    |A| = 4e9 in float32, the fourth root of its largest number.
     """
     x, r, p, rr, pp, used = state
     active = pp > 0
