@@ -6,8 +6,8 @@ same costs to an engine: the arithmetic is NumPy on dual numbers, and nothing co
 
 A dual number is an array whose first axis holds the coefficients of the products of
 units e_1, e_2, ... with e_i e_i = 0: of 1, e_1, e_2, e_1 e_2, e_3, ... Sums, and
-products with constants, are those of arrays. The coefficient of e in f(x + e) is df/dx, and a
-derivative of a derivative takes one unit more.
+products with constants, are those of arrays. The coefficient of e in f(x + e) is df/dx,
+and a derivative of a derivative takes one unit more.
 """
 
 import functools

@@ -170,7 +170,6 @@ def _extend(
     h, w = _orthogonalize(basis, w)
     again, w = _orthogonalize(basis, w)
     below = jnp.sqrt(vdot(w, w))
-    below = jnp.where(below > tiny, below, 0)
     column = _dot(Q, _put(h + again, below, k + 1))
     corner = lax.dynamic_slice_in_dim(column, k, 2)
     diagonal = jnp.sqrt(vdot(corner, corner))
