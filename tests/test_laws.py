@@ -627,3 +627,322 @@ def test_a_method_of_the_users_own():
     fit = engine.init()["fit"].params
     expected = 0.2 * START - mixed_term(0.5 * (fit - 1.0), fit)
     assert error(gradient(engine, engine.init(), "penalty"), expected) < 1e-10
+
+
+# Closed forms
+
+
+@dataclasses.dataclass(frozen=True)
+class Closed:
+    """A bilevel problem with a known answer and hypergradient at the upper's `x`."""
+
+    upper: object
+    lower: object
+    x: np.ndarray
+    answer: np.ndarray
+    gradient: np.ndarray
+
+    def engine(self, method, **options):
+        x = mlox.Problem.create(
+            name="x",
+            params=self.x,
+            tx=optax.sgd(0.0),
+            loss_fn=lambda params, batch, ctx: self.upper(params, ctx.w.params),
+        )
+        w = mlox.Problem.create(
+            name="w",
+            params=self.answer,
+            tx=optax.sgd(0.4),
+            loss_fn=lambda params, batch, ctx: self.lower(params, ctx.x.params),
+            method=method,
+            **options,
+        )
+        return mlox.Engine([x, w], u2l={"x": ["w"]}, l2u={"w": ["x"]})
+
+
+def ridge(shape):
+    """Ridge regression; x is the logarithm of the penalty, of all or each weight."""
+    draw = np.random.default_rng(0).normal
+    A, b, B, c = (draw(size=s) for s in ((9, 3), 9, (5, 3), 5))
+    x = 0.3 * draw(size=shape)
+    hessian = A.T @ A / 9 + np.diag(np.broadcast_to(np.exp(x), 3))
+    w = np.linalg.solve(hessian, A.T @ b / 9)
+    multiplier = np.linalg.solve(hessian, B.T @ (B @ w - c))
+    response = -np.exp(x) * w * multiplier
+    return Closed(
+        lambda x, w: 0.5 * jnp.sum((B @ w - c) ** 2) + 0.1 * jnp.sum(x**2),
+        lambda w, x: jnp.sum((A @ w - b) ** 2) / 18 + 0.5 * jnp.exp(x) @ w**2
+        if shape
+        else jnp.sum((A @ w - b) ** 2) / 18 + 0.5 * jnp.exp(x) * jnp.sum(w**2),
+        x,
+        w,
+        0.2 * x + (response if shape else response.sum()),
+    )
+
+
+def quadratic():
+    """A quadratic upper over a quadratic lower, of different sizes."""
+    draw = np.random.default_rng(1).normal
+    root, D, E, a, x = (draw(size=s) for s in ((4, 4), (4, 3), (3, 4), 4, 3))
+    hessian = np.eye(4) + 0.1 * root @ root.T
+    w = np.linalg.solve(hessian, D @ x)
+    multiplier = np.linalg.solve(hessian, w - a + E.T @ x)
+    return Closed(
+        lambda x, w: 0.5 * jnp.sum((w - a) ** 2) + x @ E @ w + 0.5 * jnp.sum(x**2),
+        lambda w, x: 0.5 * w @ hessian @ w - w @ D @ x,
+        x,
+        w,
+        x + E @ w + D.T @ multiplier,
+    )
+
+
+CLOSED = {"ridge": ridge((3,)), "ridge, scalar": ridge(()), "quadratic": quadratic()}
+
+
+@pytest.mark.parametrize("case", CLOSED.values(), ids=CLOSED)
+@pytest.mark.parametrize(
+    ("method", "steps", "tolerance"),
+    [
+        (DENSE, 1, 1e-12),
+        (CG, 1, 1e-12),
+        (GMRES, 1, 1e-12),
+        (BICGSTAB, 1, 1e-12),
+        (mlox.Implicit(mlox.Neumann(iterations=150, step=0.4)), 1, 1e-6),
+        (mlox.Unrolled(), 150, 1e-6),
+    ],
+    ids=["dense", "cg", "gmres", "bicgstab", "neumann", "unrolled"],
+)
+def test_closed_forms(case, method, steps, tolerance):
+    engine = case.engine(method, unroll_steps=steps)
+    batches = without_data(engine)
+    found = quick(lambda s: engine.hypergradient(s, batches, "x"))(engine.init())
+    assert error(found[0], case.upper(case.x, case.answer)) < 1e-12
+    assert error(found[1], case.gradient) < tolerance
+
+
+# The methods that leave the Hessian out, against the formulas that define them
+
+
+def update_jacobian(tx, opt_state, params, gradient):
+    """Take central differences of the update that an optimizer makes of a gradient."""
+    update = jax.jit(lambda g: tx.update(g, opt_state, params)[0])
+    shifts = 1e-5 * np.eye(len(gradient))
+    return np.stack(
+        [(update(gradient + h) - update(gradient - h)) / 2e-5 for h in shifts], axis=-1
+    )
+
+
+def by_formula(program, method, theta, tx, opt_state):
+    """Return dC_t/dt - d/dt <lambda, dC_c/dc>, lambda as the method chooses it."""
+    upper, lower = (functools.partial(program.cost, name) for name in "tc")
+    direct, vector = (slope(upper, theta, name)[0] for name in "tc")
+    inner = lambda theta: slope(lower, theta, "c")
+    if isinstance(method, mlox.SAMA):
+        params = jnp.asarray(theta["c"][0])
+        jacobian = update_jacobian(tx, opt_state, params, inner(theta)[0])
+        vector = -jacobian.T @ vector
+    if isinstance(method, mlox.Implicit) or method.epsilon is None:
+        return direct - slope(lambda theta: inner(theta) @ vector, theta, "t")[0]
+    e = method.epsilon / np.linalg.norm(vector)
+    up, down = (
+        slope(lower, {**theta, "c": theta["c"] + s * e * vector}, "t")[0]
+        for s in (1, -1)
+    )
+    return direct - (up - down) / (2 * e)
+
+
+ADAM = optax.adam(0.1)
+CLIPPED = optax.chain(
+    optax.clip_by_global_norm(0.5), optax.adam(optax.exponential_decay(0.1, 1, 0.9))
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "tx"),
+    [
+        (mlox.Implicit(mlox.Identity()), MOMENTUM),
+        (mlox.FiniteDifference(), ADAM),
+        (mlox.FiniteDifference(epsilon=0.5), MOMENTUM),
+        (mlox.SAMA(), optax.sgd(0.1)),
+        (mlox.SAMA(), ADAM),
+        (mlox.SAMA(), optax.adamw(0.1, weight_decay=0.1)),
+        (mlox.SAMA(), CLIPPED),
+        (mlox.SAMA(epsilon=0.5), ADAM),
+    ],
+    ids=[
+        "identity",
+        "difference",
+        "difference, long",
+        "sama, sgd",
+        "sama, adam",
+        "sama, adamw",
+        "sama, clipped",
+        "sama, difference",
+    ],
+)
+def test_methods_without_a_hessian_are_their_formulas(method, tx):
+    """And the upper descends along what `hypergradient` returns."""
+    program = Program(BILEVEL)
+    lower, upper = {"tx": tx, "unroll_steps": 3}, {"tx": optax.sgd(1.0)}
+    engine = program.engine({"c": method}, c=lower, t=upper)
+    theta, batches = program.theta(), without_data(engine)
+    state = state_at(engine, theta)
+    after, found = quick(
+        lambda s: (engine.step(s, batches)[0], engine.hypergradient(s, batches, "t")[1])
+    )(state)
+    theta["c"] = np.asarray(after["c"].params)[None]
+    expected = by_formula(program, method, theta, tx, after["c"].opt_state)
+    assert error(found, expected) < 1e-8
+    assert error(state["t"].params - after["t"].params, found) < 1e-12
+
+
+# Nested graphs, against central differences of the fully solved nested problem
+
+
+@functools.cache
+def solved_problem(graph):
+    """Return a program, its solution and the derivative for its first problem."""
+    program = Program(GRAPHS[graph])
+    top = program.graph.names[0]
+    theta = program.stationary(top)
+    return program, theta, program.differences(top, theta)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_the_reference_agrees_with_itself(graph):
+    """Central differences against dual numbers, and every answer is stationary."""
+    program, theta, expected = solved_problem(graph)
+    top = program.graph.names[0]
+    assert error(slope(functools.partial(program.total, top), theta, top)[0], expected) < 1e-9
+    for name in program.graph.movers(top):
+        total = functools.partial(program.total, name)
+        assert np.abs(slope(total, theta, name)).max() < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("graph", "methods"),
+    [
+        *((graph, DENSE) for graph in GRAPHS),
+        *((g, AUTO) for g in ("bilevel", "uncoupled reader", "three levels", "siblings")),
+        *((graph, CG) for graph in ("two lowers", "two uppers")),
+        ("skip edge", GMRES),
+        ("lower of two levels", BICGSTAB),
+        ("two lowers", {"a": CG, "b": DENSE}),
+        ("diamond", {"c": CG, "p": DENSE, "q": DENSE}),
+        ("three levels", {"c": CG, "p": BICGSTAB}),
+    ],
+)
+def test_nested_problems(graph, methods):
+    program, theta, expected = solved_problem(graph)
+    engine = program.engine(methods)
+    found = hypergradient(engine, theta, program.graph.names[0])
+    assert error(found, expected) < 1e-9
+
+
+# Direct coupling: the sum over paths
+
+
+def along(program, theta, path):
+    """Apply Betty's rule to a path (k, ..., lower, k), with dense matrices.
+
+    The vector dC_k/dtheta starts at what k reads. Each member on the way down answers
+    by -(its partial Hessian)^{-1}, and hands on through its partial cross derivative.
+    """
+    vector = slope(functools.partial(program.cost, path[0]), theta, path[1])[0]
+    for name, upper in itertools.pairwise(path[1:]):
+        cost = functools.partial(program.cost, name)
+        partial = functools.partial(lambda c, n, x: slope(c, x, n), cost, name)
+        hessian, cross = (slope(partial, theta, n)[0] for n in (name, upper))
+        vector = -cross @ np.linalg.solve(hessian, vector)
+    return vector
+
+
+def sum_of_paths(engine, program, theta, name):
+    direct = slope(functools.partial(program.cost, name), theta, name)[0]
+    return direct + sum(along(program, theta, path) for path in engine.paths[name])
+
+
+@pytest.mark.parametrize(
+    "graph", ["three levels", "skip edge", "lower of two levels", "diamond"]
+)
+def test_direct_coupling_is_the_sum_over_paths(graph):
+    program = Program(GRAPHS[graph])
+    theta = program.theta()
+    engine = program.engine(DENSE, coupling="direct")
+    found = hypergradient(engine, theta, "t")
+    assert error(found, sum_of_paths(engine, program, theta, "t")) < 1e-10
+
+
+def test_direct_and_total_coupling_differ():
+    program, theta, expected = solved_problem("three levels")
+    engine = program.engine(DENSE, coupling="direct")
+    assert error(sum_of_paths(engine, program, theta, "t"), expected) > 0.01
+
+
+# Mixed methods, against central differences of the very program
+
+UNROLLED = mlox.Unrolled()
+DOWN = Graph(
+    ("t", "p", "c"), {"t": ["p", "c"], "p": ["c"]}, {"c": ["p"], "p": ["t"]}
+)
+
+
+def steps(program, name, count, before=lambda theta: theta):
+    """Return a loop of `MOMENTUM` on the total cost; `before` moves what is below."""
+
+    def run(theta):
+        for _ in range(count):
+            gradient = slope(functools.partial(program.total, name), theta, name)
+            theta = before(theta)
+            trace = gradient + 0.9 * theta[f"{name} trace"]
+            own = theta[name] - 0.1 * trace
+            theta = {**theta, name: own, f"{name} trace": trace}
+        return theta
+
+    return run
+
+
+def from_start(run, start):
+    """Return the loop from a constant start."""
+
+    def restarted(theta):
+        fixed = {}
+        for name, value in start.items():
+            fixed[name] = np.zeros_like(theta["t"])
+            fixed[name][0] += value
+        return run({**theta, **fixed})
+
+    return restarted
+
+
+def start_of(*names, seed=5):
+    draw = np.random.default_rng(seed).normal
+    traces = {f"{name} trace": np.zeros(2) for name in names}
+    return {name: 0.5 * draw(size=2) for name in names} | traces
+
+
+def exactly_solved(program, name):
+    """Make a cost quadratic with a unit Hessian: one step of sgd(1) solves it."""
+    _, *rest = program.parts[name]
+    program.parts[name] = (np.eye(2), *rest)
+    program.quartic[name] = 0.0
+    return program
+
+
+def unrolled_under_implicit(graph, count=3):
+    program, start = Program(graph), start_of("c")
+    program.run["c"] = from_start(steps(program, "c", count), start)
+    theta = program.stationary("t")
+    methods = {"c": UNROLLED, "p": DENSE, "q": DENSE}
+    engine = program.engine(methods, c={"tx": MOMENTUM, "unroll_steps": count})
+    return engine, {**theta, **at_point(start)}, program.differences("t", theta)
+
+
+def at_point(start):
+    return {name: value[None] for name, value in start.items()}
+
+
+MIXED = {
+    "unrolled under implicit": lambda: unrolled_under_implicit(GRAPHS["skip edge"]),
+    "unrolled under two": lambda: unrolled_under_implicit(SHARED),
+}
