@@ -337,6 +337,9 @@ def test_singular_systems_are_solved_as_far_as_they_go():
     np.testing.assert_allclose(flat(x)[:4], [0.3, 0.35, 0.0, 0.0], atol=1e-14)
     assert np.linalg.norm(flat(x)) < 10
     assert info["iterations"] == 3
+    x, info = solve(GMRES(), np.zeros((5, 5)), short)
+    np.testing.assert_array_equal(flat(x), np.zeros(5))
+    assert info == {"residual": 1.0, "iterations": 1}
     rng = np.random.default_rng(0)
     Q = np.linalg.qr(rng.normal(size=(40, 40)))[0]
     A = Q * np.repeat([1.0, 3.0, 10.0, 0.0], 10) @ Q.T
