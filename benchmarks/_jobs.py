@@ -53,8 +53,8 @@ class Job:
 
     @property
     def tiny(self) -> bool:
-        """Whether calling the step costs about as much as the step."""
-        return self.unroll * sum(x.size for x in jax.tree.leaves(self.lower)) < 100
+        """Whether calling the step costs a good part of the step."""
+        return sum(x.size for x in jax.tree.leaves(self.lower)) < 1000
 
 
 def logistic(unroll: int, method: Any, *, rows: int = 500, columns: int = 20) -> Job:
@@ -85,7 +85,7 @@ def logistic(unroll: int, method: Any, *, rows: int = 500, columns: int = 20) ->
         lower_loss=lower_loss,
         upper_loss=lambda lower, upper, batch: fit(lower, batch),
         lower=jnp.zeros(columns),
-        upper=jnp.full(columns, -3.0),
+        upper=jnp.full(columns, -3.0, jnp.float32),
         lower_tx=optax.sgd(0.1, momentum=0.9),
         upper_tx=optax.adam(0.01),
         batches={"lower": _stacked([draw()] * unroll), "upper": _stacked([draw()])},

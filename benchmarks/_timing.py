@@ -109,7 +109,7 @@ def alternated(
     """
     fastest = min(run(1).wall for run in runs)
     times = max(1, round(sample / fastest))
-    least = 5 if len(runs) * times * fastest < seconds else 3
+    least = 11 if len(runs) * times * fastest < seconds else 5
     rounds: list[list[Seconds]] = []
     end = time.perf_counter() + seconds
     while len(rounds) < least or time.perf_counter() < end:

@@ -34,7 +34,7 @@ class Options(NamedTuple):
         compilations: How often each program is compiled.
     """
 
-    seconds: float = 2.0
+    seconds: float = 1.5
     compilations: int = 3
 
 

@@ -284,7 +284,12 @@ class Cycle:
             else x
             for key, x in metrics.items()
         }
-        return below, kept, merged
+        # Counted outside, the steps of a loop cost it nothing.
+        counted = {
+            n: problem.replace(step=state[n].step + length * self.count(layer - 1, n))
+            for n, problem in below.items()
+        }
+        return counted, kept, merged
 
     def _checkpoint(self, layer: int, state: State) -> Any:
         """Choose the thriftiest of what the answers that are unrolled here ask for."""

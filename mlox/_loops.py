@@ -2,8 +2,7 @@
 
 XLA on CPU runs a convolution inside a `while` (so inside `lax.scan`, `fori_loop` and
 `while_loop`) 11 (jaxlib 0.10) to 30 times (0.12) slower than the same convolution
-outside of it, since only the latter reaches the multi-threaded kernel. A loop whose
-body holds one is therefore written out on CPU.
+outside of it. A loop whose body holds one is therefore written out on CPU.
 """
 
 from collections.abc import Callable, Iterable

@@ -248,7 +248,9 @@ class Objective:
             multiplier, info = self._solve(block, Unknowns(arrived, nothing), values)
             multipliers.params.update(multiplier.params)
             multipliers.multipliers.update(multiplier.multipliers)
-            metrics |= {f"{block.tops[0]}/{key}": x for key, x in info.items()}
+            metrics |= {
+                f"{block.tops[0]}/{key}": jnp.asarray(x) for key, x in info.items()
+            }
             touched = set(cotangents) if owners else self.plan.touched(block)
             reads = {n: values.params[n] for n in cotangents if n in touched}
             slopes = jax.grad(

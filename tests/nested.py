@@ -110,20 +110,19 @@ class Program:
 
     Attributes:
         graph: The graph.
-        run: How answers respond that are not solved: {name: function}, from the
-            parameters of all to those after its inner loop.
+        run: How answers respond that are not solved but run: {name: function}, from
+            the parameters of all problems to those after the inner loop of this one.
     """
 
     def __init__(
         self,
         graph: Graph,
-        run: Mapping[str, Callable[[Theta], Theta]] | None = None,
-        *,
         seed: int = 0,
         quartic: float = 0.1,
         size: int = 2,
     ) -> None:
-        self.graph, self.run, self.size = graph, run or {}, size
+        self.graph, self.size = graph, size
+        self.run: dict[str, Callable[[Theta], Theta]] = {}
         self.quartic = dict.fromkeys(graph.names, quartic)
         draw = np.random.default_rng(seed).normal
         self.parts = {}
@@ -132,8 +131,8 @@ class Program:
             self.parts[n] = (
                 1.5 * np.eye(size) + 0.2 * root @ root.T,
                 draw(size=size),
-                {m: 0.35 * draw(size=(size, size)) for m in graph.reads(n)},
-                {m: 0.3 * draw(size=size) for m in graph.reads(n)},
+                {m: 0.6 * draw(size=(size, size)) for m in graph.reads(n)},
+                {m: 0.6 * draw(size=size) for m in graph.reads(n)},
             )
 
     def cost(self, name, theta, times=times):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from mlox.methods._contract import Answer
 from mlox.methods._implicit import Implicit
 from mlox.solvers import Solver, System
 
 PyTree = Any
+Leaves = Sequence[Any]
+Tangent = Callable[[Leaves, Leaves, Mapping[int, jax.Array]], Leaves]
 
 
 def attach(
@@ -95,32 +97,66 @@ def attached(
     Returns:
         The answer.
     """
+    point, structure = jax.tree.flatten(jax.lax.stop_gradient(answer))
+    leaves, args_structure = jax.tree.flatten(args)
 
-    @jax.custom_jvp
-    def identity(point: PyTree, args: PyTree) -> PyTree:
-        del args
-        return point
+    def tangent(point: Leaves, args: Leaves, dots: Mapping[int, jax.Array]) -> Leaves:
+        y = jax.tree.unflatten(structure, point)
 
-    def rule(primals: Any, tangents: Any) -> tuple[PyTree, PyTree]:
-        # Starts from the attached point: or the second derivative of an answer would be
-        # taken at a constant.
-        point, args = identity(*primals), primals[1]
-        zeros = jax.tree.map(jnp.zeros_like, point)
-        leaves, structure = jax.tree.flatten(args)
-        dots = structure.flatten_up_to(tangents[1])
-        moving = [i for i, dot in enumerate(dots) if not isinstance(dot, SymbolicZero)]
-        if not moving:
-            return point, zeros
+        def of_moving(parts: Mapping[int, jax.Array]) -> PyTree:
+            changed = [parts.get(i, leaf) for i, leaf in enumerate(args)]
+            return residual(y, jax.tree.unflatten(args_structure, changed))
 
-        def of_moving(*parts: PyTree) -> PyTree:
-            changed = dict(enumerate(leaves)) | dict(zip(moving, parts, strict=True))
-            there = jax.tree.unflatten(structure, changed.values())
-            return residual(point, there)
+        there = jax.tree.unflatten(args_structure, args)
+        drift = jax.jvp(of_moving, ({i: args[i] for i in dots},), (dots,))[1]
+        zeros = jax.tree.map(jnp.zeros_like, y)
+        solve = jax.vjp(lambda v: adjoint(y, there, v), zeros)[1]
+        return [-leaf for leaf in jax.tree.leaves(solve(drift)[0])]
 
-        at, along = zip(*((leaves[i], dots[i]) for i in moving), strict=True)
-        drift = jax.jvp(of_moving, at, along)[1]
-        solve = jax.vjp(lambda v: adjoint(point, args, v), zeros)[1]
-        return point, jax.tree.map(operator.neg, solve(drift)[0])
+    found = _attach.bind(*point, *leaves, count=len(point), tangent=tangent)
+    return jax.tree.unflatten(structure, found)
 
-    identity.defjvp(rule, symbolic_zeros=True)
-    return identity(jax.lax.stop_gradient(answer), args)
+
+# A primitive of its own, since JAX 0.10 drops a `custom_jvp` rule where it splits the
+# body of a scan for reverse mode: the derivative of such a derivative is then that of a
+# constant. (JAX 0.12 keeps it.) A primitive is kept by every transformation.
+_attach = Primitive("attach")
+_attach.multiple_results = True
+
+
+@_attach.def_impl
+@_attach.def_abstract_eval
+def _identity(*leaves: Any, count: int, tangent: Tangent) -> list[Any]:
+    del tangent
+    return list(leaves[:count])
+
+
+def _jvp(
+    primals: Leaves, tangents: Leaves, *, count: int, tangent: Tangent
+) -> tuple[Leaves, Leaves]:
+    # Starts from the attached point: or the second derivative of an answer would be
+    # taken at a constant.
+    point = _attach.bind(*primals, count=count, tangent=tangent)
+    dots = {i: d for i, d in enumerate(tangents[count:]) if not isinstance(d, ad.Zero)}
+    if not dots:
+        return point, [jnp.zeros_like(leaf) for leaf in point]
+    return point, tangent(point, primals[count:], dots)
+
+
+def _batch(
+    axis: Any, leaves: Leaves, dims: Leaves, *, count: int, tangent: Tangent
+) -> tuple[Leaves, Leaves]:
+    if all(dim is None for dim in dims):
+        return _attach.bind(*leaves, count=count, tangent=tangent), dims[:count]
+    leaves = [
+        batching.bdim_at_front(leaf, dim, axis.size)
+        for leaf, dim in zip(leaves, dims, strict=True)
+    ]
+    mapped = jax.vmap(tangent, axis_name=axis.name, axis_size=axis.size)
+    found = _attach.bind(*leaves, count=count, tangent=mapped)
+    return found, [0] * count
+
+
+ad.primitive_jvps[_attach] = _jvp
+batching.fancy_primitive_batchers[_attach] = _batch
+mlir.register_lowering(_attach, mlir.lower_fun(_identity, multiple_results=True))

@@ -29,10 +29,12 @@ class GMRES:
     span of `r, A r, ..., A^(k-1) r`, with `r` the first residual: for any regular `A`,
     symmetric or not, definite or not. It stops by itself at a residual of machine
     precision, after as many products as there are unknowns (without restart), and
-    where the span no longer grows, which for a singular `A` may be early.
+    where the span no longer grows. On a singular `A` it takes the last iterate that is
+    not mere rounding, whose residual is about the least there is; but `x` may be large
+    unless damped.
 
-    The residual that is reported is that of the small least-squares problem, and
-    costs no product.
+    The residual that is reported is that of the small least-squares problem and a bound
+    of the rounding errors, and costs no product.
 
     Attributes:
         iterations: the largest number of products with `A` in all: one for a guess,
