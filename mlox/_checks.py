@@ -37,6 +37,14 @@ def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
     blocks = {b: n for n, r in plan.responses.items() for b in r.blocks}
     for block, upper in blocks.items():
         _check_block(block, upper, problems)
+    for upper, run, shared, solved in plan.clashes:
+        raise ValueError(
+            f"problems {run!r} and {solved!r} lead {shared!r}, which they share, "
+            f"and {upper!r} differentiates both answers: {run!r} is unrolled, but "
+            f"{solved!r} is not, so that the steps of {run!r} would take {solved!r} as "
+            "fixed. Give both mlox.Unrolled() or both mlox.Implicit(), or use "
+            "coupling='direct'."
+        )
     for name, layer in plan.window_of.items():
         method = problems[name].method
         steps = method.last_steps if isinstance(method, Unrolled) else None

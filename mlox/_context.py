@@ -20,6 +20,7 @@ class Neighbour:
         params: Its parameters.
         model_state: Its mutable state at present, or None.
         apply_fn: Its function (params, *args) -> output, or None.
+        name: Its name.
 
     Example:
         >>> from mlox import Neighbour
@@ -31,13 +32,14 @@ class Neighbour:
     params: PyTree
     model_state: PyTree
     apply_fn: Callable[..., Any] | None
+    name: str = ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the neighbour's function to its parameters and the arguments."""
         if self.apply_fn is None:
             raise ValueError(
-                "A neighbour without apply_fn was called. Pass apply_fn= to its "
-                "Problem.create, or use its params."
+                f"neighbour {self.name!r} was called, but has no apply_fn. Pass "
+                f"apply_fn= to Problem.create of {self.name!r}, or use its params."
             )
         return self.apply_fn(self.params, *args, **kwargs)
 

@@ -275,7 +275,7 @@ class Cycle:
             ({n: state[n] for n in names}, kept),
             xs,
             length,
-            self._checkpoint(layer, state),
+            self._checkpoint(layer, state, length),
             self.unroll,
         )
         merged = {
@@ -291,12 +291,12 @@ class Cycle:
         }
         return counted, kept, merged
 
-    def _checkpoint(self, layer: int, state: State) -> Any:
+    def _checkpoint(self, layer: int, state: State, length: int) -> Any:
         """Choose the thriftiest of what the answers that are unrolled here ask for."""
         order = ("none", "step", "segments")
         names = self.plan.graph.layers[layer]
         methods = (state[u].method for n in names for u in self.own(n))
-        asked = [m.checkpoint for m in methods if isinstance(m, Unrolled)]
+        asked = [m.keeps(length) for m in methods if isinstance(m, Unrolled)]
         return max(asked, key=order.index, default="none")
 
     def cuts(self, layer: int, state: State, length: int) -> dict[str, int]:

@@ -183,7 +183,7 @@ class Engine:
         return _jitted(self.traced, donate)
 
     def hypergradient(
-        self, state: State, batches: Batches, name: str
+        self, state: State, batches: Batches, name: str | Problem
     ) -> tuple[jax.Array, PyTree]:
         """Return the total gradient of a problem's cost, without an update.
 
@@ -194,7 +194,7 @@ class Engine:
         Args:
             state: {name: Problem}.
             batches: As for `step`.
-            name: The problem.
+            name: The problem, or its name.
 
         Returns:
             The loss, and a pytree like the problem's params.
@@ -202,6 +202,7 @@ class Engine:
         Raises:
             ValueError: If the problem is unknown, or as for `step`.
         """
+        name = name.name if isinstance(name, Problem) else name
         if name not in self.names:
             raise ValueError(
                 f"hypergradient of {name!r}: no such problem; the engine has "

@@ -20,7 +20,7 @@ MAX_PATHS = 12
 def explain(plan: Plan, problems: Sequence[Problem]) -> str:
     """Describe graph, schedule, methods, linear systems and paths in a text."""
     cycle = max(plan.graph.period.values())
-    lines = [f"{len(problems)} problems, {cycle} ticks in a cycle"]
+    lines = [f"{_count(len(problems), 'problem')}, {_count(cycle, 'tick')} in a cycle"]
     by_name = {problem.name: problem for problem in problems}
     for name in reversed(plan.graph.order):
         lines += ["", *_problem_lines(plan, by_name[name])]
@@ -30,14 +30,16 @@ def explain(plan: Plan, problems: Sequence[Problem]) -> str:
 def mermaid(plan: Plan, problems: Sequence[Problem]) -> str:
     """Draw the graph as a Mermaid diagram: solid l2u edges, dotted u2l edges."""
     lines = ["graph BT"]
+    # Names may be keywords of Mermaid, such as `end`: they are labels only.
+    key = {problem.name: f"p{i}" for i, problem in enumerate(problems)}
     for problem in problems:
         steps = plan.graph.steps_per_cycle[problem.name]
         label = f"{problem.name}<br/>{_times(steps)} per cycle"
         if problem.name in plan.moved:
             label += f"<br/>{problem.method}".replace('"', "'")
-        lines.append(f'  {problem.name}["{label}"]')
-    lines += [f"  {c} -->|answer| {p}" for c, p in plan.graph.l2u]
-    lines += [f"  {p} -.->|parameters| {c}" for p, c in plan.graph.u2l]
+        lines.append(f'  {key[problem.name]}["{label}"]')
+    lines += [f"  {key[c]} -->|answer| {key[p]}" for c, p in plan.graph.l2u]
+    lines += [f"  {key[p]} -.->|parameters| {key[c]}" for p, c in plan.graph.u2l]
     return "\n".join(lines)
 
 
@@ -45,7 +47,7 @@ def _problem_lines(plan: Plan, problem: Problem) -> list[str]:
     graph, name = plan.graph, problem.name
     steps = graph.steps_per_cycle[name]
     rows = [
-        ("steps", f"{_times(steps)} per cycle, every {graph.period[name]} ticks"),
+        ("steps", f"{_times(steps)} per cycle, {_every(graph.period[name])}"),
         ("reads uppers", ", ".join(graph.uppers(name))),
         ("reads lowers", ", ".join(graph.lowers(name))),
         ("answer", _answer(plan, problem)),
@@ -82,4 +84,12 @@ def _paths(paths: list[tuple[str, ...]]) -> list[str]:
 
 
 def _times(steps: int) -> str:
-    return "once" if steps == 1 else f"{steps} times"
+    return {1: "once", 2: "twice"}.get(steps, f"{steps} times")
+
+
+def _every(ticks: int) -> str:
+    return "every tick" if ticks == 1 else f"every {ticks} ticks"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -123,7 +123,7 @@ class Objective:
         draw = values.draws[name]
         problems = {n: values.draws[n].problem for n in self.plan.graph.reads(name)}
         neighbours = {
-            n: Neighbour(values.params[n], problem.model_state, problem.apply_fn)
+            n: Neighbour(values.params[n], problem.model_state, problem.apply_fn, n)
             for n, problem in problems.items()
         }
         ctx = Context(name, neighbours, draw.rng, draw.step, draw.model_state)

@@ -119,6 +119,23 @@ class Plan:
                 found.setdefault(answer, layer)
         return found
 
+    @cached_property
+    def clashes(self) -> tuple[tuple[str, str, str, str], ...]:
+        """List (k, u, c, j): an unrolled u that would respond to an implicit j unseen.
+
+        k moves both, and the answer of c, a lower of u, responds to j, which is not
+        below u. So u responds to j through c; but its steps take j as fixed.
+        """
+        return tuple(
+            (k, u, c, j)
+            for k, response in self.responses.items()
+            for u in response.own
+            for c in self.graph.order
+            if c in self.graph.below[u] & self.moved - self.unrolled
+            for j in response.implicit
+            if j in self._responds_to(c) - self.graph.below[u] - {u}
+        )
+
     def steps_per_round(self, name: str, layer: int) -> int:
         """Count the steps of a problem in one round below a layer."""
         return self.graph.layer_period[layer - 1] // self.graph.period[name]

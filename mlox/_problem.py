@@ -152,7 +152,8 @@ class Problem:
         updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
         return self.replace(
             params=optax.apply_updates(self.params, updates),
-            opt_state=opt_state,
+            # Some transformations promote their state among parameters of mixed dtypes.
+            opt_state=jax.tree.map(_like, opt_state, self.opt_state),
             model_state=model_state,
             step=self.step + 1,
         )
@@ -296,6 +297,11 @@ def _array(value: Any) -> jax.Array:
     array = jnp.asarray(value)
     number = jnp.issubdtype(array.dtype, np.number)  # a PRNG key is none
     return array.astype(array.dtype) if number and array.weak_type else array
+
+
+def _like(new: Any, old: jax.Array) -> jax.Array:
+    array = jnp.asarray(new)
+    return array if array.dtype == old.dtype else array.astype(old.dtype)
 
 
 def described(tree: PyTree) -> Mapping[str, str]:

@@ -185,6 +185,16 @@ class TestSystems:
         assert "Give both the same, e.g. mlox.Implicit(mlox.GMRES())" in message
         assert self.diamond(*methods, coupling="direct").names == tuple("tpqc")
 
+    def test_tops_one_of_which_is_unrolled(self):
+        methods = mlox.Implicit(), mlox.Unrolled()
+        with pytest.raises(ValueError, match="which they share") as caught:
+            self.diamond(*methods)
+        message = str(caught.value)
+        assert "'q' and 'p' lead 'c'" in message
+        assert "'t' differentiates both answers: 'q' is unrolled, but 'p' is" in message
+        assert "Give both mlox.Unrolled() or both mlox.Implicit()" in message
+        assert self.diamond(*methods, coupling="direct").names == tuple("tpqc")
+
 
 class TestUnrolledChecks:
     ROOT_FREE = optax.adam(0.1, eps_root=0.0)
@@ -294,6 +304,13 @@ class TestArguments:
             traced(engine, state=state)
         assert "Build a new Engine with the changed problem" in str(caught.value)
 
+    def test_changed_coupling(self):
+        engine = chain([None, mlox.FiniteDifference(), None], [1, 1, 1])
+        state = engine.init()
+        state["p"] = state["p"].replace(method=mlox.Implicit())
+        with pytest.raises(ValueError, match="'p': method or unroll_steps in the sta"):
+            traced(engine, state=state)
+
     def test_changed_solver_that_does_not_fit(self):
         engine = chain([None, None, None], [1, 1, 1])
         state = engine.init()
@@ -338,7 +355,7 @@ class TestLosses:
             traced(self.engine(lambda params, batch, ctx: read(ctx).params.sum()))
 
     def test_neighbour_without_a_function(self):
-        message = "A neighbour without apply_fn was called. Pass apply_fn= to its"
+        message = "neighbour 'outer' was called, but has no apply_fn. Pass apply_fn= to"
         with pytest.raises(ValueError, match=message):
             traced(self.engine(lambda params, batch, ctx: ctx.outer(params)))
 
@@ -942,7 +959,7 @@ class TestExplanations:
         top = self.section("s")
         assert top["steps"] == "once per cycle, every 12 ticks"
         assert top["path"] == "s <- t <- s"
-        assert self.section("c")["steps"].startswith("12 times per cycle, every 1 tick")
+        assert self.section("c")["steps"] == "12 times per cycle, every tick"
         assert self.section("p")["path"] == "p <- c <- p"
 
     def test_explain_says_how_answers_are_differentiated(self):
@@ -965,14 +982,17 @@ class TestExplanations:
     def test_mermaid_has_every_node_and_edge(self):
         header, *lines = self.ENGINE.mermaid().split("\n")
         assert header == "graph BT"
-        node = re.compile(r'  (\w+)\["([^"\[\]]+)"\]')
+        node = re.compile(r'  (p\d)\["(\w)<br/>([^"\[\]]+)"\]')
         edge = re.compile(r"  (\w+) (-->\|answer\||-\.->\|parameters\|) (\w+)")
         nodes = [found for line in lines if (found := node.fullmatch(line))]
         edges = [found for line in lines if (found := edge.fullmatch(line))]
         assert len(nodes) + len(edges) == len(lines)
-        assert [found[1] for found in nodes] == list("stpc")
-        assert "12 times per cycle" in nodes[-1][2]
-        solid = {(e[1], e[3]) for e in edges if e[2].startswith("-->")}
-        dotted = {(e[1], e[3]) for e in edges if e[2].startswith("-.")}
+        assert [found[2] for found in nodes] == list("stpc")
+        assert "12 times per cycle" in nodes[-1][3]
+        name = {found[1]: found[2] for found in nodes}
+        pairs = {e[2][:2]: set() for e in edges}
+        for e in edges:
+            pairs[e[2][:2]].add((name[e[1]], name[e[3]]))
+        solid, dotted = pairs["--"], pairs["-."]
         assert solid == {("c", "p"), ("p", "t"), ("t", "s")}
         assert dotted == {("s", "t"), ("t", "p"), ("p", "c")}

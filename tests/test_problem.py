@@ -319,6 +319,25 @@ class TestPytree:
             create().params = jnp.zeros(2)
 
 
+class TestUpdated:
+    def test_dtypes_of_the_optimizers_state_stay(self):
+        params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2, jnp.float32)}
+        tx = optax.inject_hyperparams(optax.adam)(optax.constant_schedule(0.1))
+        before = create(params=params, tx=tx)
+        after = before.updated(params, None)
+        kinds = [jax.tree.map(lambda x: x.dtype, p.opt_state) for p in (before, after)]
+        assert kinds[0] == kinds[1]
+        assert all(x.max() < 1 for x in jax.tree.leaves(after.params))
+
+    def test_a_typed_key_in_the_optimizers_state(self):
+        def update(grads, key, params=None):
+            return grads, jax.random.split(key)[0]
+
+        tx = optax.GradientTransformation(lambda params: jax.random.key(0), update)
+        after = create(params=jnp.ones(2), tx=tx).updated(jnp.ones(2), None)
+        assert jnp.issubdtype(after.opt_state.dtype, jax.dtypes.prng_key)
+
+
 def step_of(loss_fn, **parts):
     """Trace a step of one problem; nothing is compiled."""
     engine = mlox.Engine([create(loss_fn=loss_fn, **parts)])
@@ -441,11 +460,11 @@ class TestContext:
 
     def test_neighbour_without_a_function(self):
         message = (
-            "A neighbour without apply_fn was called. Pass apply_fn= to its "
-            "Problem.create, or use its params."
+            "neighbour 'fit' was called, but has no apply_fn. Pass apply_fn= to "
+            "Problem.create of 'fit', or use its params."
         )
         with pytest.raises(ValueError, match=re.escape(message)):
-            mlox.Neighbour(2.0, None, None)(3.0)
+            mlox.Neighbour(2.0, None, None, "fit")(3.0)
 
     def test_protocols_of_python_find_no_neighbour(self):
         assert dataclasses.replace(self.CTX, step=1).step == 1

@@ -12,6 +12,10 @@ import jax
 Body = Callable[[Any, Any], tuple[Any, Any]]
 Checkpoint = Literal["none", "step", "segments"]
 
+# Rounds from which segments are the default: below, running them again doubles the time
+# to compile, and saves little.
+MANY = 16
+
 
 @dataclass(frozen=True)
 class Unrolled:
@@ -29,6 +33,7 @@ class Unrolled:
             intermediate value of every step. "step": the state at every step, and the
             step is run again. "segments": the states at the ends of about sqrt(T)
             segments, and segments are run again; the least memory, O(sqrt(T)) states.
+            None: "segments" in windows of 16 rounds or more, "none" in shorter ones.
 
     References:
         Maclaurin, Duvenaud and Adams, Gradient-based Hyperparameter Optimization
@@ -39,11 +44,11 @@ class Unrolled:
     Example:
         >>> import mlox
         >>> mlox.Unrolled(last_steps=5)
-        Unrolled(last_steps=5, checkpoint='segments')
+        Unrolled(last_steps=5, checkpoint=None)
     """
 
     last_steps: int | None = None
-    checkpoint: Checkpoint = "segments"
+    checkpoint: Checkpoint | None = None
 
     def __post_init__(self) -> None:
         steps = self.last_steps
@@ -54,11 +59,17 @@ class Unrolled:
                 f"Unrolled(last_steps={steps!r}): expected a positive integer, the "
                 "number of last steps to differentiate, or None for all."
             )
-        if self.checkpoint not in ("none", "step", "segments"):
+        if self.checkpoint not in (None, "none", "step", "segments"):
             raise ValueError(
-                f"Unrolled(checkpoint={self.checkpoint!r}): expected 'none', 'step' or "
-                "'segments'."
+                f"Unrolled(checkpoint={self.checkpoint!r}): expected 'none', 'step', "
+                "'segments', or None to choose by the length of the window."
             )
+
+    def keeps(self, rounds: int) -> Checkpoint:
+        """Return what is kept of a window of so many rounds."""
+        if self.checkpoint is None:
+            return "segments" if rounds >= MANY else "none"
+        return self.checkpoint
 
 
 def checkpointed_scan(
