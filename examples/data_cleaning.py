@@ -92,7 +92,7 @@ def build(images: np.ndarray, seed: int, weighted: bool) -> mlox.Engine:
         params=classifier.init(key, images[:1], train=False),
         tx=sgd,
         loss_fn=weighted_loss if weighted else plain_loss,
-        method=mlox.Unrolled(checkpoint="none"),  # faster, and 5 small steps fit
+        method=mlox.Unrolled(),
         unroll_steps=UNROLL,
         rng=seed,
     )
