@@ -12,6 +12,7 @@ from mlox._trail import RunError as RunError
 from mlox._trail import RunInterrupted as RunInterrupted
 from mlox.methods import SAMA as SAMA
 from mlox.methods import Answer as Answer
+from mlox.methods import Detached as Detached
 from mlox.methods import FiniteDifference as FiniteDifference
 from mlox.methods import Implicit as Implicit
 from mlox.methods import Method as Method

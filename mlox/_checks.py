@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlox._arguments import check_opt_state
 from mlox._cycle import Batches, State
 from mlox._graph import Graph
 from mlox._plan import Block, Plan
-from mlox._problem import Problem, check_opt_state
-from mlox.methods import Unrolled, reach
+from mlox._problem import Problem
+from mlox.methods import Iterative, Unrolled, reach
 from mlox.solvers import System
 
 
@@ -34,6 +35,13 @@ def check_problems(problems: Any) -> None:
 
 def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
     """Refuse methods that cannot serve where their problems stand."""
+    for name, problem in problems.items():
+        if problem.reset is not None and name not in plan.graph.inner_layer:
+            raise ValueError(
+                f"problem {name!r} has reset=, which says where its inner loop starts, "
+                "but no inner loop, since no upper reads its answer. Add "
+                f"l2u={{{name!r}: [...]}}, or drop reset."
+            )
     blocks = {b: n for n, r in plan.responses.items() for b in r.blocks}
     for block, upper in blocks.items():
         _check_block(block, upper, problems)
@@ -86,12 +94,13 @@ def _check_block(block: Block, upper: str, problems: Mapping[str, Problem]) -> N
 def warn_of_adaptive(plan: Plan, problems: Sequence[Problem]) -> None:
     """Say so if an optimizer cannot be differentiated where a gradient is zero."""
     for problem in problems:
-        if problem.name not in plan.moved & plan.unrolled:
+        unrolled = isinstance(problem.method, Unrolled)
+        if not unrolled or problem.name not in plan.moved:
             continue
         zeros = jax.tree.map(jnp.zeros_like, problem.params)
         ones = jax.tree.map(jnp.ones_like, problem.params)
-        fresh = problem.replace(opt_state=problem.tx.init(problem.params))
-        slopes = jax.jit(fresh.pull_update)(zeros, ones)
+        fresh = problem.replace(opt_state=problem.optimizer.init(problem.params))
+        slopes = jax.jit(fresh.pull_update)(zeros, fresh.answer(ones))
         if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(slopes)):
             warnings.warn(
                 f"problem {problem.name!r} is Unrolled, but its optimizer has an "
@@ -114,7 +123,7 @@ def check_state(plan: Plan, state: State) -> None:
     check_methods(plan, state)
     steps = dict(zip(plan.graph.names, plan.graph.unroll_steps, strict=True))
     for name, problem in state.items():
-        unrolled = isinstance(problem.method, Unrolled)
+        unrolled = isinstance(problem.method, Iterative)
         coupling = reach(problem.method) > System.NONE
         kinds = (name in plan.unrolled, name in plan.coupling)
         if problem.unroll_steps != steps[name] or (unrolled, coupling) != kinds:
@@ -124,10 +133,10 @@ def check_state(plan: Plan, state: State) -> None:
                 "engine was built with. Build a new Engine with the changed problem; "
                 "the state can stay."
             )
-        check_opt_state(name, problem.tx, problem.params, problem.opt_state)
+        check_opt_state(name, problem.optimizer, problem.params, problem.opt_state)
 
 
-def check_batches(graph: Graph, batches: Batches) -> None:
+def check_batches(graph: Graph, state: State, batches: Batches) -> None:
     """Refuse batches that do not fit the schedule."""
     if not isinstance(batches, Mapping) or set(batches) != set(graph.names):
         given = sorted(batches) if isinstance(batches, Mapping) else batches
@@ -137,6 +146,11 @@ def check_batches(graph: Graph, batches: Batches) -> None:
         )
     for name, batch in batches.items():
         steps = graph.steps_per_cycle[name]
+        if batch is not None and state[name].sample is not None:
+            raise ValueError(
+                f"batches has data for {name!r}, which samples its own: pass None, or "
+                "make the problem without sample=."
+            )
         for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
             if np.shape(leaf)[:1] != (steps,):
                 raise ValueError(

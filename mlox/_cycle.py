@@ -11,15 +11,19 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mlox import _batches, _hooks
+from mlox._graph import Graph
 from mlox._objective import Draw, Gradient, Objective, Values
 from mlox._plan import Plan
 from mlox._problem import Problem
-from mlox.methods import Unrolled, checkpointed_scan
+from mlox._tree import merged
+from mlox.methods import Detached, Unrolled, checkpointed_scan
 
 PyTree = Any
 State = Mapping[str, Problem]
@@ -32,11 +36,13 @@ class Kept(NamedTuple):
 
     Attributes:
         before: The mutable state of each problem before its last step.
+        drawn: The last batch of each problem that samples its own.
         starts: For each problem whose last window will be run again, the problems
             below it when that window began.
     """
 
     before: dict[str, PyTree]
+    drawn: dict[str, PyTree]
     starts: dict[str, dict[str, Problem]]
 
 
@@ -72,7 +78,7 @@ class Rerun:
         self, state: State, kept: Kept, batches: Batches, params: Mapping[str, PyTree]
     ) -> dict[str, PyTree]:
         """Return the parameters that the rounds lead to."""
-        above = self.cycle.plan.graph.order[len(self.cycle.beneath(self.layer)) :]
+        above = self.cycle.plan.graph.order[len(self.cycle.graph.beneath(self.layer)) :]
         state = {
             **state,
             **{n: state[n].replace(params=params[n]) for n in above},
@@ -91,32 +97,39 @@ class Cycle:
     Attributes:
         plan: Which answers move.
         unroll: Whether loops are written out.
+        roll_back: Whether a window is a look-ahead: what is below is restored after it,
+            and makes one round for good.
     """
 
     plan: Plan
     unroll: bool
+    roll_back: bool = False
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the plan."""
+        return self.plan.graph
 
     @property
     def objective(self) -> Objective:
         """The objectives of the plan."""
         return Objective(self.plan)
 
-    def beneath(self, layer: int) -> tuple[str, ...]:
-        """List the problems of the layers below a layer."""
-        return tuple(n for names in self.plan.graph.layers[:layer] for n in names)
-
-    def count(self, layer: int, name: str) -> int:
-        """Count the steps of a problem in a window of a layer."""
-        graph = self.plan.graph
-        return graph.layer_period[layer] // graph.period[name]
-
     def fresh(self, state: State) -> Kept:
         """Make what is kept before anything has run; it is overwritten before use."""
-        layer_of = self.plan.graph.layer_of
+        layer_of = self.graph.layer_of
         return Kept(
             before={n: problem.model_state for n, problem in state.items()},
+            drawn={
+                n: jax.tree.map(
+                    lambda x: jnp.zeros(x.shape, x.dtype),
+                    jax.eval_shape(partial(_hooks.sampled, self.objective, n), state),
+                )
+                for n, problem in state.items()
+                if problem.sample is not None
+            },
             starts={
-                n: {m: state[m] for m in self.beneath(layer_of[n])}
+                n: {m: state[m] for m in self.graph.beneath(layer_of[n])}
                 for n in sorted(self.plan.windowed)
             },
         )
@@ -126,31 +139,91 @@ class Cycle:
     ) -> tuple[dict[str, Problem], Kept, Metrics]:
         """Run a window of a layer: the rounds below it, then its own updates."""
         ran = self.run_below(layer, state, kept, batches)
-        updated, before, metrics = {}, {}, ran.metrics
-        for name in self.plan.graph.layers[layer]:
-            # An implicit answer's loop is never differentiated: see Objective.attach.
-            cut = name in self.plan.moved - self.plan.unrolled
-            ran_here = jax.lax.stop_gradient(ran[:2]) if cut else ran[:2]
-            found, grads = self.gradient(
-                layer, name, Ran(*ran_here, {}, ran.pull), batches
-            )
-            problem = ran.state[name].updated(grads, found.model_state)
-            updated[name] = jax.lax.stop_gradient(problem) if cut else problem
-            before[name] = jax.lax.stop_gradient(ran.state[name].model_state)
-            metrics |= {f"{name}/{key}": value for key, value in found.metrics.items()}
-        kept = ran.kept._replace(before={**ran.kept.before, **before})
-        return {**ran.state, **updated}, kept, metrics
+        batches = _hooks.drawn(self.objective, layer, ran.state, batches)
+        updated, metrics = {}, ran.metrics
+        for name in self.graph.layers[layer]:
+            updated[name], found = self.updated(layer, name, ran, batches)
+            metrics |= {f"{name}/{key}": value for key, value in found.items()}
+        before = {n: jax.lax.stop_gradient(ran.state[n].model_state) for n in updated}
+        drawn = {n: batches[n] for n in updated if n in ran.kept.drawn}
+        kept = ran.kept._replace(
+            before={**ran.kept.before, **before}, drawn={**ran.kept.drawn, **drawn}
+        )
+        after = {**ran.state, **updated}
+        if self.roll_back and layer > 0:
+            after, kept = self.rolled_back(layer, state, after, kept, batches)
+        return after, kept, metrics
+
+    def updated(
+        self, layer: int, name: str, ran: Ran, batches: Batches
+    ) -> tuple[Problem, Metrics]:
+        """Make one optimizer step of a problem, unless it waits for one below."""
+        # An implicit answer's loop is never differentiated: see Objective.attach.
+        cut = name in self.plan.moved - self.plan.unrolled
+        ran_here = jax.lax.stop_gradient(ran[:2]) if cut else ran[:2]
+        ran = Ran(*ran_here, {}, ran.pull)
+        problem = ran.state[name]
+
+        def update() -> tuple[Problem, Metrics]:
+            found, grads = self.gradient(layer, name, ran, batches)
+            after = problem.updated(grads, found.model_state)
+            if isinstance(problem.method, Detached):
+                after = _hooks.passed(problem, after)
+            if name in self.plan.moved:
+                after = after.replace(params=problem.seen(after.params))
+            return after, found.metrics
+
+        def wait() -> tuple[Problem, Metrics]:
+            values = self.values(layer, name, ran, batches)
+            metrics = self.objective.cost(name, values)[1][0]
+            shapes = jax.eval_shape(update)[1]
+            nothing = {key: jnp.zeros(x.shape, x.dtype) for key, x in shapes.items()}
+            return problem, {**nothing, **metrics}
+
+        below = [ran.state[n] for n in self.graph.below[name]]
+        waits = [p.step > p.warmup_steps for p in below if p.warmup_steps > 0]
+        if waits:
+            after, metrics = jax.lax.cond(jnp.stack(waits).all(), update, wait)
+        else:
+            after, metrics = update()
+        return (jax.lax.stop_gradient(after) if cut else after), metrics
+
+    def rolled_back(
+        self, layer: int, before: State, after: State, kept: Kept, batches: Batches
+    ) -> tuple[dict[str, Problem], Kept]:
+        """Restore what is below a layer, and make one round for good.
+
+        The round takes the last batches of the window, under the problems of the layer
+        as they are now.
+        """
+        names = self.graph.layers[layer]
+        below = frozenset().union(*(self.graph.below[n] for n in names))
+        start = {
+            n: before[n] if n in below else problem for n, problem in after.items()
+        }
+        beneath = self.graph.beneath(layer)
+        steps = {n: self.graph.count(layer - 1, n) for n in beneath}
+        last = {
+            n: _batches.last(self.graph, layer, n, batches, steps[n]) for n in beneath
+        }
+        real, real_kept, _ = self.window(layer - 1, start, kept, last)
+
+        def chosen(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+            return {n: (new if n in below else old)[n] for n in old}
+
+        parts = itertools.starmap(chosen, zip(real_kept, kept, strict=True))
+        return chosen(real, after), Kept(*parts)
 
     def run_below(self, layer: int, state: State, kept: Kept, batches: Batches) -> Ran:
         """Run the rounds below a layer, with a pull-back where answers are unrolled."""
-        names = self.plan.graph.layers[layer]
+        names = self.graph.layers[layer]
         unrolling = [n for n in names if self.own(n)]
         answers = {u for n in names for u in self.own(n)}
 
         def run(params: Mapping[str, PyTree]) -> tuple[PyTree, PyTree]:
             moved = {n: state[n].replace(params=params[n]) for n in unrolling}
             ran = self.rounds(layer, {**state, **moved}, kept, batches)
-            below = {n: ran[0][n] for n in self.beneath(layer)}
+            below = {n: ran[0][n] for n in self.graph.beneath(layer)}
             return {u: below[u].params for u in answers}, (below, *ran[1:])
 
         params = {n: state[n].params for n in unrolling}
@@ -177,17 +250,18 @@ class Cycle:
         grads = found.params[name]
         if own := self.own(name):
             # Problems of one layer share the run; each pulls its own cotangents back.
-            layer_own = {u for n in self.plan.graph.layers[layer] for u in self.own(n)}
+            layer_own = {u for n in self.graph.layers[layer] for u in self.own(n)}
             nothing = {
                 u: jax.tree.map(jnp.zeros_like, ran.state[u].params) for u in layer_own
             }
-            (pulled,) = ran.pull({**nothing, **{u: found.params[u] for u in own}})
+            arrived = {u: merged(found.params[u], nothing[u]) for u in own}
+            (pulled,) = ran.pull({**nothing, **arrived})
             grads = jax.tree.map(jnp.add, grads, pulled[name])
         return found, grads
 
     def values(self, layer: int, name: str, ran: Ran, batches: Batches) -> Values:
         """Gather where a gradient is evaluated: each lower at its own last draw."""
-        beneath = self.beneath(layer)
+        beneath = self.graph.beneath(layer)
 
         def draw(n: str) -> Draw:
             problem = ran.state[n]
@@ -196,7 +270,8 @@ class Cycle:
             if n == name:
                 batch = batches[n]
             elif n in beneath:
-                batch = self.last(layer, n, batches, 1)
+                batch = _batches.last(self.graph, layer, n, batches, 1)
+                batch = ran.kept.drawn.get(n, batch)
                 step, model_state = problem.step - 1, ran.kept.before[n]
                 if n in self.plan.windowed:
                     window = self.again(layer, n, ran, batches)
@@ -204,7 +279,10 @@ class Cycle:
             return Draw(problem, batch, rng, step, model_state, window)
 
         return Values(
-            params={n: problem.params for n, problem in ran.state.items()},
+            params={
+                n: problem.seen(problem.params) if n in beneath else problem.params
+                for n, problem in ran.state.items()
+            },
             multipliers={},
             draws={n: draw(n) for n in ran.state},
         )
@@ -213,22 +291,15 @@ class Cycle:
         self, layer: int, name: str, ran: Ran, batches: Batches
     ) -> Callable[[Mapping[str, PyTree]], dict[str, PyTree]]:
         """Make the function that runs the last window of a lower again."""
-        own = self.plan.graph.layer_of[name]
+        own = self.graph.layer_of[name]
         start = ran.kept.starts[name]
-        steps = {n: self.count(own, n) for n in start}
+        steps = {n: self.graph.count(own, n) for n in start}
         return jax.tree_util.Partial(
             Rerun(self, own),
             {**ran.state, **start},
             ran.kept,
-            {n: self.last(layer, n, batches, steps[n]) for n in start},
+            {n: _batches.last(self.graph, layer, n, batches, steps[n]) for n in start},
         )
-
-    def last(self, layer: int, name: str, batches: Batches, steps: int) -> PyTree:
-        """Take the last batches of a problem in a window, without a unit axis."""
-        if self.count(layer, name) == 1:
-            return batches[name]
-        take = slice(-steps, None) if steps > 1 else -1
-        return jax.tree.map(lambda x: x[take], batches[name])
 
     def rounds(
         self, layer: int, state: State, kept: Kept, batches: Batches
@@ -240,11 +311,13 @@ class Cycle:
         """
         if layer == 0:
             return state, kept, {}
-        graph, names = self.plan.graph, self.beneath(layer)
+        state = _hooks.begun(self.objective, layer, state)
+        graph, names = self.graph, self.graph.beneath(layer)
         length = graph.layer_period[layer] // graph.layer_period[layer - 1]
         if length == 1:
             return self.window(layer - 1, state, kept, {n: batches[n] for n in names})
-        xs = {n: _split(batches[n], length, self.count(layer - 1, n)) for n in names}
+        counts = {n: graph.count(layer - 1, n) for n in names}
+        xs = {n: _batches.split(batches[n], length, counts[n]) for n in names}
         cuts = self.cuts(layer, state, length)
         edges = sorted({0, length, *cuts.values()})
         parts = []
@@ -263,7 +336,7 @@ class Cycle:
     def _scan(
         self, layer: int, state: State, kept: Kept, xs: Batches, length: int
     ) -> tuple[dict[str, Problem], Kept, Metrics]:
-        names = self.beneath(layer)
+        names = self.graph.beneath(layer)
 
         def body(carry: tuple[State, Kept], x: Batches) -> tuple[Any, Metrics]:
             below, kept = carry
@@ -280,13 +353,15 @@ class Cycle:
         )
         merged = {
             key: x.reshape(-1, *x.shape[2:])
-            if self.count(layer - 1, key.split("/")[0]) > 1
+            if self.graph.count(layer - 1, key.split("/")[0]) > 1
             else x
             for key, x in metrics.items()
         }
         # Counted outside, the steps of a loop cost it nothing.
         counted = {
-            n: problem.replace(step=state[n].step + length * self.count(layer - 1, n))
+            n: problem.replace(
+                step=state[n].step + length * self.graph.count(layer - 1, n)
+            )
             for n, problem in below.items()
         }
         return counted, kept, merged
@@ -294,7 +369,7 @@ class Cycle:
     def _checkpoint(self, layer: int, state: State, length: int) -> Any:
         """Choose the thriftiest of what the answers that are unrolled here ask for."""
         order = ("none", "step", "segments")
-        names = self.plan.graph.layers[layer]
+        names = self.graph.layers[layer]
         methods = (state[u].method for n in names for u in self.own(n))
         asked = [m.keeps(length) for m in methods if isinstance(m, Unrolled)]
         return max(asked, key=order.index, default="none")
@@ -302,9 +377,10 @@ class Cycle:
     def cuts(self, layer: int, state: State, length: int) -> dict[str, int]:
         """Find the round in which the derivative of each unrolled answer begins."""
         cuts = {}
-        for u in (u for n in self.plan.graph.layers[layer] for u in self.own(n)):
+        for u in (u for n in self.graph.layers[layer] for u in self.own(n)):
             method: Any = state[u].method
-            steps = method.last_steps if self.plan.window_of[u] == layer else None
+            here = self.plan.window_of[u] == layer and isinstance(method, Unrolled)
+            steps = method.last_steps if here else None
             rounds = (
                 length
                 if steps is None
@@ -317,31 +393,13 @@ class Cycle:
         """List the unrolled answers that respond through a problem's own window."""
         return self.plan.responses[name].own
 
-    def entered(self, batches: Batches) -> Batches:
-        """Leave out the leading axis of problems that step once in a cycle."""
-        top = len(self.plan.graph.layers) - 1
-        return {
-            n: jax.tree.map(lambda x: x[0], batch) if self.count(top, n) == 1 else batch
-            for n, batch in batches.items()
-        }
-
-    def first(self, name: str, batches: Batches) -> Batches:
-        """Take the batches of the first window of a problem's layer."""
-        layer = self.plan.graph.layer_of[name]
-        names = (*self.beneath(layer), *self.plan.graph.layers[layer])
-        counts = {n: self.count(layer, n) for n in names}
-        return {
-            n: jax.tree.map(lambda x, c=count: x[0] if c == 1 else x[:c], batches[n])
-            for n, count in counts.items()
-        }
-
     def step(self, state: State, batches: Batches) -> tuple[State, Metrics]:
         """Run one cycle; batches and metrics have all their leading axes."""
-        top = len(self.plan.graph.layers) - 1
+        top = len(self.graph.layers) - 1
         state, _, metrics = self.window(
-            top, state, self.fresh(state), self.entered(batches)
+            top, state, self.fresh(state), _batches.entered(self.graph, batches)
         )
-        once = [n for n in self.plan.graph.names if self.count(top, n) == 1]
+        once = [n for n in self.graph.names if self.graph.count(top, n) == 1]
         return state, {
             key: value[None] if key.split("/")[0] in once else value
             for key, value in metrics.items()
@@ -351,26 +409,22 @@ class Cycle:
         self, state: State, batches: Batches, name: str
     ) -> tuple[jax.Array, PyTree]:
         """Return the loss and the hypergradient of a problem's first step."""
-        layer = self.plan.graph.layer_of[name]
-        batches = self.first(name, batches)
+        layer = self.graph.layer_of[name]
+        batches = _batches.first(self.graph, name, batches)
         ran = self.run_below(layer, state, self.fresh(state), batches)
+        batches = _hooks.drawn(self.objective, layer, ran.state, batches)
         found, grads = self.gradient(layer, name, ran, batches)
         return found.metrics["loss"], grads
 
     def cost(self, state: State, batches: Batches, name: str) -> jax.Array:
         """Evaluate the loss of a problem alone, for a look at its program."""
-        layer = self.plan.graph.layer_of[name]
+        layer = self.graph.layer_of[name]
         ran = Ran(dict(state), self.fresh(state), {}, lambda x: x)
-        values = self.values(layer, name, ran, self.first(name, batches))
+        batches = _batches.first(self.graph, name, batches)
+        batches = _hooks.drawn(self.objective, layer, state, batches)
+        values = self.values(layer, name, ran, batches)
         return self.objective.cost(name, values)[0]
 
     def unrolled(self, unroll: bool) -> Cycle:
         """Return the cycle with its loops written out, or not."""
         return dataclasses.replace(self, unroll=unroll)
-
-
-def _split(batch: PyTree, length: int, count: int) -> PyTree:
-    """Give a batch a leading axis of `length` rounds, without a unit axis behind."""
-    if count == 1:
-        return batch
-    return jax.tree.map(lambda x: x.reshape(length, count, *x.shape[1:]), batch)

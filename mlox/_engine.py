@@ -25,7 +25,7 @@ from mlox._plan import Plan
 from mlox._problem import Problem
 from mlox._run import run
 from mlox._step import Step
-from mlox.methods import Unrolled, reach
+from mlox.methods import Iterative, reach
 from mlox.solvers import System
 
 PyTree = Any
@@ -58,6 +58,9 @@ class Engine:
             its total objective, in which they respond; exact at any depth. "direct":
             it answers to the partial gradient of its cost, the rule of Betty; cheaper,
             and biased for three levels and more.
+        roll_back: Whether windows are look-aheads: after an upper has stepped, what is
+            below it is restored to the window's start and makes one round for good,
+            with the window's last batches and under the new upper.
         unroll_loops: Whether loops over steps are written out. None: only where a loss
             holds a convolution and the backend is the CPU, since XLA runs these 11 to
             30 times slower inside a loop there.
@@ -99,6 +102,7 @@ class Engine:
         l2u: Edges | None = None,
         *,
         coupling: Literal["total", "direct"] = "total",
+        roll_back: bool = False,
         unroll_loops: bool | None = None,
     ) -> None:
         check_problems(problems)
@@ -117,7 +121,8 @@ class Engine:
         check_methods(plan, {p.name: p for p in problems})
         warn_of_adaptive(plan, problems)
         object.__setattr__(self, "problems", tuple(problems))
-        object.__setattr__(self, "cycle", Cycle(plan, unroll=bool(unroll_loops)))
+        cycle = Cycle(plan, unroll=bool(unroll_loops), roll_back=bool(roll_back))
+        object.__setattr__(self, "cycle", cycle)
         object.__setattr__(self, "unroll_loops", unroll_loops)
 
     @property
@@ -359,7 +364,7 @@ def _named(kind: str, edges: Edges | None) -> dict[str, Sequence[str]]:
 def _plan(graph: Graph, problems: Sequence[Problem], total: bool) -> Plan:
     return Plan(
         graph=graph,
-        unrolled=frozenset(p.name for p in problems if isinstance(p.method, Unrolled)),
+        unrolled=frozenset(p.name for p in problems if isinstance(p.method, Iterative)),
         coupling=frozenset(p.name for p in problems if reach(p.method) > System.NONE),
         total=total,
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mlox._plan import Block, Plan
 from mlox._problem import Problem
-from mlox.methods import Unrolled
+from mlox.methods import Iterative
 from mlox.solvers import System
 
 SYSTEMS = {
@@ -65,7 +65,7 @@ def _answer(plan: Plan, problem: Problem) -> str:
     text = f"{problem.method}"
     if problem.name in plan.towers:
         return f"{text}, to its total objective: its lowers respond"
-    if plan.movers[problem.name] and not isinstance(problem.method, Unrolled):
+    if plan.movers[problem.name] and not isinstance(problem.method, Iterative):
         if problem.name in plan.coupled:
             return f"{text}, its unrolled lowers respond"
         return f"{text}, direct: its lowers are held fixed in its stationarity"

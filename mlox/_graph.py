@@ -100,6 +100,23 @@ class Graph:
         """The index of each problem's layer."""
         return {name: i for i, layer in enumerate(self.layers) for name in layer}
 
+    def beneath(self, layer: int) -> tuple[str, ...]:
+        """List the problems of the layers below a layer."""
+        return tuple(n for names in self.layers[:layer] for n in names)
+
+    def count(self, layer: int, name: str) -> int:
+        """Count the steps of a problem in a window of a layer."""
+        return self.layer_period[layer] // self.period[name]
+
+    @cached_property
+    def inner_layer(self) -> Mapping[str, int]:
+        """The layer whose window is the inner loop of a problem that has uppers."""
+        layers: dict[str, int] = {}
+        for lower, upper in self.l2u:
+            layer = self.layer_of[upper]
+            layers[lower] = min(layer, layers.get(lower, layer))
+        return layers
+
     @cached_property
     def layer_period(self) -> tuple[int, ...]:
         """The period of each layer."""

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from mlox._context import Context, Neighbour, split_loss
 from mlox._plan import Block, Plan
 from mlox._problem import Problem
+from mlox._tree import merged
 from mlox.methods import Answer, attached
 from mlox.solvers import Info
 
@@ -84,10 +85,18 @@ class Values(NamedTuple):
 
     def at(self, unknowns: Unknowns) -> Values:
         """Return the values with some of the unknowns replaced."""
-        return self._replace(
-            params={**self.params, **unknowns.params},
+        return self.moved(unknowns.params)._replace(
             multipliers={**self.multipliers, **unknowns.multipliers},
         )
+
+    def moved(self, answers: Params) -> Values:
+        """Return the values with the answers of some problems, or parts, replaced."""
+        params = {n: merged(part, self.params[n]) for n, part in answers.items()}
+        return self._replace(params={**self.params, **params})
+
+    def answer(self, name: str) -> PyTree:
+        """Return the parameters of a problem that respond to those above it."""
+        return self.draws[name].problem.answer(self.params[name])
 
 
 class Gradient(NamedTuple):
@@ -121,15 +130,20 @@ class Objective:
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
         """Evaluate the loss of a problem, with (metrics, model_state) beside it."""
         draw = values.draws[name]
+        ctx = self.context(name, values)
+        returned = draw.problem.loss_fn(values.params[name], draw.batch, ctx)
+        loss, metrics, model_state = split_loss(name, returned, draw.model_state)
+        return loss, (metrics, model_state)
+
+    def context(self, name: str, values: Values) -> Context:
+        """Make what the functions of a problem see besides their other arguments."""
+        draw = values.draws[name]
         problems = {n: values.draws[n].problem for n in self.plan.graph.reads(name)}
         neighbours = {
             n: Neighbour(values.params[n], problem.model_state, problem.apply_fn, n)
             for n, problem in problems.items()
         }
-        ctx = Context(name, neighbours, draw.rng, draw.step, draw.model_state)
-        returned = draw.problem.loss_fn(values.params[name], draw.batch, ctx)
-        loss, metrics, model_state = split_loss(name, returned, draw.model_state)
-        return loss, (metrics, model_state)
+        return Context(name, neighbours, draw.rng, draw.step, draw.model_state)
 
     def lagrangian(self, name: str, values: Values) -> jax.Array:
         """Evaluate L of a coupled problem, or the cost of one that is not."""
@@ -205,8 +219,9 @@ class Objective:
     ) -> Unknowns:
         """Pick the unknowns of a block, without the multipliers of one problem."""
         towers = [n for n in block.names if n in self.plan.towers and n != without]
+        part = values.answer if isinstance(values, Values) else values.params.get
         return Unknowns(
-            {n: values.params[n] for n in block.names},
+            {n: part(n) for n in block.names},
             {n: values.multipliers[n] for n in towers},
         )
 
@@ -232,12 +247,12 @@ class Objective:
         moving = (name, *response.implicit, *(() if rerun else response.own))
 
         def at(params: Params) -> Values:
-            there = values._replace(params={**values.params, **params})
-            return self._rerun(owners, there)
+            return self._rerun(owners, values.moved(params))
 
+        moved = {n: values.answer(n) for n in moving} | {name: values.params[name]}
         cotangents, (metrics, model_state) = jax.grad(
             lambda params: self.cost(name, at(params)), has_aux=True
-        )({n: values.params[n] for n in moving})
+        )(moved)
         multipliers = Unknowns({}, {})
         for block in reversed(response.blocks):
             arrived = {n: cotangents.pop(n) for n in block.names}
@@ -252,7 +267,7 @@ class Objective:
                 f"{block.tops[0]}/{key}": jnp.asarray(x) for key, x in info.items()
             }
             touched = set(cotangents) if owners else self.plan.touched(block)
-            reads = {n: values.params[n] for n in cotangents if n in touched}
+            reads = {n: moved[n] for n in cotangents if n in touched}
             slopes = jax.grad(
                 lambda params, block=block, multiplier=multiplier: self.pairing(
                     block, multiplier, at(params)
@@ -321,7 +336,6 @@ class Objective:
             own = self.plan.responses[name].own
             if own:
                 found = values.draws[name].window(values.params)
-                values = values._replace(
-                    params={**values.params, **{n: found[n] for n in own}}
-                )
+                ran = {n: values.draws[n].problem.seen(found[n]) for n in own}
+                values = values._replace(params={**values.params, **ran})
         return values

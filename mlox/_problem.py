@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from mlox._context import check_name
-from mlox.methods import Implicit, Method, Unrolled
+from mlox._arguments import (
+    check_callables,
+    check_hashable,
+    check_mask,
+    check_method,
+    check_opt_state,
+    check_optimizer,
+    check_params,
+    check_steps,
+    checked_key,
+    checked_model_state,
+    described,
+)
+from mlox._context import Context, check_name
+from mlox._tree import merged, pruned, strong
+from mlox.methods import Implicit, Iterative, Method
 
 PyTree = Any
 LossFn = Callable[..., Any]
+Mask = Callable[[PyTree], PyTree]
 
 
 @functools.partial(jax.tree_util.register_dataclass)
@@ -41,6 +55,8 @@ class Problem:
             neighbour's loss does, or None.
         method: How the problem's answer is differentiated by those above it.
         unroll_steps: Its steps per step of its uppers.
+        sample, reset, project, trainable, meta_trainable, warmup_steps: See
+            `Problem.create`.
 
     Example:
         >>> import jax.numpy as jnp, optax, mlox
@@ -63,8 +79,14 @@ class Problem:
     tx: optax.GradientTransformation = field(metadata={"static": True})
     loss_fn: LossFn = field(metadata={"static": True})
     apply_fn: Callable[..., Any] | None = field(metadata={"static": True})
-    method: Method | Unrolled = field(metadata={"static": True})
+    method: Method | Iterative = field(metadata={"static": True})
     unroll_steps: int = field(metadata={"static": True})
+    sample: Callable[..., Any] | None = field(metadata={"static": True})
+    reset: Callable[..., Any] | None = field(metadata={"static": True})
+    project: Callable[..., Any] | None = field(metadata={"static": True})
+    trainable: Mask | None = field(metadata={"static": True})
+    meta_trainable: Mask | None = field(metadata={"static": True})
+    warmup_steps: int = field(metadata={"static": True})
 
     @classmethod
     def create(
@@ -75,8 +97,14 @@ class Problem:
         tx: optax.GradientTransformation,
         loss_fn: LossFn,
         apply_fn: Callable[..., Any] | None = None,
-        method: Method | Unrolled | None = None,
+        method: Method | Iterative | None = None,
         unroll_steps: int = 1,
+        sample: Callable[[PyTree, Context], PyTree] | None = None,
+        reset: Callable[[PyTree, Context], PyTree] | None = None,
+        project: Callable[[PyTree], PyTree] | None = None,
+        trainable: Mask | None = None,
+        meta_trainable: Mask | None = None,
+        warmup_steps: int = 0,
         model_state: PyTree = None,
         rng: jax.Array | int | None = None,
         opt_state: PyTree = None,
@@ -95,6 +123,24 @@ class Problem:
             method: How the answer is differentiated by those above, e.g.
                 `mlox.Unrolled()`; None means `mlox.Implicit()`.
             unroll_steps: Steps per step of the uppers, a positive integer.
+            sample: (params, ctx) -> batch, makes the batch of each step inside the
+                compiled step, from a key of its own in ctx.rng: rollouts in an
+                environment, synthetic data. The batch is a constant: no derivative
+                flows through it. The problem then takes no data.
+            reset: (params, ctx) -> params, where each inner loop starts: whenever the
+                nearest problem above has stepped. It may read uppers (the
+                initialization that MAML learns), and `Unrolled` and `Detached`
+                differentiate through it. The optimizer starts afresh, too.
+            project: params -> params, after each update: onto a feasible set. Unrolling
+                differentiates through it; implicit methods do not know of it, and are
+                right where it is inactive at the answer.
+            trainable: params -> a pytree of bools like params, or a prefix of one: what
+                is trained. The rest is frozen, has no optimizer state, and is no
+                unknown of an implicit answer.
+            meta_trainable: The same, for what uppers see a derivative through: the rest
+                of the answer is trained, but taken as a constant from above.
+            warmup_steps: Those above wait until the problem has made more steps than
+                these.
             model_state: A pytree of arrays that the loss reads as ctx.model_state and
                 returns updated. It advances once for each step of the problem, never
                 because of a hypergradient.
@@ -109,27 +155,43 @@ class Problem:
             ValueError: If a part has a wrong value.
         """
         check_name(name)
-        _check_callables(name, loss_fn, apply_fn)
-        _check_optimizer(name, tx)
-        _check_steps(name, unroll_steps)
+        hooks = {
+            "apply_fn": apply_fn,
+            "sample": sample,
+            "reset": reset,
+            "project": project,
+            "trainable": trainable,
+            "meta_trainable": meta_trainable,
+        }
+        check_callables(name, loss_fn, hooks)
+        check_optimizer(name, tx)
+        check_steps(name, "unroll_steps", unroll_steps, least=1)
+        check_steps(name, "warmup_steps", warmup_steps, least=0)
         method = Implicit() if method is None else method
-        _check_method(name, method)
-        static = {"tx": tx, "loss_fn": loss_fn, "apply_fn": apply_fn, "method": method}
+        check_method(name, method)
+        static = {"tx": tx, "loss_fn": loss_fn, "method": method, **hooks}
         for what, value in static.items():
-            _check_hashable(name, what, value)
-        _check_params(name, params)
-        params = jax.tree.map(_array, params)
+            check_hashable(name, what, value)
+        check_params(name, params)
+        params = jax.tree.map(strong, params)
+        for what, mask in (
+            ("trainable", trainable),
+            ("meta_trainable", meta_trainable),
+        ):
+            check_mask(name, what, mask, params)
+        optimizer = _optimizer(tx, trainable)
         if opt_state is None:
-            opt_state = tx.init(params)
-        check_opt_state(name, tx, params, opt_state)
+            opt_state = optimizer.init(params)
+        check_opt_state(name, optimizer, params, opt_state)
         return cls(
             params=params,
-            opt_state=jax.tree.map(_array, opt_state),
-            model_state=_model_state(name, model_state),
-            rng=_key(name, rng),
+            opt_state=jax.tree.map(strong, opt_state),
+            model_state=checked_model_state(name, model_state),
+            rng=checked_key(name, rng),
             step=jnp.zeros((), jnp.int32),
             name=name,
             unroll_steps=unroll_steps,
+            warmup_steps=warmup_steps,
             **static,
         )
 
@@ -149,165 +211,84 @@ class Problem:
 
     def updated(self, grads: PyTree, model_state: PyTree) -> Problem:
         """Return the problem after one optimizer step."""
-        updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
+        updates, opt_state = self.optimizer.update(grads, self.opt_state, self.params)
+        params = optax.apply_updates(self.params, updates)
+        if self.project is not None:
+            params = self._alike("project", self.project(params))
         return self.replace(
-            params=optax.apply_updates(self.params, updates),
+            params=params,
             # Some transformations promote their state among parameters of mixed dtypes.
             opt_state=jax.tree.map(_like, opt_state, self.opt_state),
             model_state=model_state,
             step=self.step + 1,
         )
 
+    def restarted(self, ctx: Context) -> Problem:
+        """Return the problem at the start of an inner loop, as `reset` has it."""
+        if self.reset is None:
+            return self
+        params = self._alike("reset", self.reset(self.params, ctx))
+        return self.replace(params=params, opt_state=self.optimizer.init(params))
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer of what is trainable; the rest stays."""
+        return _optimizer(self.tx, self.trainable)
+
+    def answer(self, params: PyTree) -> PyTree:
+        """Return the part of `params` that responds to uppers, None for the rest.
+
+        What is frozen solves nothing; but it may respond through `reset`, where loops
+        are differentiated.
+        """
+        iterative = isinstance(self.method, Iterative)
+        part = params
+        for mask in (self.meta_trainable, None if iterative else self.trainable):
+            if mask is not None:
+                part = pruned(mask(params), part)
+        return part
+
+    def seen(self, params: PyTree) -> PyTree:
+        """Return `params`, constant where no upper sees a derivative through them."""
+        return merged(self.answer(params), jax.lax.stop_gradient(params))
+
+    def _alike(self, what: str, params: PyTree) -> PyTree:
+        found, expected = (
+            described(jax.eval_shape(lambda p: p, p)) for p in (params, self.params)
+        )
+        if found != expected:
+            raise ValueError(
+                f"problem {self.name!r}: {what} returned {found}; expected params as "
+                f"they were, {expected}."
+            )
+        return params
+
     def pull_update(self, gradient: PyTree, cotangent: PyTree) -> PyTree:
         """Return (du/dg)^T cotangent for the optimizer's next update u(g)."""
 
         def update(gradient: PyTree) -> PyTree:
-            return self.tx.update(gradient, self.opt_state, self.params)[0]
+            whole = merged(gradient, jax.tree.map(jnp.zeros_like, self.params))
+            updates = self.optimizer.update(whole, self.opt_state, self.params)[0]
+            return self.answer(updates)
 
         return jax.vjp(update, gradient)[1](cotangent)[0]
 
 
-def _check_callables(name: str, loss_fn: Any, apply_fn: Any) -> None:
-    for what, value in {"loss_fn": loss_fn, "apply_fn": apply_fn}.items():
-        if not callable(value) and not (what == "apply_fn" and value is None):
-            raise TypeError(
-                f"problem {name!r}: {what} is {value!r}; expected a function"
-                + (" (params, batch, ctx) -> loss." if what == "loss_fn" else ".")
-            )
+# One value for equal arguments, or every new problem would be compiled anew.
+@functools.lru_cache(maxsize=64)
+def _optimizer(
+    tx: optax.GradientTransformation, trainable: Mask | None
+) -> optax.GradientTransformation:
+    if trainable is None:
+        return tx
+    parts: dict[Hashable, Any] = {"trained": tx, "frozen": optax.set_to_zero()}
 
+    def labels(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda m: "trained" if m else "frozen", trainable(params))
 
-def _check_optimizer(name: str, tx: Any) -> None:
-    if not isinstance(tx, optax.GradientTransformation):
-        raise TypeError(
-            f"problem {name!r}: tx is {tx!r}; expected an optax transformation, e.g. "
-            "optax.sgd(0.1)."
-        )
-
-
-def _check_steps(name: str, unroll_steps: Any) -> None:
-    if (
-        not isinstance(unroll_steps, int | np.integer)
-        or isinstance(unroll_steps, bool)
-        or unroll_steps < 1
-    ):
-        raise ValueError(
-            f"problem {name!r}: unroll_steps must be a positive integer, got "
-            f"{unroll_steps!r}."
-        )
-
-
-def _check_method(name: str, method: Any) -> None:
-    known = "mlox.Implicit(mlox.CG()), mlox.Unrolled(), mlox.FiniteDifference()"
-    if isinstance(method, str | type):
-        raise TypeError(
-            f"problem {name!r}: method is {method!r}; expected a value such as {known}."
-        )
-    if isinstance(method, Unrolled):
-        return
-    lacking = [w for w in ("multiplier", "pairing") if w not in dir(method)]
-    if lacking:
-        raise TypeError(
-            f"problem {name!r}: method {method!r} lacks {' and '.join(lacking)}; "
-            f"expected a value such as {known}, or one of your own with the functions "
-            "of mlox.Method."
-        )
-
-
-def _check_hashable(name: str, what: str, value: Any) -> None:
-    try:
-        hash(value)
-    except TypeError as error:
-        raise TypeError(
-            f"problem {name!r}: {what} is not hashable ({error}). It is a static part "
-            "of the compiled step: keep arrays out of it, pass them in params, "
-            "model_state or the batch."
-        ) from error
-
-
-def _check_params(name: str, params: Any) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    if not leaves:
-        raise ValueError(
-            f"problem {name!r}: params are empty ({params!r}); expected a pytree with "
-            "at least one floating array."
-        )
-    for path, leaf in leaves:
-        where = f"problem {name!r}: params{jax.tree_util.keystr(path)}"
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
-            raise TypeError(
-                f"{where} is {leaf!r} of type {type(leaf).__name__}; expected a "
-                "floating array. Keep what is not trained out of params."
-            )
-        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
-            raise TypeError(
-                f"{where} has dtype {jnp.asarray(leaf).dtype}; expected a floating "
-                "dtype. Convert it, or keep it in model_state or the batch."
-            )
-
-
-def check_opt_state(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
-    """Refuse a state that the optimizer would not make for these parameters."""
-    expected = jax.eval_shape(tx.init, params)
-    try:
-        found = jax.eval_shape(lambda state: state, opt_state)
-    except TypeError as error:
-        raise TypeError(
-            f"problem {name!r}: opt_state holds something that is no array: {error}. "
-            "Make it with tx.init(params)."
-        ) from error
-    pairs = (described(found), described(expected))
-    if pairs[0] == pairs[1]:
-        pairs = (jax.tree.structure(found), jax.tree.structure(expected))
-    if pairs[0] != pairs[1]:
-        raise ValueError(
-            f"problem {name!r}: opt_state does not fit tx and params. Got {pairs[0]}, "
-            f"expected {pairs[1]}. Make it with tx.init(params), also whenever tx or "
-            "the shapes of params are replaced."
-        )
-
-
-def _model_state(name: str, given: PyTree) -> PyTree:
-    try:
-        return jax.tree.map(_array, given)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"problem {name!r}: model_state holds something that is no array: {error} "
-            "Expected a pytree of arrays, or None."
-        ) from error
-
-
-def _key(name: str, given: Any) -> jax.Array | None:
-    if given is None:
-        return None
-    if isinstance(given, int | np.integer) and not isinstance(given, bool):
-        return jax.random.key(int(given))
-    if isinstance(given, jax.Array):
-        if jnp.issubdtype(given.dtype, jax.dtypes.prng_key) and given.shape == ():
-            return given
-        if given.dtype == jnp.uint32 and given.ndim == 1:  # jax.random.PRNGKey
-            return given
-    raise TypeError(
-        f"problem {name!r}: rng is {given!r}; expected one PRNG key, e.g. "
-        "jax.random.key(0), an integer seed, or None."
-    )
-
-
-def _array(value: Any) -> jax.Array:
-    """Convert to an array of a dtype that stays, or the second step would retrace."""
-    array = jnp.asarray(value)
-    number = jnp.issubdtype(array.dtype, np.number)  # a PRNG key is none
-    return array.astype(array.dtype) if number and array.weak_type else array
+    return optax.partition(parts, labels)
 
 
 def _like(new: Any, old: jax.Array) -> jax.Array:
     array = jnp.asarray(new)
     return array if array.dtype == old.dtype else array.astype(old.dtype)
-
-
-def described(tree: PyTree) -> Mapping[str, str]:
-    """Describe a pytree: the shape and dtype of each leaf, by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in cast(list[tuple[Any, Any]], leaves)
-    }

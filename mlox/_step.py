@@ -36,7 +36,7 @@ class Step:
         """Check the arguments of a step, and decide whether loops are written out."""
         plan = self.cycle.plan
         check_state(plan, state)
-        check_batches(plan.graph, batches)
+        check_batches(plan.graph, state, batches)
         if self.unroll_loops is not None:
             return self.cycle
         looped = [n for n, steps in plan.graph.steps_per_cycle.items() if steps > 1]

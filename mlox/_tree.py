@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Tree: TypeAlias = Any
@@ -92,6 +93,61 @@ def linked(tree: Tree) -> Tree:
         return tree
     nothing = 0 * jax.tree.reduce(operator.add, [jnp.sum(leaf) for leaf in leaves])
     return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), tree)
+
+
+def merged(part: Tree, whole: Tree) -> Tree:
+    """Return `whole` with the leaves of `part` in place of its own.
+
+    Args:
+        part: a pytree like `whole`, with None for leaves that it lacks.
+        whole: a pytree.
+
+    Returns:
+        A pytree like `whole`.
+
+    Example:
+        >>> merged({"head": 1.0, "body": None}, {"head": 0.0, "body": 2.0})
+        {'body': 2.0, 'head': 1.0}
+    """
+    return jax.tree.map(
+        lambda new, old: old if new is None else new,
+        part,
+        whole,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def pruned(mask: Tree, tree: Tree) -> Tree:
+    """Return `tree` with None for the leaves where `mask` is False.
+
+    Args:
+        mask: a pytree of bools like `tree`, or a prefix of one.
+        tree: a pytree.
+
+    Returns:
+        What `merged` puts back.
+
+    Example:
+        >>> pruned({"head": True, "body": False}, {"head": 1.0, "body": [2.0, 3.0]})
+        {'body': [None, None], 'head': 1.0}
+    """
+
+    def part(kept: bool, subtree: Tree) -> Tree:
+        return subtree if kept else jax.tree.map(lambda _: None, subtree)
+
+    return jax.tree.map(part, mask, tree)
+
+
+def strong(value: Any) -> jax.Array:
+    """Return an array of a dtype that stays, as the carry of a loop needs.
+
+    Example:
+        >>> strong(1.0).weak_type
+        False
+    """
+    array = jnp.asarray(value)
+    number = jnp.issubdtype(array.dtype, np.number)  # a PRNG key is none
+    return array.astype(array.dtype) if number and array.weak_type else array
 
 
 def _widen(tree: Tree) -> Tree:

@@ -8,5 +8,7 @@ from mlox.methods._contract import reach as reach
 from mlox.methods._finite_difference import FiniteDifference as FiniteDifference
 from mlox.methods._implicit import Implicit as Implicit
 from mlox.methods._sama import SAMA as SAMA
+from mlox.methods._unrolled import Detached as Detached
+from mlox.methods._unrolled import Iterative as Iterative
 from mlox.methods._unrolled import Unrolled as Unrolled
 from mlox.methods._unrolled import checkpointed_scan as checkpointed_scan

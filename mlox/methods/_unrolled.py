@@ -72,6 +72,30 @@ class Unrolled:
         return self.checkpoint
 
 
+@dataclass(frozen=True)
+class Detached:
+    r"""Take the steps that led to an answer as constants: first order only.
+
+    theta_{t+1} = theta_t + constant, so that a derivative flows from the answer to the
+    start of its inner loop and nowhere else. Where the start depends on uppers through
+    `reset`, this is first-order MAML: the gradient at the adapted parameters serves as
+    that at their initialization. Without `reset` the answer is a constant.
+
+    References:
+        Finn, Abbeel and Levine, Model-Agnostic Meta-Learning, 2017; Nichol, Achiam and
+        Schulman, On First-Order Meta-Learning Algorithms, 2018.
+
+    Example:
+        >>> import mlox
+        >>> mlox.Detached()
+        Detached()
+    """
+
+
+Iterative = Unrolled | Detached
+"""The methods that differentiate the loop: their answers need no linear system."""
+
+
 def checkpointed_scan(
     body: Body, carry: Any, xs: Any, length: int, checkpoint: Checkpoint, unroll: bool
 ) -> tuple[Any, Any]:

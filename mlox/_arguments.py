@@ -1,0 +1,173 @@
+"""What `Problem.create` refuses, and how it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mlox._tree import pruned, strong
+from mlox.methods import Iterative
+
+PyTree = Any
+Mask = Callable[[PyTree], PyTree]
+
+
+def check_callables(name: str, loss_fn: Any, hooks: Mapping[str, Any]) -> None:
+    for what, value in {"loss_fn": loss_fn, **hooks}.items():
+        if not callable(value) and (what == "loss_fn" or value is not None):
+            raise TypeError(
+                f"problem {name!r}: {what} is {value!r}; expected a function"
+                + (" (params, batch, ctx) -> loss." if what == "loss_fn" else ".")
+            )
+
+
+def check_optimizer(name: str, tx: Any) -> None:
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(
+            f"problem {name!r}: tx is {tx!r}; expected an optax transformation, e.g. "
+            "optax.sgd(0.1)."
+        )
+
+
+def check_steps(name: str, what: str, steps: Any, least: int) -> None:
+    whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
+    if not whole or steps < least:
+        kind = "a positive integer" if least else "an integer, 0 or more"
+        raise ValueError(f"problem {name!r}: {what} must be {kind}, got {steps!r}.")
+
+
+def check_method(name: str, method: Any) -> None:
+    known = "mlox.Implicit(mlox.CG()), mlox.Unrolled(), mlox.FiniteDifference()"
+    if isinstance(method, str | type):
+        raise TypeError(
+            f"problem {name!r}: method is {method!r}; expected a value such as {known}."
+        )
+    if isinstance(method, Iterative):
+        return
+    lacking = [w for w in ("multiplier", "pairing") if w not in dir(method)]
+    if lacking:
+        raise TypeError(
+            f"problem {name!r}: method {method!r} lacks {' and '.join(lacking)}; "
+            f"expected a value such as {known}, or one of your own with the functions "
+            "of mlox.Method."
+        )
+
+
+def check_hashable(name: str, what: str, value: Any) -> None:
+    try:
+        hash(value)
+    except TypeError as error:
+        raise TypeError(
+            f"problem {name!r}: {what} is not hashable ({error}). It is a static part "
+            "of the compiled step: keep arrays out of it, pass them in params, "
+            "model_state or the batch."
+        ) from error
+
+
+def check_params(name: str, params: Any) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not leaves:
+        raise ValueError(
+            f"problem {name!r}: params are empty ({params!r}); expected a pytree with "
+            "at least one floating array."
+        )
+    for path, leaf in leaves:
+        where = f"problem {name!r}: params{jax.tree_util.keystr(path)}"
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
+            raise TypeError(
+                f"{where} is {leaf!r} of type {type(leaf).__name__}; expected a "
+                "floating array. Keep what is not trained out of params."
+            )
+        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
+            raise TypeError(
+                f"{where} has dtype {jnp.asarray(leaf).dtype}; expected a floating "
+                "dtype. Convert it, or keep it in model_state or the batch."
+            )
+
+
+def check_mask(name: str, what: str, mask: Mask | None, params: PyTree) -> None:
+    if mask is None:
+        return
+    found = mask(params)
+    wrong = [m for m in jax.tree.leaves(found) if not isinstance(m, bool | np.bool_)]
+    remedy = (
+        "Return a pytree of bools like params, or a prefix of one, e.g. "
+        "{'head': True, 'body': False}."
+    )
+    if wrong:
+        raise TypeError(
+            f"problem {name!r}: {what}(params) holds {wrong[0]!r} of type "
+            f"{type(wrong[0]).__name__}; expected bools. {remedy}"
+        )
+    try:
+        kept = pruned(found, params)
+    except ValueError as error:
+        raise ValueError(
+            f"problem {name!r}: {what}(params) is {found!r}, which does not fit "
+            f"params: {error}. {remedy}"
+        ) from error
+    if not jax.tree.leaves(kept):
+        raise ValueError(
+            f"problem {name!r}: {what}(params) is False everywhere, so nothing is left."
+        )
+
+
+def check_opt_state(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
+    """Refuse a state that the optimizer would not make for these parameters."""
+    expected = jax.eval_shape(tx.init, params)
+    try:
+        found = jax.eval_shape(lambda state: state, opt_state)
+    except TypeError as error:
+        raise TypeError(
+            f"problem {name!r}: opt_state holds something that is no array: {error}. "
+            "Make it with tx.init(params)."
+        ) from error
+    pairs = (described(found), described(expected))
+    if pairs[0] == pairs[1]:
+        pairs = (jax.tree.structure(found), jax.tree.structure(expected))
+    if pairs[0] != pairs[1]:
+        raise ValueError(
+            f"problem {name!r}: opt_state does not fit tx and params. Got {pairs[0]}, "
+            f"expected {pairs[1]}. Make it with tx.init(params), also whenever tx or "
+            "the shapes of params are replaced."
+        )
+
+
+def checked_model_state(name: str, given: PyTree) -> PyTree:
+    try:
+        return jax.tree.map(strong, given)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"problem {name!r}: model_state holds something that is no array: {error} "
+            "Expected a pytree of arrays, or None."
+        ) from error
+
+
+def checked_key(name: str, given: Any) -> jax.Array | None:
+    if given is None:
+        return None
+    if isinstance(given, int | np.integer) and not isinstance(given, bool):
+        return jax.random.key(int(given))
+    if isinstance(given, jax.Array):
+        if jnp.issubdtype(given.dtype, jax.dtypes.prng_key) and given.shape == ():
+            return given
+        if given.dtype == jnp.uint32 and given.ndim == 1:  # jax.random.PRNGKey
+            return given
+    raise TypeError(
+        f"problem {name!r}: rng is {given!r}; expected one PRNG key, e.g. "
+        "jax.random.key(0), an integer seed, or None."
+    )
+
+
+def described(tree: PyTree) -> Mapping[str, str]:
+    """Describe a pytree: the shape and dtype of each leaf, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in cast(list[tuple[Any, Any]], leaves)
+    }

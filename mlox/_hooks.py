@@ -1,0 +1,74 @@
+"""What problems do besides their losses: sample batches, start inner loops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from mlox._objective import Draw, Objective, Values
+from mlox._problem import Problem
+from mlox._tree import strong
+
+PyTree = Any
+State = Mapping[str, Problem]
+
+# Streams of random keys that no count of steps reaches: see `_present`.
+RESET, SAMPLE = 2**32 - 1, 2**32 - 2
+
+
+def begun(objective: Objective, layer: int, state: State) -> dict[str, Problem]:
+    """Start the inner loops that a window of a layer holds."""
+    graph = objective.plan.graph
+    beginning = [
+        n
+        for n in graph.beneath(layer)
+        if state[n].reset is not None and graph.inner_layer[n] == layer
+    ]
+    values = _present(state, RESET)
+    restarted = {n: state[n].restarted(objective.context(n, values)) for n in beginning}
+    return {**state, **restarted}
+
+
+def drawn(
+    objective: Objective, layer: int, state: State, batches: Mapping[str, PyTree]
+) -> dict[str, PyTree]:
+    """Let the problems of a layer that do so sample the batches of their steps."""
+    names = objective.plan.graph.layers[layer]
+    samplers = [n for n in names if state[n].sample is not None]
+    return {**batches, **{n: sampled(objective, n, state) for n in samplers}}
+
+
+def sampled(objective: Objective, name: str, state: State) -> PyTree:
+    """Sample the batch of the next step of a problem; a constant."""
+    ctx = objective.context(name, _present(state, SAMPLE))
+    sample: Any = state[name].sample
+    return jax.lax.stop_gradient(jax.tree.map(strong, sample(state[name].params, ctx)))
+
+
+def passed(before: Problem, after: Problem) -> Problem:
+    """Return `after` with the derivative of `before` in its parameters."""
+
+    def passed(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(new) + (old - jax.lax.stop_gradient(old))
+
+    params = jax.tree.map(passed, after.params, before.params)
+    return jax.lax.stop_gradient(after).replace(params=params)
+
+
+def _present(state: State, purpose: int) -> Values:
+    """Gather what problems see outside of their losses, with keys of their own."""
+
+    def draw(problem: Problem) -> Draw:
+        rng = None
+        if problem.rng is not None:
+            stream = jax.random.fold_in(problem.rng, purpose)
+            rng = jax.random.fold_in(stream, problem.step)
+        return Draw(problem, None, rng, problem.step, problem.model_state, None)
+
+    return Values(
+        params={n: problem.params for n, problem in state.items()},
+        multipliers={},
+        draws={n: draw(problem) for n, problem in state.items()},
+    )
