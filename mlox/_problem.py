@@ -258,8 +258,8 @@ class Problem:
         )
         if found != expected:
             raise ValueError(
-                f"problem {self.name!r}: {what} returned {found}; expected params as "
-                f"they were, {expected}."
+                f"problem {self.name!r}: {what} returned {found}; expected params "
+                f"as they were, {expected}."
             )
         return params
 
