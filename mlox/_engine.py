@@ -25,6 +25,7 @@ from mlox._plan import Plan
 from mlox._problem import Problem
 from mlox._run import run
 from mlox._step import Step
+from mlox._stopping import EarlyStopping
 from mlox.methods import Iterative, reach
 from mlox.solvers import System
 
@@ -239,6 +240,7 @@ class Engine:
         *,
         validation: Callable[[Any], Mapping[str, Any]] | None = None,
         valid_every: int | None = None,
+        early_stopping: EarlyStopping | None = None,
         log_every: int | None = None,
         logdir: str | os.PathLike[str] | None = None,
         loggers: Iterable[Logger] | None = None,
@@ -261,6 +263,9 @@ class Engine:
                 Copy what it keeps of the state if `donate` is true.
             valid_every: Cycles between validations; the default is `log_every`. There
                 is one at the end, too.
+            early_stopping: Stop when a metric has not improved for a while, and return
+                the state where it was best. By then the batches of one more dispatch
+                have been taken.
             log_every: Cycles between log points; the default gives 20. The end is one.
             logdir: A folder for an event file (TensorBoard) and `metrics.jsonl`.
             loggers: Loggers, which get the scalars of a log point and
@@ -277,9 +282,11 @@ class Engine:
                 errors.
 
         Returns:
-            The last state, and a history of NumPy arrays: `"cycle"` `[n]`; every metric
-            `[n, ...]`, its mean over all steps since the log point before; and with a
-            validation `"validation/cycle"` `[m]` and `"validation/<name>"` `[m]`.
+            The last state, or the best with `early_stopping`, and a history of NumPy
+            arrays until the last: `"cycle"` `[n]`; every metric `[n, ...]`, its mean
+            over all steps since the log point before; with a validation
+            `"validation/cycle"` `[m]` and `"validation/<name>"` `[m]`; and with early
+            stopping `"best_cycle"` `[]`, 0 if the metric was never a number.
 
         Raises:
             TypeError: If an argument is of a wrong kind; nothing has run then.
@@ -307,6 +314,7 @@ class Engine:
             train_iters,
             validation=validation,
             valid_every=valid_every,
+            early_stopping=early_stopping,
             log_every=log_every,
             logdir=logdir,
             loggers=loggers,

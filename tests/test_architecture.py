@@ -32,6 +32,8 @@ FLOORS = {
     "_data": 6,
     "_log": 6,
     "_dispatch": 6,
+    "_points": 6,
+    "_stopping": 6,
     "_trail": 6,
     "_run": 7,
     "_engine": 8,
