@@ -2,6 +2,7 @@
 
 from mlox._context import Context as Context
 from mlox._context import Neighbour as Neighbour
+from mlox._csv import csv_logger as csv_logger
 from mlox._engine import Engine as Engine
 from mlox._log import Logger as Logger
 from mlox._log import json_logger as json_logger

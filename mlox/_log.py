@@ -51,7 +51,7 @@ class Logger(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Functions:
+class Functions:
     """A logger made of two functions."""
 
     log: Callable[[int, dict[str, float]], None]
@@ -84,7 +84,7 @@ def stdout_logger() -> Logger:
         tqdm.write(_line(step, metrics, width), file=sys.stdout)
         sys.stdout.flush()
 
-    return _Functions(log=log, close=lambda: None)
+    return Functions(log=log, close=lambda: None)
 
 
 def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
@@ -114,7 +114,7 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
         for name, value in metrics.items():
             writer.add_scalar(name, value, step)
 
-    return _Functions(log=log, close=writer.close)
+    return Functions(log=log, close=writer.close)
 
 
 def json_logger(path: str | os.PathLike[str]) -> Logger:
@@ -150,7 +150,7 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
         with file.open("a") as lines:
             lines.write(json.dumps({"cycle": step, **finite}, allow_nan=False) + "\n")
 
-    return _Functions(log=log, close=lambda: None)
+    return Functions(log=log, close=lambda: None)
 
 
 def progress_bar(total: int, shown: bool | None) -> tqdm:

@@ -31,6 +31,7 @@ FLOORS = {
     "_explain": 5,
     "_data": 6,
     "_log": 6,
+    "_csv": 6,
     "_dispatch": 6,
     "_points": 6,
     "_stopping": 6,
