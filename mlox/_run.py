@@ -18,6 +18,7 @@ from tqdm import tqdm
 from mlox import _data, _log, _stopping
 from mlox._dispatch import Steps, compiled, copied, gather, lengths, zero_totals
 from mlox._points import Validation, judge, measure, shown, validate
+from mlox._series import repeat
 from mlox._stopping import EarlyStopping
 from mlox._trail import History, Point, State, Trail, history_of, stopped
 
@@ -58,7 +59,7 @@ def run(
         series = {} if data is None else data
         _data.check_data(engine.steps_per_cycle, series)
         sources = {
-            name: _data.repeat(name, value)
+            name: repeat(name, value)
             for name, value in series.items()
             if value is not None
         }

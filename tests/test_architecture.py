@@ -30,6 +30,7 @@ FLOORS = {
     "_step": 5,
     "_explain": 5,
     "_data": 6,
+    "_series": 6,
     "_log": 6,
     "_csv": 6,
     "_dispatch": 6,
