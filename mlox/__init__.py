@@ -9,6 +9,7 @@ from mlox._log import json_logger as json_logger
 from mlox._log import stdout_logger as stdout_logger
 from mlox._log import tensorboard_logger as tensorboard_logger
 from mlox._problem import Problem as Problem
+from mlox._series import on_epoch_end as on_epoch_end
 from mlox._series import together as together
 from mlox._stopping import EarlyStopping as EarlyStopping
 from mlox._trail import RunError as RunError

@@ -258,7 +258,8 @@ class Engine:
             state: The state to start from; it stays usable.
             data: For each problem an iterable of batches, or None. What can be iterated
                 over again (a list, a DataLoader) is started again at its end. See
-                `mlox.together` for several of them.
+                `mlox.together` for several of them, `mlox.on_epoch_end` for a call
+                there.
             train_iters: The number of cycles.
             validation: Maps a state to a dict of scalars, logged as `"validation/..."`.
                 Copy what it keeps of the state if `donate` is true.

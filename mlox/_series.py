@@ -1,6 +1,7 @@
-"""Series of batches: restarted at their end, and side by side."""
+"""Series of batches: restarted at their end, side by side, and with a call there."""
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,56 @@ def together(*series: Iterable[Any], **named: Iterable[Any]) -> Iterable[Any]:
     return _Together(sources, bool(named))
 
 
+def on_epoch_end(
+    series: Iterable[Any], callback: Callable[[int], object]
+) -> Iterable[Any]:
+    """Call a function whenever a pass through a series ends.
+
+    A pass has ended when a batch is asked for after its last one, so a pass whose last
+    batch is the last one of a run makes no call. Batches are gathered ahead of the
+    device: at the call it may still have the dispatches before to compute, and what a
+    validation sees of the state is older. A callback that raises stops the run with a
+    `mlox.RunError`, which holds the state.
+
+    Args:
+        series: An iterable of batches that can be iterated over again.
+        callback: Is called with the number of passes that have ended, from 1. The
+            count goes on if the series is used in another run.
+
+    Returns:
+        A series for `data` of `mlox.Engine.run`, with the same batches.
+
+    Raises:
+        TypeError: If `callback` cannot be called, or `series` is no iterable.
+        ValueError: If `series` looks like a single batch, or has no end as
+            `mlox.together` makes it.
+
+    Example:
+        >>> import jax.numpy as jnp, mlox, optax
+        >>> problem = mlox.Problem.create(
+        ...     name="x", params=jnp.ones(()), tx=optax.sgd(0.25),
+        ...     loss_fn=lambda params, batch, ctx: (params - batch) ** 2)
+        >>> engine = mlox.Engine([problem])
+        >>> batches = mlox.on_epoch_end([0.0, 1.0], lambda epoch: print("end", epoch))
+        >>> _ = engine.run(engine.init(), {"x": batches}, train_iters=5, loggers=())
+        end 1
+        end 2
+    """
+    check_series("series of mlox.on_epoch_end", series)
+    if isinstance(series, _Together):
+        raise ValueError(
+            "series of mlox.on_epoch_end comes from mlox.together, which has no end; "
+            "expected the other order, e.g. "
+            "mlox.together(mlox.on_epoch_end(a, callback), b)."
+        )
+    if not callable(callback):
+        raise TypeError(
+            f"callback of mlox.on_epoch_end is a {type(callback).__name__}; expected a "
+            "function of the number of passes that have ended."
+        )
+    return _Counted(series, callback, itertools.count(1))
+
+
 @dataclass(frozen=True, eq=False)
 class _Together:
     """Several series, each with a name or a number."""
@@ -80,6 +131,23 @@ class _Together:
         repeated = [_repeated(f"source {k!r} of {whose}", s) for k, s in self.sources]
         for batch in zip(*repeated, strict=True):
             yield dict(zip(keys, batch, strict=True)) if self.named else batch
+
+
+@dataclass(frozen=True, eq=False)
+class _Counted:
+    """A series with a call at its end, and the numbers of its passes to come."""
+
+    series: Iterable[Any]
+    callback: Callable[[int], object]
+    numbers: Iterator[int]
+
+    def __iter__(self) -> Iterator[Any]:
+        some = False
+        for batch in self.series:
+            some = True
+            yield batch
+        if some:
+            self.callback(next(self.numbers))
 
 
 def _repeated(whose: str, series: Iterable[Any]) -> Iterator[Any]:

@@ -93,3 +93,77 @@ def test_an_empty_series_is_named_before_anything_runs():
 def test_arguments_of_together_are_checked(args, named, kind, message):
     with pytest.raises(kind, match=message):
         mlox.together(*args, **named)
+
+
+#
+# Ends of passes
+#
+
+
+def test_a_call_is_made_whenever_a_pass_ends():
+    ends, taken = [], []
+    series = mlox.on_epoch_end([5, 6], lambda epoch: ends.append((epoch, len(taken))))
+    for batch in itertools.islice(repeat("x", series), 5):
+        taken.append(batch)
+    assert taken == [5, 6, 5, 6, 5]
+    assert ends == [(1, 2), (2, 4)]
+
+
+def test_the_count_of_passes_goes_on_in_another_run():
+    ends = []
+    engine = make_engine()
+    series = mlox.on_epoch_end([1.0, 2.0], ends.append)
+    state, _ = engine.run(engine.init(), {"x": series}, 5, loggers=())
+    engine.run(state, {"x": series}, 3, loggers=())
+    assert ends == [1, 2, 3]
+
+
+def test_each_of_several_series_has_its_ends():
+    ends = []
+    series = mlox.together(
+        mlox.on_epoch_end([1, 2], lambda epoch: ends.append(("a", epoch))),
+        mlox.on_epoch_end([1, 2, 3], lambda epoch: ends.append(("b", epoch))),
+    )
+    take(series, 5)
+    assert ends == [("a", 1), ("b", 1), ("a", 2)]
+
+
+@pytest.mark.parametrize("series", [[], iter([])])
+def test_an_empty_series_has_no_end(series):
+    with pytest.raises(ValueError, match="'x' is empty"):
+        take(mlox.on_epoch_end(series, pytest.fail), 1)
+
+
+def test_a_one_shot_series_has_one_end():
+    ends = []
+    with pytest.raises(ValueError, match="'x' ran out after 2 batches"):
+        take(mlox.on_epoch_end(iter([1, 2]), ends.append), 3)
+    assert ends == [1]
+
+
+def test_a_callback_that_raises_keeps_the_state():
+    def callback(epoch):
+        if epoch == 2:
+            raise InterruptedError("enough")
+
+    engine = make_engine()
+    series = mlox.on_epoch_end([1.0, 2.0], callback)
+    message = "failed at the data of cycle 5 of 9.*InterruptedError: enough"
+    with pytest.raises(mlox.RunError, match=message) as caught:
+        engine.run(engine.init(), {"x": series}, 9, loggers=())
+    assert caught.value.cycle == 4
+    assert float(caught.value.state["x"].params) == 6.0
+
+
+@pytest.mark.parametrize(
+    ("series", "callback", "kind", "message"),
+    [
+        ([1], 3, TypeError, "callback of mlox.on_epoch_end is a int; expected a funct"),
+        (3, print, TypeError, "series of mlox.on_epoch_end must be an iterable"),
+        ({"x": 1}, print, ValueError, "series of mlox.on_epoch_end is one dict"),
+        (mlox.together([1]), print, ValueError, "no end; expected the other order"),
+    ],
+)
+def test_arguments_of_on_epoch_end_are_checked(series, callback, kind, message):
+    with pytest.raises(kind, match=message):
+        mlox.on_epoch_end(series, callback)
