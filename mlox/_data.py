@@ -105,6 +105,24 @@ def stack(
     }
 
 
+def as_arrays(name: str, batch: Any) -> Any:
+    """Convert the leaves of a batch to arrays; what is on a device stays there.
+
+    Args:
+        name: The name of the problem, for errors.
+        batch: A pytree of arrays and numbers.
+
+    Returns:
+        The pytree of JAX's and NumPy's arrays.
+
+    Raises:
+        ValueError: If a leaf is neither an array nor a number.
+    """
+    return jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, jax.Array) else _array(name, leaf), batch
+    )
+
+
 def is_numeric(array: np.ndarray) -> bool:
     """Say whether an array holds numbers or truth values, bfloat16 included."""
     return bool(

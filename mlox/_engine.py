@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlox import _data, _explain
+from mlox._arguments import checked_key
 from mlox._checks import (
     check_methods,
     check_problems,
     warn_of_adaptive,
 )
 from mlox._cycle import Batches, Cycle, Metrics, State
+from mlox._evaluation import Evaluation
 from mlox._graph import Graph, build_graph
 from mlox._log import Logger
 from mlox._plan import Plan
@@ -208,13 +210,53 @@ class Engine:
         Raises:
             ValueError: If the problem is unknown, or as for `step`.
         """
-        name = name.name if isinstance(name, Problem) else name
-        if name not in self.names:
-            raise ValueError(
-                f"hypergradient of {name!r}: no such problem; the engine has "
-                f"{sorted(self.names)}."
-            )
+        name = self._known("hypergradient", name)
         return self.traced.prepared(state, batches).hypergradient(state, batches, name)
+
+    def evaluate(
+        self,
+        state: State,
+        name: str | Problem,
+        batch: PyTree,
+        rng: jax.Array | int | None = None,
+    ) -> dict[str, jax.Array]:
+        """Evaluate the loss of one problem and its metrics, without an update.
+
+        For validations and tests: `ctx.train` is False, so that a loss can leave out
+        dropout, and read its running statistics. The neighbours are those of the state,
+        and no mutable state changes. Jitted; equal engines share what was compiled.
+
+        Args:
+            state: {name: Problem}.
+            name: The problem, or its name.
+            batch: One batch of the problem, without the leading axis that `step` needs;
+                None for a problem without data.
+            rng: What the loss gets as `ctx.rng`: a PRNG key, a seed, or None, also if
+                the problem has a key of its own.
+
+        Returns:
+            {"loss": loss, and the loss's other metrics by their names}.
+
+        Raises:
+            TypeError: If `rng` is neither a key, nor a seed, nor None.
+            ValueError: If the problem is unknown, the batch holds something else than
+                arrays, or the state does not fit.
+
+        Example:
+            >>> import jax.numpy as jnp, mlox, optax
+            >>> def loss(params, batch, ctx):
+            ...     bias, decay = params - batch, 0.1 if ctx.train else 0.0
+            ...     return {"loss": bias**2 + decay * params**2, "bias": bias}
+            >>> problem = mlox.Problem.create(
+            ...     name="x", params=jnp.ones(()), tx=optax.sgd(0.25), loss_fn=loss)
+            >>> engine = mlox.Engine([problem])
+            >>> scores = engine.evaluate(engine.init(), "x", 3.0)
+            >>> {name: float(score) for name, score in scores.items()}
+            {'bias': -2.0, 'loss': 4.0}
+        """
+        name = self._known("evaluate", name)
+        evaluation = _jitted(Evaluation(self.cycle.plan, name), False)
+        return evaluation(state, _data.as_arrays(name, batch), checked_key(name, rng))
 
     def stack(self, iterators: Mapping[str, Iterator[Any] | None]) -> dict[str, PyTree]:
         """Build the batches of one cycle from plain Python iterators.
@@ -262,7 +304,8 @@ class Engine:
                 there.
             train_iters: The number of cycles.
             validation: Maps a state to a dict of scalars, logged as `"validation/..."`.
-                Copy what it keeps of the state if `donate` is true.
+                Copy what it keeps of the state if `donate` is true. For the metrics of
+                one batch: `lambda state: engine.evaluate(state, "name", batch)`.
             valid_every: Cycles between validations; the default is `log_every`. There
                 is one at the end, too.
             early_stopping: Stop when a metric has not improved for a while, and return
@@ -333,6 +376,15 @@ class Engine:
         """Return the graph as a Mermaid diagram, for Markdown."""
         return _explain.mermaid(self.cycle.plan, self.problems)
 
+    def _known(self, task: str, name: str | Problem) -> str:
+        name = name.name if isinstance(name, Problem) else name
+        if name not in self.names:
+            raise ValueError(
+                f"{task} of {name!r}: no such problem; the engine has "
+                f"{sorted(self.names)}."
+            )
+        return name
+
     @property
     def traced(self) -> Step:
         """The step as a value without arrays: equal engines share what it compiles."""
@@ -340,9 +392,9 @@ class Engine:
 
 
 @functools.lru_cache(maxsize=16)
-def _jitted(step: Step, donate: bool) -> Any:
-    """Jit a step; JAX itself forgets a function with the last reference to it."""
-    return jax.jit(step, donate_argnums=(0,) if donate else ())
+def _jitted(value: Step | Evaluation, donate: bool) -> Any:
+    """Jit a value; JAX itself forgets a function with the last reference to it."""
+    return jax.jit(value, donate_argnums=(0,) if donate else ())
 
 
 def _named(kind: str, edges: Edges | None) -> dict[str, Sequence[str]]:

@@ -28,6 +28,7 @@ FLOORS = {
     "_cycle": 5,
     "_checks": 5,
     "_step": 5,
+    "_evaluation": 5,
     "_explain": 5,
     "_data": 6,
     "_series": 6,

@@ -1,0 +1,42 @@
+"""The evaluation of one loss at a state, as a value that can be jitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from mlox._checks import check_state
+from mlox._cycle import State
+from mlox._objective import Draw, Objective, Values
+from mlox._plan import Plan
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss of a problem and its metrics, without an update; compared by value.
+
+    Attributes:
+        plan: The plan of the engine.
+        name: The problem.
+    """
+
+    plan: Plan
+    name: str
+
+    def __call__(
+        self, state: State, batch: PyTree, rng: jax.Array | None
+    ) -> dict[str, jax.Array]:
+        """Evaluate the loss with `ctx.train` False."""
+        check_state(self.plan, state)
+        draws = {
+            n: Draw(problem, batch, rng, problem.step, problem.model_state, None)
+            for n, problem in state.items()
+        }
+        params = {n: problem.params for n, problem in state.items()}
+        values = Values(params, {}, draws)
+        _, (metrics, _) = Objective(self.plan).cost(self.name, values, train=False)
+        return metrics
