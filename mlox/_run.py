@@ -19,7 +19,7 @@ from mlox import _data, _log, _stopping
 from mlox._dispatch import Steps, compiled, copied, gather, lengths, zero_totals
 from mlox._points import Validation, judge, measure, shown, validate
 from mlox._series import repeat
-from mlox._stopping import EarlyStopping
+from mlox._stopping import EarlyStopping, reason
 from mlox._trail import History, Point, State, Trail, history_of, stopped
 
 
@@ -137,7 +137,9 @@ def _loop(
             for logger in loggers:
                 logger.log(point.cycle, dict(scalars))
             bar.set_postfix_str(_log.summary(scalars), refresh=False)
-        if stops:
+        if stops and plan.stopping is not None:
+            bar.set_postfix_str("stopped early", refresh=False)
+            _log.note(loggers, point.cycle, reason(plan.stopping, trail.best))
             return
         if logs:
             point = point._replace(totals=zeros, since=point.cycle)

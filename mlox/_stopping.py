@@ -184,16 +184,19 @@ def value_of(rule: EarlyStopping, scalars: Mapping[str, float]) -> float:
     return scalars[rule.metric]
 
 
-def explained(rule: EarlyStopping, best: Best, cycle: int, train_iters: int) -> str:
-    """Say in one line where and why a run stops, for people."""
-    points = "point" if best.waited == 1 else f"{best.waited} points"
-    reason = (
-        f"{rule.metric} has not improved on {best.value:.4g} of cycle {best.cycle}"
-        if best.cycle
-        else f"{rule.metric} was NaN"
-    )
-    where = f"stopped early at cycle {cycle} of {train_iters}"
-    return f"{where}: {reason} at the last {points}"
+def reason(rule: EarlyStopping, best: Best) -> str:
+    """Say in one line why a run stops, for people.
+
+    Example:
+        >>> rule = EarlyStopping("validation/error", "min", patience=5)
+        >>> reason(rule, Best(cycle=300, value=0.125, waited=5))
+        'stopped early: validation/error was best 5 points ago, at cycle 300 (0.1250)'
+    """
+    if not best.cycle:
+        return f"stopped early: {rule.metric} was never a number"
+    ago = "1 point" if best.waited == 1 else f"{best.waited} points"
+    where = f"at cycle {best.cycle} ({best.value:#.4g})"
+    return f"stopped early: {rule.metric} was best {ago} ago, {where}"
 
 
 def _is_number(value: Any, kinds: Any) -> bool:

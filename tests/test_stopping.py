@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import mlox
-from mlox._stopping import Best, update
+from mlox._stopping import Best, reason, update
 
 
 def loss(params, batch, ctx):
@@ -179,6 +179,41 @@ def test_the_point_of_the_stop_is_logged_once(engine):
     means = {"cycles_per_second", "x/loss", "x/wave"}
     stop = (4, {"validation/score", *means})
     assert rows == [(2, {"validation/score"}), stop, "closed"]
+
+
+@pytest.mark.parametrize(
+    ("values", "train_iters", "last"),
+    [
+        (
+            [1.0, 3.0, 2.0, 2.0],
+            9,
+            "       4  stopped early: validation/score was best 2 points ago, "
+            "at cycle 2 (3.000)",
+        ),
+        ([NAN, NAN], 9, "       2  stopped early: validation/score was never a number"),
+        # Where the run ends anyway, nothing is to be explained.
+        ([2.0, 1.0, 1.0], 3, None),
+    ],
+)
+def test_the_last_line_says_why_the_run_stopped(
+    engine, capsys, values, train_iters, last
+):
+    rule = mlox.EarlyStopping("validation/score", "max", patience=2)
+    for loggers in (None, [mlox.stdout_logger()]):
+        options = {"validation": score(values), "progress": True}
+        run(engine, rule, train_iters, loggers=loggers, **options)
+        lines, bar = capsys.readouterr()
+        found = lines.splitlines()
+        assert [line for line in found if "stopped" in line] == [last] * bool(last)
+        assert len(found) == len(values) + bool(last)
+        assert ("stopped early" in bar.split("\r")[-1]) is bool(last)
+    run(engine, rule, train_iters, validation=score(values))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_point_ago_is_in_the_singular():
+    rule = mlox.EarlyStopping("x/loss", "min", patience=1)
+    assert " was best 1 point ago, at cycle 5 " in reason(rule, Best(5, 1.0, 1))
 
 
 def test_a_run_that_stops_early_compiles_nothing_new(engine, caplog):
