@@ -230,7 +230,8 @@ class Engine:
             state: {name: Problem}.
             name: The problem, or its name.
             batch: One batch of the problem, without the leading axis that `step` needs;
-                None for a problem without data.
+                None for a problem without data, and for one that is to sample its own
+                from `rng`.
             rng: What the loss gets as `ctx.rng`: a PRNG key, a seed, or None, also if
                 the problem has a key of its own.
 

@@ -140,6 +140,32 @@ def test_a_problem_without_data_takes_none():
     assert float(engine.evaluate(engine.init(), "x", None)["loss"]) == 1.0
 
 
+def test_a_problem_samples_its_own_batch():
+    problem = mlox.Problem.create(
+        name="x",
+        params=jnp.ones(()),
+        tx=TX,
+        loss_fn=lambda params, batch, ctx: {
+            "loss": params * batch["drawn"],
+            "trains": batch["trains"],
+            "apart": batch["drawn"] != jax.random.normal(ctx.rng),
+        },
+        sample=lambda params, ctx: {
+            "drawn": jax.random.normal(ctx.rng),
+            "trains": ctx.train,
+        },
+    )
+    engine = mlox.Engine([problem])
+    state = engine.init()
+    one, again, other = (engine.evaluate(state, "x", None, seed) for seed in (1, 1, 2))
+    assert one["loss"] == again["loss"]
+    assert one["loss"] != other["loss"]
+    assert not one["trains"]
+    assert one["apart"]
+    given = engine.evaluate(state, "x", {"drawn": 2.0, "trains": True}, 1)
+    assert float(given["loss"]) == 2.0
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
