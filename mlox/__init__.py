@@ -2,12 +2,16 @@
 
 from mlox._context import Context as Context
 from mlox._context import Neighbour as Neighbour
+from mlox._csv import csv_logger as csv_logger
 from mlox._engine import Engine as Engine
 from mlox._log import Logger as Logger
 from mlox._log import json_logger as json_logger
 from mlox._log import stdout_logger as stdout_logger
 from mlox._log import tensorboard_logger as tensorboard_logger
 from mlox._problem import Problem as Problem
+from mlox._series import on_epoch_end as on_epoch_end
+from mlox._series import together as together
+from mlox._stopping import EarlyStopping as EarlyStopping
 from mlox._trail import RunError as RunError
 from mlox._trail import RunInterrupted as RunInterrupted
 from mlox.methods import SAMA as SAMA

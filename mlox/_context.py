@@ -57,6 +57,8 @@ class Context:
             hypergradient makes.
         step: int32 scalar, the number of steps that the problem has made.
         model_state: The problem's mutable state, or None.
+        train: False in `Engine.evaluate`, True in every evaluation that a step or a
+            hypergradient makes; a plain bool, so that a loss may branch on it.
 
     Example:
         >>> from mlox import Context, Neighbour
@@ -70,6 +72,7 @@ class Context:
     rng: jax.Array | None
     step: jax.Array | int
     model_state: PyTree
+    train: bool = True
 
     def __getitem__(self, name: str) -> Neighbour:
         if name not in self.neighbours:

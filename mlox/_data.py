@@ -1,4 +1,4 @@
-"""Batches from plain Python iterables: restarted at their end, checked and stacked."""
+"""Batches from plain Python iterables: checked and stacked."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,52 +34,36 @@ def check_data(names: Iterable[str], data: Mapping[str, Any]) -> None:
             f"`data` names {unknown}, but no problem is called so. Known: {known}."
         )
     for name, series in data.items():
-        if isinstance(series, Mapping | tuple | str | np.ndarray | jax.Array):
-            raise ValueError(
-                f"data of {name!r} is one {type(series).__name__}, which reads as a "
-                f"single batch, but a series of batches was expected. Pass a list of "
-                f"batches, or itertools.repeat(batch) to use this one at every step."
-            )
-        if series is not None and not isinstance(series, Iterable):
-            raise TypeError(
-                f"data of {name!r} must be an iterable of batches or None, got "
-                f"{type(series).__name__}. Pass a list or an object with __iter__."
-            )
+        if series is not None:
+            check_series(f"data of {name!r}", series)
 
 
-def repeat(name: str, series: Iterable[Any]) -> Iterator[Any]:
-    """Yield the batches of a series, from its start again whenever it ends.
-
-    A list, a DataLoader or any object whose `__iter__` starts afresh goes on without
-    end. A one-shot iterator yields nothing when it is asked a second time.
+def check_series(whose: str, series: Any) -> None:
+    """Check that something is an iterable of batches, and no single batch.
 
     Args:
-        name: The name of the problem, for errors.
-        series: An iterable of batches.
-
-    Yields:
-        The batches, as they are.
+        whose: What it is, for errors.
+        series: What was passed.
 
     Raises:
-        ValueError: If the series is empty, or cannot be started again.
+        TypeError: If it cannot be iterated over.
+        ValueError: If it looks like one single batch.
     """
-    total = 0
-    while True:
-        before = total
-        for batch in series:
-            total += 1
-            yield batch
-        if total == 0:
-            raise ValueError(
-                f"data of {name!r} is empty: it has no batch. A DataLoader with "
-                f"drop_last has none when the data set is smaller than one batch."
-            )
-        if total == before:
-            raise ValueError(
-                f"data of {name!r} ran out after {total} batches and cannot be started "
-                f"again: pass a re-iterable, e.g. a list or an object with __iter__, "
-                f"or itertools.cycle(...)."
-            )
+    if isinstance(series, Mapping | tuple | str | np.ndarray | jax.Array):
+        several = ""
+        if isinstance(series, Mapping | tuple):
+            stars = "**" if isinstance(series, Mapping) else "*"
+            several = f" If it holds several series, pass mlox.together({stars}them)."
+        raise ValueError(
+            f"{whose} is one {type(series).__name__}, which reads as a single batch, "
+            f"but a series of batches was expected. Pass a list of batches, or "
+            f"itertools.repeat(batch) to use this one at every step.{several}"
+        )
+    if not isinstance(series, Iterable):
+        raise TypeError(
+            f"{whose} must be an iterable of batches, got {type(series).__name__}. "
+            f"Pass a list or an object with __iter__."
+        )
 
 
 def stack(
@@ -119,6 +103,24 @@ def stack(
         name: _gather(name, iterators.get(name), (*outer, steps))
         for name, steps in steps_per_cycle.items()
     }
+
+
+def as_arrays(name: str, batch: Any) -> Any:
+    """Convert the leaves of a batch to arrays; what is on a device stays there.
+
+    Args:
+        name: The name of the problem, for errors.
+        batch: A pytree of arrays and numbers.
+
+    Returns:
+        The pytree of JAX's and NumPy's arrays.
+
+    Raises:
+        ValueError: If a leaf is neither an array nor a number.
+    """
+    return jax.tree.map(
+        lambda leaf: leaf if isinstance(leaf, jax.Array) else _array(name, leaf), batch
+    )
 
 
 def is_numeric(array: np.ndarray) -> bool:

@@ -13,18 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlox import _data, _explain
+from mlox._arguments import checked_key
 from mlox._checks import (
     check_methods,
     check_problems,
     warn_of_adaptive,
 )
 from mlox._cycle import Batches, Cycle, Metrics, State
+from mlox._evaluation import Evaluation
 from mlox._graph import Graph, build_graph
 from mlox._log import Logger
 from mlox._plan import Plan
 from mlox._problem import Problem
 from mlox._run import run
 from mlox._step import Step
+from mlox._stopping import EarlyStopping
 from mlox.methods import Iterative, reach
 from mlox.solvers import System
 
@@ -207,13 +210,54 @@ class Engine:
         Raises:
             ValueError: If the problem is unknown, or as for `step`.
         """
-        name = name.name if isinstance(name, Problem) else name
-        if name not in self.names:
-            raise ValueError(
-                f"hypergradient of {name!r}: no such problem; the engine has "
-                f"{sorted(self.names)}."
-            )
+        name = self._known("hypergradient", name)
         return self.traced.prepared(state, batches).hypergradient(state, batches, name)
+
+    def evaluate(
+        self,
+        state: State,
+        name: str | Problem,
+        batch: PyTree,
+        rng: jax.Array | int | None = None,
+    ) -> dict[str, jax.Array]:
+        """Evaluate the loss of one problem and its metrics, without an update.
+
+        For validations and tests: `ctx.train` is False, so that a loss can leave out
+        dropout, and read its running statistics. The neighbours are those of the state,
+        and no mutable state changes. Jitted; equal engines share what was compiled.
+
+        Args:
+            state: {name: Problem}.
+            name: The problem, or its name.
+            batch: One batch of the problem, without the leading axis that `step` needs;
+                None for a problem without data, and for one that is to sample its own
+                from `rng`.
+            rng: What the loss gets as `ctx.rng`: a PRNG key, a seed, or None, also if
+                the problem has a key of its own.
+
+        Returns:
+            {"loss": loss, and the loss's other metrics by their names}.
+
+        Raises:
+            TypeError: If `rng` is neither a key, nor a seed, nor None.
+            ValueError: If the problem is unknown, the batch holds something else than
+                arrays, or the state does not fit.
+
+        Example:
+            >>> import jax.numpy as jnp, mlox, optax
+            >>> def loss(params, batch, ctx):
+            ...     bias, decay = params - batch, 0.1 if ctx.train else 0.0
+            ...     return {"loss": bias**2 + decay * params**2, "bias": bias}
+            >>> problem = mlox.Problem.create(
+            ...     name="x", params=jnp.ones(()), tx=optax.sgd(0.25), loss_fn=loss)
+            >>> engine = mlox.Engine([problem])
+            >>> scores = engine.evaluate(engine.init(), "x", 3.0)
+            >>> {name: float(score) for name, score in scores.items()}
+            {'bias': -2.0, 'loss': 4.0}
+        """
+        name = self._known("evaluate", name)
+        evaluation = _jitted(Evaluation(self.cycle.plan, name), False)
+        return evaluation(state, _data.as_arrays(name, batch), checked_key(name, rng))
 
     def stack(self, iterators: Mapping[str, Iterator[Any] | None]) -> dict[str, PyTree]:
         """Build the batches of one cycle from plain Python iterators.
@@ -239,6 +283,7 @@ class Engine:
         *,
         validation: Callable[[Any], Mapping[str, Any]] | None = None,
         valid_every: int | None = None,
+        early_stopping: EarlyStopping | None = None,
         log_every: int | None = None,
         logdir: str | os.PathLike[str] | None = None,
         loggers: Iterable[Logger] | None = None,
@@ -255,12 +300,18 @@ class Engine:
         Args:
             state: The state to start from; it stays usable.
             data: For each problem an iterable of batches, or None. What can be iterated
-                over again (a list, a DataLoader) is started again at its end.
+                over again (a list, a DataLoader) is started again at its end. See
+                `mlox.together` for several of them, `mlox.on_epoch_end` for a call
+                there.
             train_iters: The number of cycles.
             validation: Maps a state to a dict of scalars, logged as `"validation/..."`.
-                Copy what it keeps of the state if `donate` is true.
+                Copy what it keeps of the state if `donate` is true. For the metrics of
+                one batch: `lambda state: engine.evaluate(state, "name", batch)`.
             valid_every: Cycles between validations; the default is `log_every`. There
                 is one at the end, too.
+            early_stopping: Stop when a metric has not improved for a while, and return
+                the state where it was best. By then the batches of one more dispatch
+                have been taken.
             log_every: Cycles between log points; the default gives 20. The end is one.
             logdir: A folder for an event file (TensorBoard) and `metrics.jsonl`.
             loggers: Loggers, which get the scalars of a log point and
@@ -277,9 +328,11 @@ class Engine:
                 errors.
 
         Returns:
-            The last state, and a history of NumPy arrays: `"cycle"` `[n]`; every metric
-            `[n, ...]`, its mean over all steps since the log point before; and with a
-            validation `"validation/cycle"` `[m]` and `"validation/<name>"` `[m]`.
+            The last state, or the best with `early_stopping`, and a history of NumPy
+            arrays until the last: `"cycle"` `[n]`; every metric `[n, ...]`, its mean
+            over all steps since the log point before; with a validation
+            `"validation/cycle"` `[m]` and `"validation/<name>"` `[m]`; and with early
+            stopping `"best_cycle"` `[]`, 0 if the metric was never a number.
 
         Raises:
             TypeError: If an argument is of a wrong kind; nothing has run then.
@@ -307,6 +360,7 @@ class Engine:
             train_iters,
             validation=validation,
             valid_every=valid_every,
+            early_stopping=early_stopping,
             log_every=log_every,
             logdir=logdir,
             loggers=loggers,
@@ -323,6 +377,15 @@ class Engine:
         """Return the graph as a Mermaid diagram, for Markdown."""
         return _explain.mermaid(self.cycle.plan, self.problems)
 
+    def _known(self, task: str, name: str | Problem) -> str:
+        name = name.name if isinstance(name, Problem) else name
+        if name not in self.names:
+            raise ValueError(
+                f"{task} of {name!r}: no such problem; the engine has "
+                f"{sorted(self.names)}."
+            )
+        return name
+
     @property
     def traced(self) -> Step:
         """The step as a value without arrays: equal engines share what it compiles."""
@@ -330,9 +393,9 @@ class Engine:
 
 
 @functools.lru_cache(maxsize=16)
-def _jitted(step: Step, donate: bool) -> Any:
-    """Jit a step; JAX itself forgets a function with the last reference to it."""
-    return jax.jit(step, donate_argnums=(0,) if donate else ())
+def _jitted(value: Step | Evaluation, donate: bool) -> Any:
+    """Jit a value; JAX itself forgets a function with the last reference to it."""
+    return jax.jit(value, donate_argnums=(0,) if donate else ())
 
 
 def _named(kind: str, edges: Edges | None) -> dict[str, Sequence[str]]:

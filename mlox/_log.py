@@ -10,7 +10,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
@@ -50,12 +50,30 @@ class Logger(Protocol):
         ...
 
 
+@runtime_checkable
+class TakesNotes(Protocol):
+    """Say what a logger may have besides: a function for a sentence to people."""
+
+    def note(self, step: int, text: str, /) -> None:
+        """Take a sentence about the run, such as why it stopped."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
-class _Functions:
+class Functions:
     """A logger made of two functions."""
 
     log: Callable[[int, dict[str, float]], None]
     close: Callable[[], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Printer:
+    """A logger that takes notes."""
+
+    log: Callable[[int, dict[str, float]], None]
+    close: Callable[[], None]
+    note: Callable[[int, str], None]
 
 
 def stdout_logger() -> Logger:
@@ -64,7 +82,7 @@ def stdout_logger() -> Logger:
     The line shows the cycle, the speed, and every metric with four significant
     digits: losses first, then validation, then the rest. What does not fit is counted
     (`+3`). When the output is no terminal, nothing is left out. A progress bar stays
-    whole.
+    whole. A run that stops early says so in a last line.
 
     Returns:
         A `Logger`.
@@ -80,11 +98,18 @@ def stdout_logger() -> Logger:
         width = None
         if sys.stdout.isatty():
             width = os.get_terminal_size(sys.stdout.fileno()).columns or None
+        write(_line(step, metrics, width))
+
+    def write(line: str) -> None:
         # tqdm.write takes a bar away, writes, and draws it again below the line.
-        tqdm.write(_line(step, metrics, width), file=sys.stdout)
+        tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
-    return _Functions(log=log, close=lambda: None)
+    return _Printer(
+        log=log,
+        close=lambda: None,
+        note=lambda step, text: write(f"{step:>8}  {text}"),
+    )
 
 
 def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
@@ -114,7 +139,7 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
         for name, value in metrics.items():
             writer.add_scalar(name, value, step)
 
-    return _Functions(log=log, close=writer.close)
+    return Functions(log=log, close=writer.close)
 
 
 def json_logger(path: str | os.PathLike[str]) -> Logger:
@@ -150,7 +175,14 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
         with file.open("a") as lines:
             lines.write(json.dumps({"cycle": step, **finite}, allow_nan=False) + "\n")
 
-    return _Functions(log=log, close=lambda: None)
+    return Functions(log=log, close=lambda: None)
+
+
+def note(loggers: Iterable[Logger], step: int, text: str) -> None:
+    """Give a sentence to those loggers that take one."""
+    for logger in loggers:
+        if isinstance(logger, TakesNotes):
+            logger.note(step, text)
 
 
 def progress_bar(total: int, shown: bool | None) -> tqdm:

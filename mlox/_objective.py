@@ -126,16 +126,16 @@ class Objective:
     plan: Plan
 
     def cost(
-        self, name: str, values: Values
+        self, name: str, values: Values, *, train: bool = True
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
         """Evaluate the loss of a problem, with (metrics, model_state) beside it."""
         draw = values.draws[name]
-        ctx = self.context(name, values)
+        ctx = self.context(name, values, train=train)
         returned = draw.problem.loss_fn(values.params[name], draw.batch, ctx)
         loss, metrics, model_state = split_loss(name, returned, draw.model_state)
         return loss, (metrics, model_state)
 
-    def context(self, name: str, values: Values) -> Context:
+    def context(self, name: str, values: Values, *, train: bool = True) -> Context:
         """Make what the functions of a problem see besides their other arguments."""
         draw = values.draws[name]
         problems = {n: values.draws[n].problem for n in self.plan.graph.reads(name)}
@@ -143,7 +143,9 @@ class Objective:
             n: Neighbour(values.params[n], problem.model_state, problem.apply_fn, n)
             for n, problem in problems.items()
         }
-        return Context(name, neighbours, draw.rng, draw.step, draw.model_state)
+        return Context(
+            name, neighbours, draw.rng, draw.step, draw.model_state, train=train
+        )
 
     def lagrangian(self, name: str, values: Values) -> jax.Array:
         """Evaluate L of a coupled problem, or the cost of one that is not."""

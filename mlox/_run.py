@@ -8,18 +8,19 @@ import itertools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from mlox import _data, _log
+from mlox import _data, _log, _stopping
 from mlox._dispatch import Steps, compiled, copied, gather, lengths, zero_totals
-from mlox._trail import History, Point, State, Trail, history_of, mean_metrics, stopped
-
-Validation = Callable[[State], Mapping[str, Any]]
+from mlox._points import Validation, judge, measure, shown, validate
+from mlox._series import repeat
+from mlox._stopping import EarlyStopping, reason
+from mlox._trail import History, Point, State, Trail, history_of, stopped
 
 
 class Plan(NamedTuple):
@@ -30,6 +31,7 @@ class Plan(NamedTuple):
     valid_every: int
     cycles_per_dispatch: int
     validation: Validation | None
+    stopping: EarlyStopping | None
     donate: bool
 
 
@@ -41,6 +43,7 @@ def run(
     *,
     validation: Validation | None = None,
     valid_every: int | None = None,
+    early_stopping: EarlyStopping | None = None,
     log_every: int | None = None,
     logdir: str | os.PathLike[str] | None = None,
     loggers: Iterable[_log.Logger] | None = None,
@@ -56,11 +59,14 @@ def run(
         series = {} if data is None else data
         _data.check_data(engine.steps_per_cycle, series)
         sources = {
-            name: _data.repeat(name, value)
+            name: repeat(name, value)
             for name, value in series.items()
             if value is not None
         }
         _check(engine, validation, valid_every, opened)
+        _stopping.check_rule(
+            early_stopping, engine.steps_per_cycle, validation is not None
+        )
         train_iters = _positive("train_iters", train_iters)
         log_every = max(1, train_iters // 20) if log_every is None else log_every
         plan = Plan(
@@ -69,6 +75,7 @@ def run(
             _positive("valid_every", log_every if valid_every is None else valid_every),
             _positive("cycles_per_dispatch", cycles_per_dispatch),
             validation,
+            early_stopping,
             donate,
         )
         opened += _files(logdir)
@@ -78,7 +85,7 @@ def run(
         failure = error
     failure = _close(opened, trail, failure)
     if failure is None:
-        return trail.points[-1].state, history_of(trail)
+        return trail.final, history_of(trail)
     if trail.stage == "start" or not isinstance(failure, Exception | KeyboardInterrupt):
         raise failure
     raise stopped(trail, failure, train_iters, cycles_per_dispatch) from failure
@@ -99,6 +106,9 @@ def _loop(
     start = copied(trail.safe.state) if plan.donate else trail.safe.state
     trail.stage = "the step of"
     zeros = zero_totals(engine, counts[0])(start, batches)
+    if plan.stopping is not None and not _judges_scores(plan):
+        trail.stage = "the early stopping after"
+        _stopping.check_metric(plan.stopping, shown(zeros))
     point = Point(0, start, zeros, 0)
     clock: float | None = None
     for count, following in itertools.pairwise((*counts, 0)):
@@ -118,57 +128,53 @@ def _loop(
         last = following == 0
         logs = last or _passes(plan.log_every, point.cycle, count)
         validates = last or _passes(plan.valid_every, point.cycle, count)
-        scalars = _measure(plan, trail, point, clock) if logs else {}
-        if validates and plan.validation is not None:
-            scalars |= _validate(plan.validation, trail, point)
+        scalars = _scalars(plan, trail, point, clock, logs, validates)
+        stops = _stops(plan, trail, point, scalars, logs, validates) and not last
+        if stops:  # the end of a run is a log point and has a validation
+            scalars |= _scalars(plan, trail, point, clock, not logs, not validates)
         if scalars:
             trail.stage = "logging after"
             for logger in loggers:
                 logger.log(point.cycle, dict(scalars))
             bar.set_postfix_str(_log.summary(scalars), refresh=False)
+        if stops and plan.stopping is not None:
+            bar.set_postfix_str("stopped early", refresh=False)
+            _log.note(loggers, point.cycle, reason(plan.stopping, trail.best))
+            return
         if logs:
             point = point._replace(totals=zeros, since=point.cycle)
             clock = time.perf_counter()
 
 
-def _measure(plan: Plan, trail: Trail, point: Point, clock: float) -> dict[str, float]:
-    """Record the means since the last log point, and return the scalars."""
-    means = mean_metrics(point)
-    speed = (point.cycle - point.since) / max(time.perf_counter() - clock, 1e-9)
-    if plan.donate:
-        trail.safe = point._replace(state=copied(point.state))
-    trail.records.append({"cycle": np.asarray(point.cycle), **means})
-    shown = {n: float(m) for n, m in means.items() if m.ndim == 0 and np.isrealobj(m)}
-    return {"cycles_per_second": speed, **shown}
+def _scalars(
+    plan: Plan, trail: Trail, point: Point, clock: float, logs: bool, validates: bool
+) -> dict[str, float]:
+    """Record what is due at a point, and return its scalars."""
+    scalars = measure(trail, point, clock, plan.donate) if logs else {}
+    if validates and plan.validation is not None:
+        scalars |= validate(plan.validation, trail, point)
+    return scalars
 
 
-def _validate(validation: Validation, trail: Trail, point: Point) -> dict[str, float]:
-    """Call the validation on a state that is computed, and record its scalars."""
-    jax.block_until_ready(point.totals)
-    trail.stage = "the validation after"
-    found = validation(point.state)
-    if not isinstance(found, Mapping):
-        raise TypeError(
-            f"`validation` must return a dict of scalars, got {type(found).__name__}. "
-            f'Return e.g. {{"accuracy": accuracy}}.'
-        )
-    scores = {}
-    for name, value in jax.device_get(dict(found)).items():
-        score = np.asarray(value)
-        if score.ndim or not _data.is_numeric(score) or np.iscomplexobj(score):
-            raise ValueError(
-                f"`validation` must return real scalars, but {name!r} is "
-                f"{score.dtype}{list(score.shape)}. Reduce it, e.g. by its mean."
-            )
-        scores[f"validation/{name}"] = score
-    record = {"validation/cycle": np.asarray(point.cycle), **scores}
-    if trail.validations and set(record) != set(trail.validations[0]):
-        raise ValueError(
-            f"`validation` returned {sorted(record)}, but at first "
-            f"{sorted(trail.validations[0])}. Return the same names every time."
-        )
-    trail.validations.append(record)
-    return {name: float(score) for name, score in scores.items()}
+def _stops(
+    plan: Plan,
+    trail: Trail,
+    point: Point,
+    scalars: dict[str, float],
+    logs: bool,
+    validates: bool,
+) -> bool:
+    """Judge a point where the metric of the early stopping is due."""
+    if plan.stopping is None or not (validates if _judges_scores(plan) else logs):
+        return False
+    trail.stage = "the early stopping after"
+    return judge(plan.stopping, trail, point, scalars, plan.donate)
+
+
+def _judges_scores(plan: Plan) -> bool:
+    """Say whether the early stopping judges a score, and no mean metric."""
+    rule = plan.stopping
+    return rule is not None and plan.validation is not None and rule.is_score
 
 
 def _passes(every: int, cycle: int, count: int) -> bool:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mlox._stopping import Best
+
 State = Any
 History = dict[str, np.ndarray]
 
@@ -88,7 +90,8 @@ class Trail:
     `points` are the last three dispatches. The newest two may still be computing, so
     that the device has work while the host has some; the oldest is known to be good.
     Where dispatches donate, only the newest state exists, and `safe` is the one to fall
-    back to.
+    back to. `best` is what an early stopping has seen, and `restored` the state of its
+    best point, if that one is asked for.
     """
 
     safe: Point
@@ -96,6 +99,13 @@ class Trail:
     points: deque[Point] = dataclasses.field(default_factory=lambda: deque(maxlen=3))
     records: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
     validations: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
+    best: Best = dataclasses.field(default_factory=Best)
+    restored: State = None
+
+    @property
+    def final(self) -> State:
+        """The state that a run returns: the restored one, or the last."""
+        return self.points[-1].state if self.restored is None else self.restored
 
 
 def mean_metrics(point: Point) -> dict[str, np.ndarray]:
@@ -127,6 +137,8 @@ def history_of(trail: Trail) -> History:
     for records in (trail.records, trail.validations):
         for name in records[0] if records else ():
             columns[name] = np.stack([record[name] for record in records])
+    if trail.best.cycle or trail.best.waited:
+        columns["best_cycle"] = np.asarray(trail.best.cycle)
     return columns
 
 

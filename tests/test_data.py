@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import mlox
-from mlox._data import check_data, repeat, stack
+from mlox._data import check_data, stack
+from mlox._series import repeat
 
 
 class Tensor:
@@ -181,6 +182,15 @@ def test_data_must_be_a_dict():
 )
 def test_a_single_batch_is_not_a_series(series, kind):
     with pytest.raises(ValueError, match=rf"'inner' is one {kind}.*itertools.repeat"):
+        check_data(["inner"], {"inner": series})
+
+
+@pytest.mark.parametrize(
+    ("series", "call"),
+    [(([1], [2]), r"together\(\*them"), ({"a": [1]}, r"together\(\*\*them")],
+)
+def test_several_series_are_pointed_to_together(series, call):
+    with pytest.raises(ValueError, match=f"several series, pass mlox.{call}"):
         check_data(["inner"], {"inner": series})
 
 

@@ -63,7 +63,7 @@ class TestNames:
         refuses(ValueError, message, name=name)
 
     def test_reserved_names_are_those_of_a_context(self):
-        reserved = {"name", "neighbours", "rng", "step", "model_state"}
+        reserved = {"name", "neighbours", "rng", "step", "model_state", "train"}
         assert set(RESERVED) == reserved
 
     @pytest.mark.parametrize("name", ["params", "lambda", "_private", "θ"])

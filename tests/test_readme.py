@@ -1,15 +1,19 @@
-"""The README's code runs as it stands, in a process of its own."""
+"""The code of the README and the docs runs as it stands, in processes of its own."""
 
 import pathlib
 import re
 import subprocess
 import sys
 
+import pytest
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
+PAGES = [README, *sorted(README.parent.glob("docs/*.md"))]
 
 
-def test_every_code_block_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_code_block_runs(page, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
         done = subprocess.run(

@@ -1,0 +1,76 @@
+"""What is due at a point of a run: means, validations, and a judgement of them."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlox import _data
+from mlox._dispatch import copied
+from mlox._stopping import EarlyStopping, update, value_of
+from mlox._trail import Point, State, Trail, mean_metrics
+
+Validation = Callable[[State], Mapping[str, Any]]
+
+
+def measure(trail: Trail, point: Point, clock: float, donate: bool) -> dict[str, float]:
+    """Record the means since the last log point, and return the scalars."""
+    means = mean_metrics(point)
+    speed = (point.cycle - point.since) / max(time.perf_counter() - clock, 1e-9)
+    if donate:
+        trail.safe = point._replace(state=copied(point.state))
+    trail.records.append({"cycle": np.asarray(point.cycle), **means})
+    return {"cycles_per_second": speed, **{n: float(means[n]) for n in shown(means)}}
+
+
+def shown(metrics: Mapping[str, Any]) -> list[str]:
+    """List the metrics that loggers get: real scalars."""
+    return [n for n, m in metrics.items() if m.ndim == 0 and np.isrealobj(m)]
+
+
+def validate(validation: Validation, trail: Trail, point: Point) -> dict[str, float]:
+    """Call the validation on a state that is computed, and record its scalars."""
+    jax.block_until_ready(point.totals)
+    trail.stage = "the validation after"
+    found = validation(point.state)
+    if not isinstance(found, Mapping):
+        raise TypeError(
+            f"`validation` must return a dict of scalars, got {type(found).__name__}. "
+            f'Return e.g. {{"accuracy": accuracy}}.'
+        )
+    scores = {}
+    for name, value in jax.device_get(dict(found)).items():
+        score = np.asarray(value)
+        if score.ndim or not _data.is_numeric(score) or np.iscomplexobj(score):
+            raise ValueError(
+                f"`validation` must return real scalars, but {name!r} is "
+                f"{score.dtype}{list(score.shape)}. Reduce it, e.g. by its mean."
+            )
+        scores[f"validation/{name}"] = score
+    record = {"validation/cycle": np.asarray(point.cycle), **scores}
+    if trail.validations and set(record) != set(trail.validations[0]):
+        raise ValueError(
+            f"`validation` returned {sorted(record)}, but at first "
+            f"{sorted(trail.validations[0])}. Return the same names every time."
+        )
+    trail.validations.append(record)
+    return {name: float(score) for name, score in scores.items()}
+
+
+def judge(
+    rule: EarlyStopping,
+    trail: Trail,
+    point: Point,
+    scalars: Mapping[str, float],
+    donate: bool,
+) -> bool:
+    """Judge a point, keep its state if it is the best, and say whether to stop."""
+    best = update(rule, trail.best, point.cycle, value_of(rule, scalars))
+    if best.cycle == point.cycle and rule.restore_best:
+        if donate and trail.safe.cycle < point.cycle:
+            trail.safe = point._replace(state=copied(point.state))
+        trail.restored = (trail.safe if donate else point).state
+    trail.best = best
+    return best.waited >= rule.patience

@@ -1,0 +1,169 @@
+"""Several series for one problem, and calls at the ends of their passes."""
+
+import itertools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mlox
+from mlox._series import repeat
+
+
+def make_engine(loss=lambda params, batch, ctx: params * batch):
+    problem = mlox.Problem.create(
+        name="x", params=jnp.zeros(()), tx=optax.sgd(-1.0), loss_fn=loss
+    )
+    return mlox.Engine([problem])
+
+
+def take(series, count):
+    return list(itertools.islice(repeat("x", series), count))
+
+
+#
+# Several series
+#
+
+
+@hypothesis.given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3))
+@hypothesis.settings(deadline=None, max_examples=20)
+def test_every_series_starts_again_on_its_own(lengths):
+    whole = mlox.together(*(range(length) for length in lengths))
+    expected = [tuple(i % length for length in lengths) for i in range(9)]
+    assert take(whole, 9) == expected
+    assert take(whole, 9) == expected  # it can be iterated over again
+    assert list(itertools.islice(whole, 9)) == expected
+
+
+def test_named_series_make_dicts_that_may_be_nested():
+    whole = mlox.together(clean=[1, 2], noisy=mlox.together([3], [4, 5]))
+    assert take(whole, 2) == [
+        {"clean": 1, "noisy": (3, 4)},
+        {"clean": 2, "noisy": (3, 5)},
+    ]
+
+
+def test_a_loss_gets_all_batches():
+    def loss(params, batch, ctx):
+        return params * (batch["clean"][0] + 10 * batch["noisy"])
+
+    engine = make_engine(loss)
+    data = mlox.together(clean=[(np.ones(()),)], noisy=[0.0, 1.0, 2.0])
+    state, _ = engine.run(
+        engine.init(), {"x": data}, 4, cycles_per_dispatch=2, loggers=()
+    )
+    assert float(state["x"].params) == 4 + 10 * (0 + 1 + 2 + 0)
+
+
+def test_a_series_that_runs_out_is_named_with_its_problem():
+    engine = make_engine(lambda params, batch, ctx: params * batch["noisy"])
+    data = mlox.together(clean=[1.0], noisy=iter([1.0, 2.0]))
+    message = r"source 'noisy' of data of 'x' ran out after 2 batches.*re-iterable"
+    with pytest.raises(mlox.RunError, match=message) as caught:
+        engine.run(engine.init(), {"x": data}, 9, loggers=())
+    assert caught.value.cycle == 2
+    assert float(caught.value.state["x"].params) == 3.0
+
+
+def test_an_empty_series_is_named_before_anything_runs():
+    engine = make_engine(lambda params, batch, ctx: params * batch[0])
+    with pytest.raises(ValueError, match=r"^source 1 of data of 'x' is empty"):
+        engine.run(engine.init(), {"x": mlox.together([1.0], [])}, loggers=())
+    with pytest.raises(ValueError, match=r"^source 'b' of mlox.together is empty"):
+        next(iter(mlox.together(a=[1.0], b=[])))
+    nested = mlox.together(mlox.together(a=[]))
+    with pytest.raises(ValueError, match=r"^source 'a' of source 0 of data of 'x' is"):
+        take(nested, 1)
+
+
+@pytest.mark.parametrize(
+    ("args", "named", "kind", "message"),
+    [
+        ((), {}, TypeError, r"got no series; expected mlox.together\(a, b\)"),
+        (([1],), {"b": [1]}, TypeError, "got series with and without names; expected"),
+        ((3,), {}, TypeError, "source 0 of mlox.together must be an iterable.*got int"),
+        ((), {"b": None}, TypeError, "source 'b' of mlox.together.*got NoneType"),
+        (([1], np.ones(2)), {}, ValueError, "source 1 of mlox.together is one ndarray"),
+    ],
+)
+def test_arguments_of_together_are_checked(args, named, kind, message):
+    with pytest.raises(kind, match=message):
+        mlox.together(*args, **named)
+
+
+#
+# Ends of passes
+#
+
+
+def test_a_call_is_made_whenever_a_pass_ends():
+    ends, taken = [], []
+    series = mlox.on_epoch_end([5, 6], lambda epoch: ends.append((epoch, len(taken))))
+    for batch in itertools.islice(repeat("x", series), 5):
+        taken.append(batch)
+    assert taken == [5, 6, 5, 6, 5]
+    assert ends == [(1, 2), (2, 4)]
+
+
+def test_the_count_of_passes_goes_on_in_another_run():
+    ends = []
+    engine = make_engine()
+    series = mlox.on_epoch_end([1.0, 2.0], ends.append)
+    state, _ = engine.run(engine.init(), {"x": series}, 5, loggers=())
+    engine.run(state, {"x": series}, 3, loggers=())
+    assert ends == [1, 2, 3]
+
+
+def test_each_of_several_series_has_its_ends():
+    ends = []
+    series = mlox.together(
+        mlox.on_epoch_end([1, 2], lambda epoch: ends.append(("a", epoch))),
+        mlox.on_epoch_end([1, 2, 3], lambda epoch: ends.append(("b", epoch))),
+    )
+    take(series, 5)
+    assert ends == [("a", 1), ("b", 1), ("a", 2)]
+
+
+@pytest.mark.parametrize("series", [[], iter([])])
+def test_an_empty_series_has_no_end(series):
+    with pytest.raises(ValueError, match="'x' is empty"):
+        take(mlox.on_epoch_end(series, pytest.fail), 1)
+
+
+def test_a_one_shot_series_has_one_end():
+    ends = []
+    with pytest.raises(ValueError, match="'x' ran out after 2 batches"):
+        take(mlox.on_epoch_end(iter([1, 2]), ends.append), 3)
+    assert ends == [1]
+
+
+def test_a_callback_that_raises_keeps_the_state():
+    def callback(epoch):
+        if epoch == 2:
+            raise InterruptedError("enough")
+
+    engine = make_engine()
+    series = mlox.on_epoch_end([1.0, 2.0], callback)
+    message = "failed at the data of cycle 5 of 9.*InterruptedError: enough"
+    with pytest.raises(mlox.RunError, match=message) as caught:
+        engine.run(engine.init(), {"x": series}, 9, loggers=())
+    assert caught.value.cycle == 4
+    assert float(caught.value.state["x"].params) == 6.0
+
+
+@pytest.mark.parametrize(
+    ("series", "callback", "kind", "message"),
+    [
+        ([1], 3, TypeError, "callback of mlox.on_epoch_end is a int; expected a funct"),
+        (3, print, TypeError, "series of mlox.on_epoch_end must be an iterable"),
+        ({"x": 1}, print, ValueError, "series of mlox.on_epoch_end is one dict"),
+        (mlox.together([1]), print, ValueError, "no end; expected the other order"),
+    ],
+)
+def test_arguments_of_on_epoch_end_are_checked(series, callback, kind, message):
+    with pytest.raises(kind, match=message):
+        mlox.on_epoch_end(series, callback)
