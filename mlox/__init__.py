@@ -8,6 +8,8 @@ from mlox._log import Logger as Logger
 from mlox._log import json_logger as json_logger
 from mlox._log import stdout_logger as stdout_logger
 from mlox._log import tensorboard_logger as tensorboard_logger
+from mlox._losses import Accumulated as Accumulated
+from mlox._losses import MixedPrecision as MixedPrecision
 from mlox._problem import Problem as Problem
 from mlox._series import on_epoch_end as on_epoch_end
 from mlox._series import together as together

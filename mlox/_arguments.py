@@ -148,6 +148,24 @@ def checked_model_state(name: str, given: PyTree) -> PyTree:
         ) from error
 
 
+def checked_loss_scale(name: str, given: Any) -> Any:
+    """Refuse what is no scale, and make arrays of its numbers."""
+    if given is None:
+        return None
+    # Imported here, as it takes long and few need it.
+    from flax.training.dynamic_scale import DynamicScale
+
+    if not isinstance(given, DynamicScale):
+        raise TypeError(
+            f"problem {name!r}: loss_scale is {given!r}; expected a "
+            "flax.training.dynamic_scale.DynamicScale, or None."
+        )
+    return given.replace(
+        fin_steps=jnp.asarray(given.fin_steps, jnp.int32),
+        scale=jnp.asarray(given.scale, jnp.float32),
+    )
+
+
 def checked_key(name: str, given: Any) -> jax.Array | None:
     if given is None:
         return None

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from mlox import _batches, _hooks
+from mlox._finite import backed_off, kept_finite
 from mlox._graph import Graph
 from mlox._objective import Draw, Gradient, Objective, Values
 from mlox._plan import Plan
@@ -142,10 +143,12 @@ class Cycle:
         batches = _hooks.drawn(self.objective, layer, ran.state, batches)
         updated, metrics = {}, ran.metrics
         for name in self.graph.layers[layer]:
-            updated[name], found = self.updated(layer, name, ran, batches)
+            changed, found = self.updated(layer, name, ran, batches)
+            updated |= changed
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
-        before = {n: jax.lax.stop_gradient(ran.state[n].model_state) for n in updated}
-        drawn = {n: batches[n] for n in updated if n in ran.kept.drawn}
+        names = self.graph.layers[layer]
+        before = {n: jax.lax.stop_gradient(ran.state[n].model_state) for n in names}
+        drawn = {n: batches[n] for n in names if n in ran.kept.drawn}
         kept = ran.kept._replace(
             before={**ran.kept.before, **before}, drawn={**ran.kept.drawn, **drawn}
         )
@@ -156,29 +159,38 @@ class Cycle:
 
     def updated(
         self, layer: int, name: str, ran: Ran, batches: Batches
-    ) -> tuple[Problem, Metrics]:
-        """Make one optimizer step of a problem, unless it waits for one below."""
+    ) -> tuple[dict[str, Problem], Metrics]:
+        """Make one optimizer step of a problem, unless it waits for one below.
+
+        Returns the problem, and those below it whose loss scale has changed.
+        """
         # An implicit answer's loop is never differentiated: see Objective.attach.
         cut = name in self.plan.moved - self.plan.unrolled
         ran_here = jax.lax.stop_gradient(ran[:2]) if cut else ran[:2]
         ran = Ran(*ran_here, {}, ran.pull)
         problem = ran.state[name]
+        movers = self.plan.movers[name]
+        scaling = [n for n in movers if ran.state[n].loss_scale is not None]
 
-        def update() -> tuple[Problem, Metrics]:
+        def update() -> tuple[dict[str, Problem], Metrics]:
             found, grads = self.gradient(layer, name, ran, batches)
             after = problem.updated(grads, found.model_state)
+            if scaling or problem.loss_scale is not None:
+                after = kept_finite(problem, after, grads)
             if isinstance(problem.method, Detached):
                 after = _hooks.passed(problem, after)
             if name in self.plan.moved:
                 after = after.replace(params=problem.seen(after.params))
-            return after, found.metrics
+            changed = {n: backed_off(ran.state[n], grads) for n in scaling}
+            return {name: after, **changed}, found.metrics
 
-        def wait() -> tuple[Problem, Metrics]:
+        def wait() -> tuple[dict[str, Problem], Metrics]:
             values = self.values(layer, name, ran, batches)
             metrics = self.objective.cost(name, values)[1][0]
             shapes = jax.eval_shape(update)[1]
             nothing = {key: jnp.zeros(x.shape, x.dtype) for key, x in shapes.items()}
-            return problem, {**nothing, **metrics}
+            same = {n: ran.state[n] for n in (name, *scaling)}
+            return same, {**nothing, **metrics}
 
         below = [ran.state[n] for n in self.graph.below[name]]
         waits = [p.step > p.warmup_steps for p in below if p.warmup_steps > 0]

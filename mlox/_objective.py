@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from mlox._context import Context, Neighbour, split_loss
 from mlox._plan import Block, Plan
 from mlox._problem import Problem
+from mlox._scaling import scaled
 from mlox._tree import merged
 from mlox.methods import Answer, attached
 from mlox.solvers import Info
@@ -130,9 +131,16 @@ class Objective:
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
         """Evaluate the loss of a problem, with (metrics, model_state) beside it."""
         draw = values.draws[name]
+        scale = 1.0
+        if draw.problem.loss_scale is not None:
+            scale = draw.problem.loss_scale.scale
+            reads = {n: values.params[n] for n in (name, *self.plan.graph.reads(name))}
+            values = values.moved(scaled(reads, 1 / scale))
         ctx = self.context(name, values, train=train)
         returned = draw.problem.loss_fn(values.params[name], draw.batch, ctx)
         loss, metrics, model_state = split_loss(name, returned, draw.model_state)
+        if draw.problem.loss_scale is not None:
+            loss = scaled(loss, scale)
         return loss, (metrics, model_state)
 
     def context(self, name: str, values: Values, *, train: bool = True) -> Context:

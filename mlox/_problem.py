@@ -22,6 +22,7 @@ from mlox._arguments import (
     check_params,
     check_steps,
     checked_key,
+    checked_loss_scale,
     checked_model_state,
     described,
 )
@@ -55,7 +56,7 @@ class Problem:
             neighbour's loss does, or None.
         method: How the problem's answer is differentiated by those above it.
         unroll_steps: Its steps per step of its uppers.
-        sample, reset, project, trainable, meta_trainable, warmup_steps: See
+        loss_scale, sample, reset, project, trainable, meta_trainable, warmup_steps: See
             `Problem.create`.
 
     Example:
@@ -75,6 +76,7 @@ class Problem:
     model_state: PyTree
     rng: jax.Array | None
     step: jax.Array
+    loss_scale: Any
     name: str = field(metadata={"static": True})
     tx: optax.GradientTransformation = field(metadata={"static": True})
     loss_fn: LossFn = field(metadata={"static": True})
@@ -105,6 +107,7 @@ class Problem:
         trainable: Mask | None = None,
         meta_trainable: Mask | None = None,
         warmup_steps: int = 0,
+        loss_scale: Any = None,
         model_state: PyTree = None,
         rng: jax.Array | int | None = None,
         opt_state: PyTree = None,
@@ -141,6 +144,10 @@ class Problem:
                 of the answer is trained, but taken as a constant from above.
             warmup_steps: Those above wait until the problem has made more steps than
                 these.
+            loss_scale: A `flax.training.dynamic_scale.DynamicScale` for losses in
+                float16: every derivative of the loss is computed at that scale. Where a
+                gradient, its own or that of an upper, is not finite, the update is left
+                out and the scale is lowered.
             model_state: A pytree of arrays that the loss reads as ctx.model_state and
                 returns updated. It advances once for each step of the problem, never
                 because of a hypergradient.
@@ -189,6 +196,7 @@ class Problem:
             model_state=checked_model_state(name, model_state),
             rng=checked_key(name, rng),
             step=jnp.zeros((), jnp.int32),
+            loss_scale=checked_loss_scale(name, loss_scale),
             name=name,
             unroll_steps=unroll_steps,
             warmup_steps=warmup_steps,
