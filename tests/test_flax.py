@@ -1,0 +1,244 @@
+"""Flax modules and training states as problems: the same as a loop of Flax's own."""
+
+import re
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+import mlox
+import mlox.flax
+
+TX = optax.sgd(0.1, momentum=0.9)
+KEY = jax.random.key(0)
+X = jax.random.normal(KEY, (2, 6, 3), jnp.float32)  # batches of two steps
+EDGES = {"scale": ["net"]}, {"net": ["scale"]}
+
+
+class Net(nn.Module):
+    """With everything that a module may have: statistics and dropout."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
+        return nn.Dense(1)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+class NNXNet(nnx.Module):
+    """The same in NNX."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.last = nnx.Linear(4, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(self.norm(self.first(x))))
+
+
+def leaves_agree(found, expected):
+    found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def scale_problem(loss_fn):
+    return mlox.Problem.create(
+        name="scale", params=jnp.float32(1.0), tx=optax.sgd(0.1), loss_fn=loss_fn
+    )
+
+
+class TestLinen:
+    NET = Net()
+    VARIABLES = NET.init(KEY, X[0])
+
+    def loss(self, params, batch, ctx):
+        out, state = self.NET.apply(
+            {"params": params, **ctx.model_state},
+            batch,
+            train=ctx.train,
+            mutable=["batch_stats"],
+            rngs={"dropout": ctx.rng},
+        )
+        scale = ctx.scale.params if "scale" in ctx.neighbours else 1.0
+        loss = jnp.mean((scale * out - 1.0) ** 2)
+        return {"loss": loss, "model_state": state}
+
+    def problem(self, **parts):
+        parts = {"loss_fn": self.loss, "rng": 0, "tx": TX, **parts}
+        return mlox.flax.from_linen(self.NET, self.VARIABLES, name="net", **parts)
+
+    def test_steps_are_those_of_a_loop(self):
+        engine = mlox.Engine([self.problem()])
+        state = engine.init()
+        step = engine.compile(donate=False)
+        for batch in X:
+            state, _ = step(state, {"net": batch[None]})
+        params, stats = self.VARIABLES["params"], self.VARIABLES["batch_stats"]
+        opt_state = TX.init(params)
+        for i, batch in enumerate(X):
+            ctx = mlox.Context(
+                "net",
+                {},
+                jax.random.fold_in(KEY, i),
+                i,
+                {"batch_stats": stats},
+            )
+
+            def cost(params, batch=batch, ctx=ctx):
+                found = self.loss(params, batch, ctx)
+                return found["loss"], found["model_state"]
+
+            grads, new = jax.grad(cost, has_aux=True)(params)
+            updates, opt_state = TX.update(grads, opt_state, params)
+            params, stats = optax.apply_updates(params, updates), new["batch_stats"]
+        leaves_agree(state["net"].params, params)
+        leaves_agree(state["net"].model_state, {"batch_stats": stats})
+
+    @pytest.mark.parametrize("method", [mlox.Unrolled(), mlox.Implicit(mlox.CG(3))])
+    def test_a_neighbour_with_state(self, method):
+        upper = scale_problem(
+            lambda params, batch, ctx: jnp.mean(mlox.flax.apply(ctx.net, X[1]) ** 2)
+        )
+        lower = self.problem(unroll_steps=2, method=method)
+        engine = mlox.Engine([upper, lower], *EDGES)
+        batches = {"scale": None, "net": X}
+        state, metrics = engine.compile()(engine.init(), batches)
+        assert np.isfinite(metrics["scale/loss"]).all()
+        assert state["scale"].params != 1.0
+
+    def test_a_neighbour_with_state_that_is_called_without(self):
+        upper = scale_problem(lambda params, batch, ctx: ctx.net(X[1]).mean())
+        engine = mlox.Engine([upper, self.problem(unroll_steps=2)], *EDGES)
+        message = (
+            "this module has state besides its parameters (batch_stats). Call it by "
+            "mlox.flax.apply(ctx.name, ...)"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            engine.step(engine.init(), {"scale": None, "net": X})
+
+    @pytest.mark.parametrize("variables", [{}, {"kernel": 1}, None])
+    def test_variables_without_params(self, variables):
+        with pytest.raises(ValueError, match=r"from_linen got variables with .*params"):
+            mlox.flax.from_linen(self.NET, variables, name="net")
+
+    def test_equal_modules_are_compiled_once(self):
+        problems = [
+            mlox.flax.from_linen(
+                nn.Dense(1),
+                nn.Dense(1).init(KEY, X[0]),
+                name="net",
+                tx=TX,
+                loss_fn=TestLinen.no_loss,
+            )
+            for _ in range(2)
+        ]
+        assert problems[0].apply_fn == problems[1].apply_fn
+        structures = [jax.tree.structure(problem) for problem in problems]
+        assert structures[0] == structures[1]
+
+    @staticmethod
+    def no_loss(params, batch, ctx):
+        return 0.0 * jax.tree.leaves(params)[0].sum()
+
+
+class TestNNX:
+    @staticmethod
+    def loss(model, batch, ctx):
+        scale = ctx.scale.params if "scale" in ctx.neighbours else 1.0
+        return jnp.mean((scale * model(batch) - 1.0) ** 2)
+
+    def problem(self, model, **parts):
+        parts = {"loss_fn": self.loss, "tx": TX, **parts}
+        return mlox.flax.from_nnx(model, name="net", **parts)
+
+    def test_steps_are_those_of_a_loop(self):
+        engine = mlox.Engine([self.problem(NNXNet(nnx.Rngs(0)))])
+        state = engine.init()
+        step = engine.compile(donate=False)
+        for batch in X:
+            state, _ = step(state, {"net": batch[None]})
+        model = NNXNet(nnx.Rngs(0))
+        optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
+        for batch in X:
+            grads = nnx.grad(lambda m, b: jnp.mean((m(b) - 1.0) ** 2))(model, batch)
+            optimizer.update(model, grads)
+        found = mlox.flax.to_nnx(state["net"])
+        for kind in (nnx.Param, nnx.BatchStat):
+            leaves_agree(nnx.state(found, kind), nnx.state(model, kind))
+        counts = [nnx.state(m, nnx.RngCount) for m in (found, model)]
+        leaves_agree(*counts)
+
+    @pytest.mark.parametrize(
+        "method",
+        [mlox.Unrolled(), mlox.Implicit(mlox.CG(3)), mlox.FiniteDifference()],
+        ids=repr,
+    )
+    def test_below_an_upper(self, method):
+        upper = scale_problem(
+            lambda params, batch, ctx: jnp.mean(mlox.flax.apply(ctx.net, X[1]) ** 2)
+        )
+        lower = self.problem(NNXNet(nnx.Rngs(0)), unroll_steps=2, method=method)
+        engine = mlox.Engine([upper, lower], *EDGES)
+        state, _ = engine.compile()(engine.init(), {"scale": None, "net": X})
+        assert np.isfinite(state["scale"].params)
+        assert state["scale"].params != 1.0
+
+    def test_a_part_is_trained(self):
+        model = NNXNet(nnx.Rngs(0))
+        last = lambda path, leaf: "last" in path and isinstance(leaf, nnx.Param)
+        engine = mlox.Engine([self.problem(model, wrt=last)])
+        state, _ = engine.step(engine.init(), {"net": X[:1]})
+        found = mlox.flax.to_nnx(state["net"])
+        leaves_agree(nnx.state(found.first), nnx.state(model.first))
+        assert (found.last.kernel[...] != model.last.kernel[...]).any()
+
+    def test_the_module_that_was_given_stays(self):
+        model = NNXNet(nnx.Rngs(0))
+        before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
+        engine = mlox.Engine([self.problem(model)])
+        engine.run(engine.init(), {"net": list(X)}, 2, loggers=(), donate=True)
+        leaves_agree(nnx.state(model, nnx.Param), before)
+
+    def test_problems_that_are_not_of_nnx(self):
+        other = scale_problem(lambda params, batch, ctx: params)
+        with pytest.raises(TypeError, match="to_nnx got problem 'scale', whose apply"):
+            mlox.flax.to_nnx(other)
+        with pytest.raises(TypeError, match=r"mlox\.flax\.apply got neighbour 'scale'"):
+            mlox.flax.apply(mlox.Neighbour(1.0, None, None, "scale"), X)
+
+
+class TestTrainState:
+    def test_there_and_back(self):
+        model = nn.Dense(1)
+        params = model.init(KEY, X[0])["params"]
+        start = TrainState.create(apply_fn=model.apply, params=params, tx=TX)
+
+        def cost(params, batch):
+            return jnp.mean((model.apply({"params": params}, batch) - 1.0) ** 2)
+
+        by_hand = start.apply_gradients(grads=jax.grad(cost)(params, X[0]))
+        problem = mlox.flax.from_train_state(
+            by_hand, name="fit", loss_fn=lambda params, batch, ctx: cost(params, batch)
+        )
+        engine = mlox.Engine([problem])
+        state, _ = engine.step(engine.init(), {"fit": X[1:]})
+        found = mlox.flax.to_train_state(state["fit"], by_hand)
+        expected = by_hand.apply_gradients(grads=jax.grad(cost)(by_hand.params, X[1]))
+        leaves_agree(found, expected)
+        assert int(found.step) == 2
+        out = state["fit"].apply_fn(found.params, X[0])
+        np.testing.assert_array_equal(out, model.apply({"params": found.params}, X[0]))
+
+
+def test_mlox_alone_does_not_load_flax():
+    program = "import sys, mlox; sys.exit('flax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
