@@ -1,0 +1,352 @@
+"""Losses made of losses, and loss scaling: the same numbers by other means."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training.dynamic_scale import DynamicScale
+
+import mlox
+from mlox._scaling import scaled
+
+EDGES = {"up": ["low"]}, {"low": ["up"]}
+SGD = optax.sgd(0.2)
+BATCH = jax.random.normal(jax.random.key(0), (2, 12, 3))
+BATCHES = {"up": None, "low": BATCH}
+METHODS = (
+    mlox.Unrolled(),
+    mlox.Implicit(mlox.CG(3)),
+    mlox.Implicit(mlox.Neumann(3, 0.1)),
+    mlox.Implicit(mlox.Dense()),
+    mlox.FiniteDifference(),
+    mlox.SAMA(),
+)
+every_method = pytest.mark.parametrize("method", METHODS, ids=repr)
+
+
+def fit(params, batch, ctx):
+    weight = jax.nn.sigmoid(batch @ ctx.up.params)
+    loss = jnp.mean(weight * (batch @ params - 1) ** 2)
+    return {"loss": loss, "largest": jnp.max(weight)}
+
+
+def outer(params, batch, ctx):
+    return jnp.sum((ctx.low.params - 1) ** 2) + jnp.sum(params**2)
+
+
+def engine(loss_fn=fit, method=None, dtype=jnp.float64, **parts):
+    parts = {"tx": SGD, "unroll_steps": 2, **parts}
+    up = mlox.Problem.create(
+        name="up", params=jnp.full(3, 0.3, dtype), tx=SGD, loss_fn=outer
+    )
+    low = mlox.Problem.create(
+        name="low",
+        params=jnp.full(3, 0.1, dtype),
+        loss_fn=loss_fn,
+        method=method,
+        **parts,
+    )
+    return mlox.Engine([up, low], *EDGES)
+
+
+def hypergradient(made, dtype=jnp.float64):
+    batches = {"up": None, "low": BATCH.astype(dtype)}
+    found = jax.jit(lambda s, b: made.hypergradient(s, b, "up")[1])
+    return found(made.init(), batches)
+
+
+class TestAccumulated:
+    @every_method
+    def test_every_method_sees_the_loss_of_the_whole(self, method):
+        whole = hypergradient(engine(method=method))
+        parts = hypergradient(engine(mlox.Accumulated(fit, 4), method))
+        np.testing.assert_allclose(parts, whole, rtol=1e-8)
+
+    def test_steps_are_those_of_the_optimizer(self):
+        schedule = optax.sgd(optax.piecewise_constant_schedule(1.0, {1: 0.0}))
+        loss = lambda params, batch, ctx: -params.sum() + 0 * batch.sum()
+        problem = mlox.Problem.create(
+            name="x",
+            params=jnp.zeros(1),
+            tx=schedule,
+            loss_fn=mlox.Accumulated(loss, 4),
+        )
+        alone = mlox.Engine([problem])
+        data = {"x": [jnp.ones(8)]}
+        state, history = alone.run(alone.init(), data, 3, log_every=1, loggers=())
+        assert state["x"].params == 1.0, "the rate falls to 0 after one step, not four"
+        assert state["x"].step == 3
+        np.testing.assert_array_equal(history["x/loss"], [0.0, -1.0, -1.0])
+
+    def test_metrics_are_means_and_the_state_goes_from_part_to_part(self):
+        def loss(params, batch, ctx):
+            key = jax.random.key_data(ctx.rng)[-1].astype(float)
+            kept = {"sum": ctx.model_state["sum"] + batch.sum()}
+            return {"loss": params * 0.0, "key": key, "model_state": kept}
+
+        problem = mlox.Problem.create(
+            name="x",
+            params=jnp.zeros(()),
+            tx=SGD,
+            rng=0,
+            loss_fn=mlox.Accumulated(loss, 3),
+            model_state={"sum": jnp.zeros(())},
+        )
+        alone = mlox.Engine([problem])
+        state, metrics = alone.step(alone.init(), {"x": jnp.arange(6.0)[None]})
+        assert state["x"].model_state["sum"] == 15.0
+        key = jax.random.fold_in(jax.random.key(0), 0)
+        keys = [
+            jax.random.key_data(jax.random.fold_in(key, i))[-1].astype(float)
+            for i in range(3)
+        ]
+        assert len(set(map(float, keys))) == 3
+        np.testing.assert_allclose(metrics["x/key"][0], np.mean(keys))
+
+    def test_takes_the_memory_of_one_part(self):
+        def loss(params, batch, ctx):
+            for _ in range(4):
+                batch = jnp.tanh(batch @ params)
+            return jnp.mean(batch**2)
+
+        def temporaries(loss_fn):
+            problem = mlox.Problem.create(
+                name="x", params=jnp.eye(8), tx=SGD, loss_fn=loss_fn
+            )
+            alone = mlox.Engine([problem])
+            batches = {"x": jnp.ones((1, 4096, 8))}
+            compiled = alone.compile().lower(alone.init(), batches).compile()
+            return compiled.memory_analysis().temp_size_in_bytes
+
+        assert temporaries(mlox.Accumulated(loss, 16)) < temporaries(loss) / 4
+
+    def test_a_batch_that_does_not_divide(self):
+        made = engine(mlox.Accumulated(fit, 5))
+        message = (
+            "loss of 'low': Accumulated(steps=5) got a batch with a leaf of shape "
+            "[12, 3]; expected a leading axis that 5 divides"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            made.step(made.init(), BATCHES)
+
+    @pytest.mark.parametrize("steps", [0, 2.0, True])
+    def test_no_count(self, steps):
+        with pytest.raises(ValueError, match=r"Accumulated\(steps=.*positive integer"):
+            mlox.Accumulated(fit, steps)
+
+    @pytest.mark.parametrize("kind", [mlox.Accumulated, mlox.MixedPrecision])
+    def test_no_loss(self, kind):
+        with pytest.raises(TypeError, match=r"\(loss_fn=3\): expected a function"):
+            kind(3, 2)
+
+    def test_convolutions_are_written_out_on_cpu(self):
+        def loss(params, batch, ctx):
+            image = batch[..., None]
+            return jnp.mean(
+                jax.lax.conv_general_dilated(
+                    image, params, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+                )
+            )
+
+        ctx = mlox.Context("x", {}, None, 0, None)
+        program = jax.make_jaxpr(lambda p, b: mlox.Accumulated(loss, 2)(p, b, ctx))(
+            jnp.ones((3, 1, 1)), jnp.ones((4, 8))
+        )
+        (scan,) = (e for e in program.eqns if e.primitive.name == "scan")
+        cpu = jax.default_backend() == "cpu"
+        assert scan.params["unroll"] == (2 if cpu else 1)
+
+
+class TestMixedPrecision:
+    @every_method
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    def test_every_method_is_near_that_in_full_precision(self, method, dtype):
+        full = hypergradient(engine(method=method, dtype=jnp.float32), jnp.float32)
+        half = hypergradient(
+            engine(mlox.MixedPrecision(fit, dtype), method, jnp.float32), jnp.float32
+        )
+        assert half.dtype == jnp.float32
+        # Of a small difference of parameters, their rounding takes its part.
+        loose = isinstance(method, mlox.FiniteDifference)
+        limit = {jnp.float16: 0.1, jnp.bfloat16: 0.5}[dtype] if loose else 0.03
+        assert jnp.linalg.norm(half - full) < limit * jnp.linalg.norm(full)
+
+    def test_what_is_computed_and_what_is_kept(self):
+        seen = []
+
+        def loss(params, batch, ctx):
+            seen.append([x.dtype for x in (params, batch[0], ctx.up.params)])
+            kept = {"mean": ctx.model_state["mean"] * jnp.bfloat16(0.5)}
+            loss = jnp.sum(params * batch[0] * ctx.up.params) + 0 * batch[1].sum()
+            return {"loss": loss, "model_state": kept}
+
+        made = engine(
+            mlox.MixedPrecision(loss),
+            dtype=jnp.float32,
+            tx=optax.adam(0.1),
+            model_state={"mean": jnp.ones(2, jnp.float32)},
+        )
+        batches = {
+            "up": None,
+            "low": (jnp.ones((2, 3), jnp.float32), jnp.ones((2, 1), jnp.int32)),
+        }
+        state, metrics = made.step(made.init(), batches)
+        assert {dtype for dtypes in seen for dtype in dtypes} == {
+            jnp.dtype(jnp.bfloat16)
+        }
+        kinds = {x.dtype for x in jax.tree.leaves(state["low"].params)}
+        kinds |= {x.dtype for x in jax.tree.leaves(state["low"].model_state)}
+        assert kinds == {jnp.dtype("float32")}
+        assert metrics["low/loss"].dtype == jnp.float32
+
+    @pytest.mark.parametrize("dtype", [jnp.int32, "half of it", None, int])
+    def test_no_floating_dtype(self, dtype):
+        if dtype is None:
+            assert mlox.MixedPrecision(fit).dtype == jnp.bfloat16
+            return
+        with pytest.raises(TypeError, match=r"MixedPrecision\(dtype=.*floating dtype"):
+            mlox.MixedPrecision(fit, dtype)
+
+
+def cubes(x, scale):
+    return jnp.sum(scaled(scaled(x, 1 / scale) ** 3, scale))
+
+
+X = jnp.arange(1.0, 4.0)
+DERIVATIVES = {
+    "gradient": (lambda f: jax.grad(f)(X), 3 * X**2),
+    "forward": (lambda f: jax.jvp(f, (X,), (X,))[1], jnp.sum(3 * X**3)),
+    "forward over reverse": (
+        lambda f: jax.jvp(jax.grad(f), (X,), (X,))[1],
+        6 * X**2,
+    ),
+    "reverse over reverse": (
+        lambda f: jax.grad(lambda x: jnp.vdot(jax.grad(f)(x), X))(X),
+        6 * X**2,
+    ),
+    "reverse over forward": (
+        lambda f: jax.grad(lambda x: jax.jvp(f, (x,), (X,))[1])(X),
+        6 * X**2,
+    ),
+    "third": (
+        lambda f: jax.grad(lambda x: jax.grad(lambda y: jax.grad(f)(y).sum())(x).sum())(
+            X
+        ),
+        6.0 * jnp.ones(3),
+    ),
+    "checkpointed": (lambda f: jax.grad(jax.checkpoint(f))(X), 3 * X**2),
+    "in a scan": (
+        lambda f: jax.grad(
+            lambda x: jax.lax.scan(lambda c, _: (c + f(x), None), 0.0, None, 2)[0]
+        )(X),
+        6 * X**2,
+    ),
+    "mapped": (
+        lambda f: jax.vmap(jax.grad(f))(jnp.stack([X, X])),
+        jnp.stack([3 * X**2] * 2),
+    ),
+}
+
+
+class TestScaled:
+    @pytest.mark.parametrize("kind", DERIVATIVES)
+    def test_derivatives_of_every_order_are_unchanged(self, kind):
+        derivative, expected = DERIVATIVES[kind]
+        found = jax.jit(lambda scale: derivative(lambda x: cubes(x, scale)))(1024.0)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+    @pytest.mark.parametrize("axes", [(0, 0), (None, 0), (1, 0)])
+    def test_mapped_scales(self, axes):
+        x = X if axes[0] is None else jnp.stack([X, X], axis=axes[0])
+        found = jax.vmap(jax.grad(cubes), axes)(x, jnp.array([2.0, 1024.0]))
+        np.testing.assert_allclose(found, jnp.stack([3 * X**2] * 2), rtol=1e-12)
+
+    def test_what_is_computed_inside_is_scaled(self):
+        inside = []
+
+        def seen(x):
+            return x
+
+        tapped = jax.custom_vjp(seen)
+        tapped.defvjp(lambda x: (x, None), lambda _, ct: (inside.append(ct) or ct,))
+        jax.grad(lambda x: scaled(tapped(scaled(x, 1 / 8)), 8.0))(1.0)
+        assert inside == [8.0]
+
+
+class TestLossScale:
+    @every_method
+    def test_a_scale_changes_no_number(self, method):
+        plain = engine(method=method, dtype=jnp.float32)
+        other = engine(
+            method=method, dtype=jnp.float32, loss_scale=DynamicScale(scale=2.0**10)
+        )
+        found = [hypergradient(made, jnp.float32) for made in (plain, other)]
+        np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+
+    def alone(self, scale, grow=2000):
+        def loss(params, batch, ctx):
+            half = params.astype(jnp.float16)
+            return (half * jnp.float16(8.0)).sum().astype(jnp.float32)
+
+        problem = mlox.Problem.create(
+            name="x",
+            params=jnp.ones(2, jnp.float32),
+            tx=optax.adam(0.1),
+            loss_fn=loss,
+            loss_scale=DynamicScale(scale=scale, growth_interval=grow),
+        )
+        return mlox.Engine([problem])
+
+    def test_an_update_that_overflows_is_left_out(self):
+        made = self.alone(2.0**14)  # 8 * 2^14 is beyond float16
+        step = made.compile(donate=False)
+        first, metrics = step(made.init(), {"x": None})
+        np.testing.assert_array_equal(first["x"].params, [1.0, 1.0])
+        assert first["x"].opt_state[0].count == 0
+        assert first["x"].loss_scale.scale == 2.0**13
+        assert metrics["x/loss"] == 16.0
+        second, _ = step(first, {"x": None})
+        third, _ = step(second, {"x": None})
+        assert third["x"].loss_scale.scale == 2.0**12
+        assert third["x"].opt_state[0].count == 1
+        np.testing.assert_allclose(third["x"].params, 0.9, rtol=1e-5)
+
+    def test_the_scale_grows_again(self):
+        made = self.alone(4.0, grow=2)
+        step = made.compile(donate=False)
+        state = made.init()
+        scales = []
+        for _ in range(6):
+            state, _ = step(state, {"x": None})
+            scales.append(float(state["x"].loss_scale.scale))
+        assert scales == [4.0, 4.0, 8.0, 8.0, 8.0, 16.0]
+
+    def test_an_upper_that_overflows_waits_and_lowers_the_scale_below(self):
+        def loss(params, batch, ctx):
+            half = (params * ctx.up.params).astype(jnp.float16)
+            return half.sum().astype(jnp.float32)
+
+        # The difference divides by 2 epsilon: that overflows where the step does not.
+        made = engine(
+            loss,
+            mlox.FiniteDifference(epsilon=1e-4),
+            jnp.float32,
+            loss_scale=DynamicScale(scale=2.0**12),
+        )
+        step = made.compile(donate=False)
+        batches = {"up": None, "low": None}
+        state, _ = step(made.init(), batches)
+        np.testing.assert_array_equal(state["up"].params, made.init()["up"].params)
+        assert state["low"].loss_scale.scale == 2.0**11
+        for _ in range(12):
+            state, _ = step(state, batches)
+        assert (state["up"].params != made.init()["up"].params).all()
+        assert jnp.isfinite(state["up"].params).all()
+
+    def test_no_scale(self):
+        message = "problem 'low': loss_scale is 1024.0; expected a flax.training.dyn"
+        with pytest.raises(TypeError, match=re.escape(message)):
+            engine(loss_scale=1024.0)
