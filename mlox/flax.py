@@ -32,6 +32,10 @@ class Linen:
     module: linen.Module
     collections: tuple[str, ...] = ()
 
+    def __hash__(self) -> int:
+        """Hash modules that hold lists, too, such as `linen.Sequential`."""
+        return hash((type(self.module), self.collections))
+
     def __call__(self, params: PyTree, *args: Any, **kwargs: Any) -> Any:
         """Apply the module to its parameters alone."""
         _check_stateless(self.collections)

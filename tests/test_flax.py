@@ -145,6 +145,20 @@ class TestLinen:
         structures = [jax.tree.structure(problem) for problem in problems]
         assert structures[0] == structures[1]
 
+    def test_modules_that_hold_lists(self):
+        layers = [nn.Dense(2), nn.relu, nn.Dense(1)]
+        net = nn.Sequential(layers)
+        problems = [
+            mlox.flax.from_linen(
+                module, net.init(KEY, X[0]), name="net", tx=TX, loss_fn=self.no_loss
+            )
+            for module in (net, nn.Sequential(list(layers)), nn.Sequential(layers[:1]))
+        ]
+        first, equal, other = (problem.apply_fn for problem in problems)
+        assert first == equal
+        assert hash(first) == hash(equal)
+        assert first != other
+
     @staticmethod
     def no_loss(params, batch, ctx):
         return 0.0 * jax.tree.leaves(params)[0].sum()
