@@ -154,7 +154,12 @@ class Cycle:
         )
         after = {**ran.state, **updated}
         if self.roll_back and layer > 0:
-            after, kept = self.rolled_back(layer, state, after, kept, batches)
+            ahead = after, kept
+            after, kept = self.rolled_back(layer, state, *ahead, batches)
+            below = frozenset().union(*(self.graph.below[n] for n in names))
+            if any(state[n].warmup_steps for n in below):
+                stepped = [after[n].step > ran.state[n].step for n in names]
+                after, kept = _chosen(jnp.stack(stepped).any(), (after, kept), ahead)
         return after, kept, metrics
 
     def updated(
@@ -440,3 +445,7 @@ class Cycle:
     def unrolled(self, unroll: bool) -> Cycle:
         """Return the cycle with its loops written out, or not."""
         return dataclasses.replace(self, unroll=unroll)
+
+
+def _chosen(condition: jax.Array, first: PyTree, second: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)

@@ -114,6 +114,8 @@ class Engine:
                 f"coupling is {coupling!r}; expected 'total' (exact at any depth) or "
                 "'direct' (each problem takes its lowers as fixed)."
             )
+        _check_flag("roll_back", roll_back, (True, False))
+        _check_flag("unroll_loops", unroll_loops, (True, False, None))
         graph = build_graph(
             [p.name for p in problems],
             _named("u2l", u2l),
@@ -124,7 +126,7 @@ class Engine:
         check_methods(plan, {p.name: p for p in problems})
         warn_of_adaptive(plan, problems)
         object.__setattr__(self, "problems", tuple(problems))
-        cycle = Cycle(plan, unroll=bool(unroll_loops), roll_back=bool(roll_back))
+        cycle = Cycle(plan, unroll=bool(unroll_loops), roll_back=roll_back)
         object.__setattr__(self, "cycle", cycle)
         object.__setattr__(self, "unroll_loops", unroll_loops)
 
@@ -396,6 +398,12 @@ class Engine:
 def _jitted(value: Step | Evaluation, donate: bool) -> Any:
     """Jit a value; JAX itself forgets a function with the last reference to it."""
     return jax.jit(value, donate_argnums=(0,) if donate else ())
+
+
+def _check_flag(what: str, value: Any, expected: tuple[bool | None, ...]) -> None:
+    if not any(value is choice for choice in expected):
+        choices = " or ".join(map(repr, expected))
+        raise TypeError(f"{what} is {value!r}; expected {choices}.")
 
 
 def _named(kind: str, edges: Edges | None) -> dict[str, Sequence[str]]:

@@ -44,7 +44,15 @@ def sampled(objective: Objective, name: str, state: State) -> PyTree:
     """Sample the batch of the next step of a problem; a constant."""
     ctx = objective.context(name, _present(state, SAMPLE))
     sample: Any = state[name].sample
-    return jax.lax.stop_gradient(jax.tree.map(strong, sample(state[name].params, ctx)))
+    found = sample(state[name].params, ctx)
+    try:
+        batch = jax.tree.map(strong, found)
+    except TypeError as error:
+        raise TypeError(
+            f"problem {name!r}: sample returned something that is no array: {error} "
+            "Expected a batch, a pytree of arrays."
+        ) from error
+    return jax.lax.stop_gradient(batch)
 
 
 def passed(before: Problem, after: Problem) -> Problem:

@@ -280,6 +280,11 @@ class TestSample:
         batches = {"up": None, "low": jnp.zeros(3)}
         refuses(message, lambda: engine.step(engine.init(), batches))
 
+    def test_no_arrays(self):
+        engine = self.engine(None, sample=lambda params, ctx: {"x": "a word"})
+        message = "problem 'low': sample returned something that is no array: "
+        refuses(message, lambda: engine.step(engine.init(), NO_DATA))
+
 
 class TestParts:
     """Parts of the parameters that are frozen, or constants seen from above."""
@@ -429,6 +434,12 @@ class TestWarmup:
         refuses(message, lambda: two(warmup_steps=steps))
 
 
+@pytest.mark.parametrize("option", ["roll_back", "unroll_loops"])
+def test_flags_that_are_none(option):
+    message = f"{option} is 'yes'; expected True or False"
+    refuses(message, lambda: two(engine={option: "yes"}))
+
+
 class TestRollBack:
     """Look ahead, update the upper, go back, and make one step for good."""
 
@@ -533,6 +544,19 @@ class TestRollBack:
         for name, params in zip("tpc", expected, strict=True):
             np.testing.assert_allclose(state[name].params, params, rtol=1e-12)
         assert [int(state[n].step) for n in "tpc"] == [2, 2, 2]
+
+    def test_nothing_goes_back_while_the_upper_waits(self):
+        engine = two(warmup_steps=3, engine={"roll_back": True})
+        step = engine.compile(donate=False)
+        state, _ = step(engine.init(), NO_DATA)
+        ahead = self.ahead(flat(WEIGHTS), X)
+        np.testing.assert_allclose(flat(state["low"].params), ahead, rtol=1e-12)
+        assert state["low"].step == 3
+        state, _ = step(state, NO_DATA)
+        expected = self.lower(ahead, state["up"].params)
+        np.testing.assert_allclose(flat(state["low"].params), expected, rtol=1e-12)
+        assert state["low"].step == 4
+        assert state["up"].step == 1
 
     def test_problems_that_are_not_below_stay(self):
         alone = mlox.Problem.create(
