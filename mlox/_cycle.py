@@ -23,8 +23,9 @@ from mlox._graph import Graph
 from mlox._objective import Draw, Gradient, Objective, Values
 from mlox._plan import Plan
 from mlox._problem import Problem
+from mlox._rounds import Rounds
 from mlox._tree import merged
-from mlox.methods import Detached, Unrolled, checkpointed_scan
+from mlox.methods import Detached
 
 PyTree = Any
 State = Mapping[str, Problem]
@@ -321,90 +322,17 @@ class Cycle:
     def rounds(
         self, layer: int, state: State, kept: Kept, batches: Batches
     ) -> tuple[State, Kept, Metrics]:
-        """Run the rounds below a layer.
-
-        Where answers are differentiated through their last steps only, the rounds
-        fall into phases, and the derivative of an answer is cut as its phase begins.
-        """
+        """Run the rounds below a layer, from the start of its inner loops."""
         if layer == 0:
             return state, kept, {}
         state = _hooks.begun(self.objective, layer, state)
-        graph, names = self.graph, self.graph.beneath(layer)
-        length = graph.layer_period[layer] // graph.layer_period[layer - 1]
-        if length == 1:
-            return self.window(layer - 1, state, kept, {n: batches[n] for n in names})
-        counts = {n: graph.count(layer - 1, n) for n in names}
-        xs = {n: _batches.split(batches[n], length, counts[n]) for n in names}
-        cuts = self.cuts(layer, state, length)
-        edges = sorted({0, length, *cuts.values()})
-        parts = []
-        for start, stop in itertools.pairwise(edges):
-            newly = [u for u, cut in cuts.items() if cut == start > 0]
-            state = {**state, **{u: jax.lax.stop_gradient(state[u]) for u in newly}}
-            idle = bool(cuts) and start < min(cuts.values())
-            here = jax.lax.stop_gradient(state) if idle else state
-            part = jax.tree.map(lambda x, a=start, b=stop: x[a:b], xs)
-            below, kept, metrics = self._scan(layer, here, kept, part, stop - start)
-            state = {**state, **below}
-            parts.append(metrics)
-        metrics = jax.tree.map(lambda *phases: jnp.concatenate(phases), *parts)
-        return state, kept, metrics
-
-    def _scan(
-        self, layer: int, state: State, kept: Kept, xs: Batches, length: int
-    ) -> tuple[dict[str, Problem], Kept, Metrics]:
-        names = self.graph.beneath(layer)
-
-        def body(carry: tuple[State, Kept], x: Batches) -> tuple[Any, Metrics]:
-            below, kept = carry
-            after, kept, metrics = self.window(layer - 1, {**state, **below}, kept, x)
-            return ({n: after[n] for n in names}, kept), metrics
-
-        (below, kept), metrics = checkpointed_scan(
-            body,
-            ({n: state[n] for n in names}, kept),
-            xs,
-            length,
-            self._checkpoint(layer, state, length),
-            self.unroll,
+        window = partial(self.window, layer - 1)
+        # A window steps as often as the graph says, if nothing waits or goes back.
+        steady = not self.roll_back and not any(
+            problem.warmup_steps for problem in state.values()
         )
-        merged = {
-            key: x.reshape(-1, *x.shape[2:])
-            if self.graph.count(layer - 1, key.split("/")[0]) > 1
-            else x
-            for key, x in metrics.items()
-        }
-        # Counted outside, the steps of a loop cost it nothing.
-        counted = {
-            n: problem.replace(
-                step=state[n].step + length * self.graph.count(layer - 1, n)
-            )
-            for n, problem in below.items()
-        }
-        return counted, kept, merged
-
-    def _checkpoint(self, layer: int, state: State, length: int) -> Any:
-        """Choose the thriftiest of what the answers that are unrolled here ask for."""
-        order = ("none", "step", "segments")
-        names = self.graph.layers[layer]
-        methods = (state[u].method for n in names for u in self.own(n))
-        asked = [m.keeps(length) for m in methods if isinstance(m, Unrolled)]
-        return max(asked, key=order.index, default="none")
-
-    def cuts(self, layer: int, state: State, length: int) -> dict[str, int]:
-        """Find the round in which the derivative of each unrolled answer begins."""
-        cuts = {}
-        for u in (u for n in self.graph.layers[layer] for u in self.own(n)):
-            method: Any = state[u].method
-            here = self.plan.window_of[u] == layer and isinstance(method, Unrolled)
-            steps = method.last_steps if here else None
-            rounds = (
-                length
-                if steps is None
-                else steps // self.plan.steps_per_round(u, layer)
-            )
-            cuts[u] = max(0, length - rounds)
-        return cuts
+        rounds = Rounds(self.plan, layer, window, steady, self.unroll)
+        return rounds(state, kept, batches)
 
     def own(self, name: str) -> tuple[str, ...]:
         """List the unrolled answers that respond through a problem's own window."""

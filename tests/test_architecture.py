@@ -29,6 +29,7 @@ FLOORS = {
     "_batches": 5,
     "_finite": 5,
     "_hooks": 5,
+    "_rounds": 5,
     "_cycle": 5,
     "_checks": 5,
     "_step": 5,

@@ -426,6 +426,31 @@ class TestWarmup:
         after, _ = plain.step(before, NO_DATA)
         np.testing.assert_allclose(state["up"].params, after["up"].params, rtol=1e-12)
 
+    def test_problems_in_the_middle_wait_within_loops(self):
+        def problem(name, **parts):
+            return mlox.Problem.create(
+                name=name,
+                params=jnp.zeros(()),
+                tx=optax.sgd(1.0),
+                loss_fn=lambda params, batch, ctx: -params,
+                **parts,
+            )
+
+        bottom = problem("c", unroll_steps=2, warmup_steps=8)
+        engine = mlox.Engine(
+            [problem("t"), problem("p", unroll_steps=3), bottom],
+            {"t": ["p"], "p": ["c"]},
+            {"c": ["p"], "p": ["t"]},
+        )
+        step = engine.compile(donate=False)
+        state, counts = engine.init(), []
+        for _ in range(3):
+            state, _ = step(state, dict.fromkeys("tpc"))
+            counts.append([int(state[n].step) for n in "tpc"])
+            assert [float(state[n].params) for n in "tpc"] == counts[-1]
+        # p steps after 2, 4, ... steps of c: first after 10. t steps at 6, 12, 18.
+        assert counts == [[0, 0, 6], [1, 2, 12], [2, 5, 18]]
+
     @pytest.mark.parametrize("steps", [-1, 1.5, True])
     def test_no_count(self, steps):
         message = (
