@@ -21,21 +21,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _exact import differences, error, print_table
 from _rows import Rows, cancer, newsgroups
-from scipy.special import logit
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 import mlox
 
 jax.config.update("jax_enable_x64", True)
 GRID = 10.0 ** np.arange(-5, -1.9, 0.5)
+NOTES = """
+chosen: the checkpoint with the least loss on the validation rows "to stop"; they and
+        those "gradient" choose one L2. Nothing is chosen on the test rows."""
 NONE, ONE, LAST, EACH = "no penalty", "one L2", "one each, last", "one each, chosen"
 
 
+def scores(w: Any, x: Any) -> jax.Array:
+    found = x @ w
+    return found if w.shape[1] > 1 else jnp.concatenate([0 * found, found], axis=1)
+
+
 def loss(w: Any, rows: Any) -> jax.Array:
-    logits = rows[0] @ w
-    if w.shape[1] == 1:  # two classes
-        logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=1)
+    logits = scores(w, rows[0])
     return optax.softmax_cross_entropy_with_integer_labels(logits, rows[1]).mean()
 
 
@@ -78,54 +85,41 @@ def solved(rows: Rows, l2: Any, **options: Any) -> np.ndarray:
 
 def check(train: Rows, valid: Rows) -> None:
     """Hold the hypergradient against differences, for 300 rows, 31 features at most."""
-    train, valid = ((x[:300, :31] * 1.0, y[:300] % 2) for x, y in (train, valid))
-    train, valid = ((x.astype(float), y) for x, y in (train, valid))
-    exactly = {"solver": "newton-cholesky", "tol": 1e-12}
-    a, h = np.full(train[0].shape[1], -5.0), 1e-3
-
-    def value(a: np.ndarray) -> float:
-        return float(loss(solved(train, 1 / (1 + np.exp(-a)), **exactly), valid))
-
-    rows = h * np.eye(len(a))
-    exact = np.array([value(a + e) - value(a - e) for e in rows]) / (2 * h)
-    w = solved(train, 1 / (1 + np.exp(-a)), **exactly)
-    engine = build(train, valid, a, w)
+    train, valid = (
+        (x[:300, :31].astype(float), y[:300] % 2) for x, y in (train, valid)
+    )
+    fit = lambda a: solved(train, expit(a), solver="newton-cholesky", tol=1e-12)
+    a = np.full(train[0].shape[1], -5.0)
+    exact = differences(lambda a: loss(fit(a), valid), a, h=1e-3)
+    engine = build(train, valid, a, fit(a))
     _, found = engine.hypergradient(engine.init(), engine.stack({}), "penalty")
-    off = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    off = error(found, exact)
     print(f"hypergradient against central differences: relative error {off:.0e}")
 
 
 def fit_all(parts: list[Rows], cycles: int) -> dict[str, list[float]]:
     train, valid, judge, test = parts
     both = tuple(map(np.concatenate, zip(valid, judge, strict=True)))
-    how = {"solver": "lbfgs" if len(train[0]) > 1000 else "newton-cholesky"}
-    grid = [solved(train, l2, max_iter=200, **how) for l2 in GRID]
-    best = int(np.argmin([loss(w, both) for w in grid]))
-    start = np.full(train[0].shape[1], logit(GRID[best]))
-    engine = build(train, valid, start, grid[best])
+    solver = "lbfgs" if len(train[0]) > 1000 else "newton-cholesky"
+    fit = lambda l2: solved(train, l2, solver=solver, max_iter=200)
+    fits = [(l2, fit(l2)) for l2 in GRID]
+    l2, one = min(fits, key=lambda found: float(loss(found[1], both)))
+    start, none = np.full(train[0].shape[1], logit(l2)), fit(1e-9)
+    engine = build(train, valid, start, one)
 
-    def scores(w: Any) -> dict[str, Any]:
-        logits = np.asarray(test[0] @ w)
-        found = logits.argmax(axis=1) if w.shape[1] > 1 else logits[:, 0] > 0
-        losses = {
-            n: loss(w, p)
-            for n, p in zip(("valid", "judge", "test"), parts[1:], strict=True)
-        }
-        return losses | {"accuracy": (found == test[1]).mean()}
+    def row(w: Any) -> list[float]:
+        accuracy = np.mean(scores(w, test[0]).argmax(axis=1) == test[1])
+        return [*(float(loss(w, part)) for part in parts[1:]), float(accuracy)]
 
-    _, history = engine.run(
+    curve, how = [], {"loggers": (), "progress": False, "train_iters": cycles}
+    engine.run(
         engine.init(),
-        train_iters=cycles,
-        loggers=(),
-        progress=False,
-        validation=lambda state: scores(state["fit"].params),
+        validation=lambda state: curve.append(row(state["fit"].params)) or {},
         valid_every=max(1, cycles // 20),
+        **how,
     )
-    curve = np.stack([history[f"validation/{n}"] for n in scores(grid[best])], axis=1)
-    print(curve.round(3), GRID[best])
-    fixed = {NONE: solved(train, 1e-9, **how), ONE: grid[best]}
-    rows = {name: list(scores(w).values()) for name, w in fixed.items()}
-    return rows | {LAST: curve[-1], EACH: curve[curve[:, 1].argmin()]}
+    best = min(curve, key=lambda row: row[1])
+    return {NONE: row(none), ONE: row(one), LAST: curve[-1], EACH: best}
 
 
 def main() -> None:
@@ -141,19 +135,10 @@ def main() -> None:
         if seed == 0:
             check(*parts[:2])
         runs.append(fit_all(parts, args.cycles))
-    print(f"\n{'':18}{'loss:':10}{'to stop':10}{'test':10}test accuracy")
-    for name in runs[0]:
-        cells = np.array([run[name] for run in runs]).astype(float)
-        print(
-            f"{name:18}"
-            + "".join(
-                f"{m:6.3f} ± {s:.3f} " for m, s in zip(cells.mean(0), cells.std(0))
-            )
-        )
+    columns = ["L2", "loss: gradient", "to stop", "test", "test accuracy"]
+    print_table(columns, runs)
     print(NOTES)
 
-
-NOTES = ""
 
 if __name__ == "__main__":
     main()

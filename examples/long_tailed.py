@@ -26,15 +26,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _data import Pair, batches, join, load, take
+from _data import Pair, batches, join, split_long_tailed
+from _exact import print_table
 
 import mlox
 
 NOTES = """
-+ clean: the classifier trains on the balanced images, too; without that, mlox reads them
-         for its weights only, and the first two rows not at all.
-Accuracy is on a balanced test set: the last fifth of each class, for every seed. It is
-that of the last step, nothing is chosen on it; the settings were found on the others."""
++ clean: the classifier trains on the small balanced set, too. In the rows before, mlox
+         reads it for the weights only, and the others not at all.
+Accuracy is that of the last step on a balanced test set, the last fifth of each class
+for every seed. Nothing is chosen on it: settings were found on splits of the rest."""
 
 
 class Classifier(nn.Module):  # noqa: D101
@@ -45,21 +46,6 @@ class Classifier(nn.Module):  # noqa: D101
 
 
 classifier = Classifier()
-
-
-def split(data: str, factor: float, clean: int, seed: int) -> tuple[Pair, Pair, Pair]:
-    """Return long-tailed images, `clean` of each class, and those for testing."""
-    images, labels, _ = load(data)
-    pair = images.astype(np.float32), labels.astype(np.int32)
-    rng, parts = np.random.default_rng(seed), []
-    for k in range(10):
-        rows = np.flatnonzero(labels == k)
-        rest, test = np.split(rows, [len(rows) * 4 // 5])
-        few, rest = np.split(rng.permutation(rest), [clean])
-        size = max(1, round(len(rest) * factor ** (-k / 9)))
-        parts.append((rest[:size], few, test))
-    tail, few, test = (take(pair, np.concatenate(p)) for p in zip(*parts, strict=True))
-    return tail, few, test
 
 
 def image_losses(params: Any, batch: Pair) -> jax.Array:
@@ -132,14 +118,10 @@ def main() -> None:
     args = parser.parse_args()
     runs = []
     for seed in range(args.seeds):
-        data = split(args.data, args.factor, args.clean, seed)
+        data = split_long_tailed(args.data, args.factor, args.clean, seed)
         runs.append(fit_all(data, args.steps, seed))
     print("images of each class:", *np.bincount(data[0][1]))
-    print(f"\n{'weights':20}{'test accuracy':18}three rarest classes")
-    for name in runs[0]:
-        cells = np.array([run[name] for run in runs])
-        cells = zip(cells.mean(axis=0), cells.std(axis=0), strict=True)
-        print(f"{name:20}" + "     ".join(f"{m:.3f} ± {s:.3f}" for m, s in cells))
+    print_table(["weights", "test accuracy", "three rarest classes"], runs)
     print(NOTES)
 
 

@@ -29,31 +29,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _exact import differences, error, minimum, print_table
-from _rows import odd_digits
+from _sources import SOURCES, baselines, load, loss
 
 import mlox
 
 jax.config.update("jax_enable_x64", True)
-SOURCES, BAD = 20, 8
-START, L2 = np.array([-2.0, -3.0]), np.arange(-6.0, 1.0)
+START = np.array([-2.0, -3.0])
+STEPS = {"strengths": 1, "weights": 5, "classifier": 10}
 RATES = {"strengths": 1.0, "weights": 2.0, "classifier": 0.1}
 NOTES = """
-The L2 penalty of the classifier is chosen on C, from a grid where no mlox is: for "B
-and C" after training on B. "Two levels" keeps t at its start. Nothing is chosen on the
-test rows. "Right labels only" drops the rows of the 8 sources."""
-
-
-def load(seed: int, rows: int, clean: int, features: int) -> list[Any]:
-    """Return (x, y, source) of A, and (x, y) of B, C and the test rows."""
-    (x, y), *rest = odd_digits(seed, [rows, clean, clean], features)
-    source = np.arange(rows) % SOURCES
-    wrong = np.random.default_rng(seed).random(rows) < 0.8 * (source < BAD)
-    return [(x, np.where(wrong, -y, y), source), *rest]
-
-
-def loss(c: Any, rows: Any, weights: Any = None) -> jax.Array:
-    losses = jnp.logaddexp(0.0, -rows[1] * (rows[0] @ c))
-    return jnp.average(losses, weights=weights)
+L2 penalties without mlox are chosen on C (for "B and C" after training on B); two
+levels keep t at its start. Nothing is chosen on the test rows."""
 
 
 def classifier_cost(c: Any, p: Any, t: Any, A: Any) -> jax.Array:
@@ -64,44 +50,37 @@ def weights_cost(c: Any, p: Any, t: Any, B: Any) -> jax.Array:
     return loss(c, B) + jnp.exp(t[0]) * jnp.mean(p**2)
 
 
-def strengths_loss(t: Any, batch: None, ctx: mlox.Context) -> jax.Array:
+def strengths_loss(t: Any, batch: None, ctx: Any) -> jax.Array:
     return loss(ctx.classifier.params, ctx.model_state)
 
 
-def weights_loss(p: Any, batch: None, ctx: mlox.Context) -> jax.Array:
+def weights_loss(p: Any, batch: None, ctx: Any) -> jax.Array:
     c, t = ctx.classifier.params, ctx.strengths.params
     return weights_cost(c, p, t, ctx.model_state)
 
 
-def classifier_loss(c: Any, batch: None, ctx: mlox.Context) -> jax.Array:
+def classifier_loss(c: Any, batch: None, ctx: Any) -> jax.Array:
     p, t = ctx.weights.params, ctx.strengths.params
     return classifier_cost(c, p, t, ctx.model_state)
 
 
 def build(data: Any, point: Any, rates: Any, coupling: Any = "total") -> mlox.Engine:
     """Build the engine; all rows are in every step, as states that stay."""
-    parts = {
-        "strengths": (strengths_loss, 1, data[2]),
-        "weights": (weights_loss, 5, data[1]),
-        "classifier": (classifier_loss, 10, data[0]),
-    }
-    problems = [
+    losses = {"strengths": strengths_loss, "weights": weights_loss}
+    losses |= {"classifier": classifier_loss}
+    t, p, c = (
         mlox.Problem.create(
             name=name,
             params=params,
             tx=optax.sgd(rates[name], momentum=0.9, nesterov=True),
-            loss_fn=loss_fn,
-            unroll_steps=steps,
+            loss_fn=losses[name],
+            unroll_steps=STEPS[name],
             model_state=rows,
         )
-        for (name, (loss_fn, steps, rows)), params in zip(
-            parts.items(), point, strict=True
-        )
-    ]
-    t, p, c = problems
-    return mlox.Engine(
-        problems, {t: [p, c], p: [c]}, {p: [t], c: [p, t]}, coupling=coupling
+        for name, params, rows in zip(losses, point, data[2::-1], strict=True)
     )
+    u2l, l2u = {t: [p, c], p: [c]}, {p: [t], c: [p, t]}
+    return mlox.Engine([t, p, c], u2l, l2u, coupling=coupling)
 
 
 def check() -> None:
@@ -125,48 +104,26 @@ def check() -> None:
     top = jax.jit(lambda p, t: loss(answer(p, t), data[2]))
     exact = differences(lambda t: top(weights(t), t), START, h=1e-4)
     p = weights(START)
+    point, still = (START, p, answer(p, START)), dict.fromkeys(RATES, 0.0)
+    print(build(data, point, still).explain())
     print("gradient of t          relative error against central differences")
     for coupling in ("total", "direct"):
-        point, still = (START, p, answer(p, START)), dict.fromkeys(RATES, 0.0)
         engine = build(data, point, still, coupling)
         _, found = engine.hypergradient(engine.init(), engine.stack({}), "strengths")
-        print(f"{coupling:22} {error(found, exact):.1e}", found, exact)
+        print(f"{coupling:22} {error(found, exact):.1e}")
 
 
 def fit_all(data: Any, cycles: int) -> dict[str, Any]:
-    A, B, C, test = data
-    fit = jax.jit(
-        lambda l2, rows: minimum(
-            lambda c: loss(c, rows) + jnp.exp(l2) * c @ c / 2, jnp.zeros(A[0].shape[1])
-        )
-    )
-
-    def chosen(rows: Any) -> Any:
-        return min(L2, key=lambda l2: loss(fit(l2, rows), C))
-
-    good, both = (
-        tuple(part[A[2] >= BAD] for part in A[:2]),
-        tuple(map(np.concatenate, zip(B, C, strict=True))),
-    )
-    found = {
-        "A, equal weights": fit(chosen(A[:2]), A[:2]),
-        "B and C": fit(chosen(B), both),
-    }
-    start = START, np.zeros(SOURCES), np.zeros(A[0].shape[1])
-    for name, rates in {
-        "A, two levels": RATES | {"strengths": 0.0},
-        "A, three levels": RATES,
-    }.items():
-        engine = build(data, start, rates)
-        state, _ = engine.run(
-            engine.init(), train_iters=cycles, loggers=(), progress=False
-        )
-        found[name] = state["classifier"].params
-    found["right labels only"] = fit(chosen(good), good)
-    return {
-        name: (loss(c, C), loss(c, test), np.mean(test[0] @ c * test[1] > 0))
-        for name, c in found.items()
-    }
+    found = baselines(data)
+    start = START, np.zeros(SOURCES), np.zeros(data[0][0].shape[1])
+    for name, rate in {"two": 0.0, "three": RATES["strengths"]}.items():
+        engine = build(data, start, RATES | {"strengths": rate})
+        how = {"train_iters": cycles, "loggers": (), "progress": False}
+        state, _ = engine.run(engine.init(), **how)
+        found[f"A, {name} levels"] = state["classifier"].params
+    C, (x, y) = data[2:]
+    scores = lambda c: (loss(c, C), loss(c, (x, y)), np.mean(x @ c * y > 0))
+    return {name: scores(c) for name, c in found.items()}
 
 
 def main() -> None:
@@ -176,8 +133,6 @@ def main() -> None:
     args = parser.parse_args()
     check()
     data = [load(seed, 400, 40, 64) for seed in range(args.seeds)]
-    shape = START, np.zeros(SOURCES), np.zeros(data[0][0][0].shape[1])
-    print("\n" + build(data[0], shape, RATES).explain())
     runs = [fit_all(parts, args.cycles) for parts in data]
     print_table(["trained on", "loss on C", "test loss", "test accuracy"], runs)
     print(NOTES)
