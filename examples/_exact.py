@@ -20,13 +20,13 @@ def error(found: Any, exact: np.ndarray) -> float:
 
 
 def minimum(cost: Callable[[Any], Any], start: Any, steps: int = 12) -> jax.Array:
-    """Minimise by Newton's method; the last two steps carry derivatives with them."""
+    """Minimise by Newton's method; the last step carries first derivatives."""
 
     def newton(x: jax.Array) -> jax.Array:
         return x - jnp.linalg.solve(jax.hessian(cost)(x), jax.grad(cost)(x))
 
     found = jax.lax.fori_loop(0, steps, lambda _, x: newton(x), start)
-    return newton(newton(jax.lax.stop_gradient(found)))
+    return newton(jax.lax.stop_gradient(found))
 
 
 def print_table(columns: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> None:

@@ -15,7 +15,7 @@ equality, and how strong the L2 penalty of the classifier is:
 `mlox.Implicit()`, the default, differentiates both answers. The weights answer to their
 *total* cost, in which the classifier responds. The rule `coupling="direct"` takes it as
 fixed there: the program first measures what that does to the gradient of t, where all
-can be solved by Newton's method.
+can be solved to the last digits.
 
     pip install "mlox[examples]"
     python examples/three_levels.py
@@ -30,6 +30,7 @@ import numpy as np
 import optax
 from _exact import differences, error, minimum, print_table
 from _sources import SOURCES, baselines, load, loss
+from scipy.optimize import root
 
 import mlox
 
@@ -90,17 +91,9 @@ def check() -> None:
     def answer(p: Any, t: Any) -> jax.Array:
         return minimum(lambda c: classifier_cost(c, p, t, data[0]), jnp.zeros(5))
 
-    @jax.jit
-    def improved(p: Any, t: Any) -> jax.Array:
-        cost = lambda p: weights_cost(answer(p, t), p, t, data[1])
-        return p - jnp.linalg.solve(jax.hessian(cost)(p), jax.grad(cost)(p))
-
-    def weights(t: Any) -> Any:
-        p = jnp.zeros(SOURCES)
-        for _ in range(10):
-            p = improved(p, t)
-        return p
-
+    cost = lambda p, t: weights_cost(answer(p, t), p, t, data[1])
+    slope = jax.jit(jax.grad(cost))
+    weights = lambda t: root(slope, np.zeros(SOURCES), args=(t,), tol=1e-13).x
     top = jax.jit(lambda p, t: loss(answer(p, t), data[2]))
     exact = differences(lambda t: top(weights(t), t), START, h=1e-4)
     p = weights(START)
@@ -109,7 +102,8 @@ def check() -> None:
     print("gradient of t          relative error against central differences")
     for coupling in ("total", "direct"):
         engine = build(data, point, still, coupling)
-        _, found = engine.hypergradient(engine.init(), engine.stack({}), "strengths")
+        slopes = jax.jit(engine.hypergradient, static_argnums=2)
+        _, found = slopes(engine.init(), engine.stack({}), "strengths")
         print(f"{coupling:22} {error(found, exact):.1e}")
 
 

@@ -1,4 +1,4 @@
-"""The examples run, each at a small size in a process of its own, and print their rows."""
+"""The examples run, each at a small size in a process of its own."""
 
 import pathlib
 import re
