@@ -85,6 +85,23 @@ def split_with_noise(name: str, noise: float, seed: int) -> Split:
     )
 
 
+def split_long_tailed(
+    name: str, factor: float, clean: int, seed: int
+) -> tuple[Pair, Pair, Pair]:
+    """Return long-tailed images, `clean` of each class, and those for testing."""
+    images, labels, _ = load(name)
+    pair = images.astype(np.float32), labels.astype(np.int32)
+    rng, parts = np.random.default_rng(seed), []
+    for k in range(10):
+        rows = np.flatnonzero(labels == k)
+        rest, test = np.split(rows, [len(rows) * 4 // 5])
+        few, rest = np.split(rng.permutation(rest), [clean])
+        size = max(1, round(len(rest) * factor ** (-k / 9)))
+        parts.append((rest[:size], few, test))
+    tail, few, test = (take(pair, np.concatenate(p)) for p in zip(*parts, strict=True))
+    return tail, few, test
+
+
 def take(pair: Pair, rows: slice | np.ndarray) -> Pair:
     """Return some of the images, with their labels."""
     return pair[0][rows], pair[1][rows]

@@ -1,0 +1,145 @@
+"""Logistic regression with one L2 penalty for each feature.
+
+    min over a   loss of w*(a) on validation rows
+    such that    w*(a) = argmin over w of  loss of w on training rows
+                         + sum_j l2_j |w_j|^2 / 2,  where l2_j = sigmoid(a_j)
+
+(exp(a_j) while it is small, and never more than 1, for which the steps of w are right).
+So many penalties can overfit the validation rows. Hence one half of these gives the
+hypergradient, by `mlox.Implicit(mlox.CG())`, and the other half says when to stop. The
+best common L2 of a grid is chosen on both halves, and it is where a and w start.
+
+    pip install "mlox[examples]"
+    python examples/logistic_regression.py                  # breast cancer
+    MLOX_DATA=folder python examples/logistic_regression.py --data newsgroups --seeds 1
+"""
+
+import argparse
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _exact import differences, error, print_table
+from _rows import Rows, cancer, newsgroups
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
+
+import mlox
+
+jax.config.update("jax_enable_x64", True)
+GRID = 10.0 ** np.arange(-5, -1.9, 0.5)
+NOTES = """
+chosen: the checkpoint with the least loss on the validation rows "to stop"; they and
+        those "gradient" choose one L2. Nothing is chosen on the test rows."""
+NONE, ONE, LAST, EACH = "no penalty", "one L2", "one each, last", "one each, chosen"
+
+
+def scores(w: Any, x: Any) -> jax.Array:
+    found = x @ w
+    return found if w.shape[1] > 1 else jnp.concatenate([0 * found, found], axis=1)
+
+
+def loss(w: Any, rows: Any) -> jax.Array:
+    logits = scores(w, rows[0])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, rows[1]).mean()
+
+
+def fit_loss(w: jax.Array, batch: None, ctx: mlox.Context) -> jax.Array:
+    l2 = jax.nn.sigmoid(ctx.penalty.params)
+    return loss(w, ctx.model_state) + 0.5 * jnp.sum(l2[:, None] * w**2)
+
+
+def penalty_loss(a: jax.Array, batch: None, ctx: mlox.Context) -> jax.Array:
+    return loss(ctx.fit.params, ctx.model_state)
+
+
+def build(train: Rows, valid: Rows, a: np.ndarray, w: np.ndarray) -> mlox.Engine:
+    # All rows in every step: not batches, but states of the problems, which stay.
+    penalty = mlox.Problem.create(
+        name="penalty",
+        params=a.astype(w.dtype),
+        tx=optax.adam(0.05),
+        loss_fn=penalty_loss,
+        model_state=valid,
+    )
+    fit = mlox.Problem.create(
+        name="fit",
+        params=w,
+        tx=optax.sgd(0.6, momentum=0.9, nesterov=True),
+        loss_fn=fit_loss,
+        method=mlox.Implicit(mlox.CG(iterations=10 if len(w) > 100 else 40)),
+        unroll_steps=10,
+        model_state=train,
+    )
+    return mlox.Engine([penalty, fit], u2l={penalty: [fit]}, l2u={fit: [penalty]})
+
+
+def solved(rows: Rows, l2: Any, **options: Any) -> np.ndarray:
+    """Fit by scikit-learn: features are scaled by what their penalties are not."""
+    scale = (1 / np.sqrt(l2) * np.ones(rows[0].shape[1])).astype(rows[0].dtype)
+    fit = LogisticRegression(C=1 / len(rows[0]), fit_intercept=False, **options)
+    return fit.fit(rows[0] * scale, rows[1]).coef_.T * scale[:, None]
+
+
+def check(train: Rows, valid: Rows) -> None:
+    """Hold the hypergradient against differences, for 300 rows, 11 features."""
+    train, valid = (
+        (x[:300, :11].astype(float), y[:300] % 2) for x, y in (train, valid)
+    )
+    fit = lambda a: solved(train, expit(a), solver="newton-cholesky", tol=1e-12)
+    a = np.full(train[0].shape[1], -5.0)
+    exact = differences(lambda a: loss(fit(a), valid), a, h=1e-3)
+    engine = build(train, valid, a, fit(a))
+    slopes = jax.jit(engine.hypergradient, static_argnums=2)
+    _, found = slopes(engine.init(), engine.stack({}), "penalty")
+    off = error(found, exact)
+    print(f"hypergradient against central differences: relative error {off:.0e}")
+
+
+def fit_all(parts: list[Rows], cycles: int) -> dict[str, list[float]]:
+    train, valid, judge, test = parts
+    both = tuple(map(np.concatenate, zip(valid, judge, strict=True)))
+    solver = "lbfgs" if len(train[0]) > 1000 else "newton-cholesky"
+    fit = lambda l2: solved(train, l2, solver=solver, max_iter=200)
+    fits = [(l2, fit(l2)) for l2 in GRID]
+    l2, one = min(fits, key=lambda found: float(loss(found[1], both)))
+    start, none = np.full(train[0].shape[1], logit(l2)), fit(1e-9)
+    engine = build(train, valid, start, one)
+
+    def row(w: Any) -> list[float]:
+        accuracy = np.mean(scores(w, test[0]).argmax(axis=1) == test[1])
+        return [*(float(loss(w, part)) for part in parts[1:]), float(accuracy)]
+
+    curve, how = [], {"loggers": (), "progress": False, "train_iters": cycles}
+    engine.run(
+        engine.init(),
+        validation=lambda state: curve.append(row(state["fit"].params)) or {},
+        valid_every=max(1, cycles // 20),
+        **how,
+    )
+    best = min(curve, key=lambda row: row[1])
+    return {NONE: row(none), ONE: row(one), LAST: curve[-1], EACH: best}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Learn an L2 for each feature.")
+    parser.add_argument("--data", choices=["cancer", "newsgroups"], default="cancer")
+    parser.add_argument("--seeds", type=int, default=10, help="different splits")
+    parser.add_argument("--cycles", type=int, default=60, help="steps of the penalties")
+    args = parser.parse_args()
+    load = cancer if args.data == "cancer" else newsgroups
+    runs = []
+    for seed in range(args.seeds):
+        parts = load(seed)
+        if seed == 0:
+            check(*parts[:2])
+        runs.append(fit_all(parts, args.cycles))
+    columns = ["L2", "loss: gradient", "to stop", "test", "test accuracy"]
+    print_table(columns, runs)
+    print(NOTES)
+
+
+if __name__ == "__main__":
+    main()

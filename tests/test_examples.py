@@ -1,0 +1,79 @@
+"""The examples run, each at a small size in a process of its own."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+
+
+def output(name, *options, **environment):
+    return subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", *options],
+        capture_output=True,
+        text=True,
+        env=environment or None,
+    )
+
+
+def error_of(line):
+    return float(line.split()[-1])
+
+
+def printed(name, *options):
+    done = output(name, *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def row(lines, name):
+    """Return the means in the row of a table."""
+    (line,) = (line for line in lines if re.match(rf"{re.escape(name)}  +\d", line))
+    return [float(mean) for mean in re.findall(r"(\S+) ± ", line)]
+
+
+def test_logistic_regression():
+    lines = printed("logistic_regression", "--seeds", "1", "--cycles", "20")
+    (check,) = (line for line in lines if line.startswith("hypergradient against"))
+    assert error_of(check) < 1e-5
+    for name in ("no penalty", "one L2", "one each, last", "one each, chosen"):
+        assert len(row(lines, name)) == 4
+    assert row(lines, "one each, last")[0] < row(lines, "one L2")[0]
+
+
+def test_long_tailed():
+    options = ("--data", "digits", "--seeds", "1", "--steps", "20", "--clean", "5")
+    lines = printed("long_tailed", *options)
+    assert "images of each class: 137" in "\n".join(lines)
+    for weights in ("equal", "balanced", "mlox"):
+        for train in ("", " + clean"):
+            assert all(0 <= part <= 1 for part in row(lines, weights + train))
+
+
+def test_three_levels():
+    lines = printed("three_levels", "--seeds", "1", "--cycles", "2")
+    errors = {
+        line.split()[0]: error_of(line)
+        for line in lines
+        if " level" not in line and re.match("(total|direct) ", line)
+    }
+    assert errors["total"] < 1e-7 < 1e-1 < errors["direct"]
+    rows = ("A, equal weights", "A, good sources only", "B and C")
+    for name in (*rows, "A, two levels", "A, three levels"):
+        assert len(row(lines, name)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "file"),
+    [
+        ("logistic_regression", "newsgroups", "newsgroups_train.jsonl.gz"),
+        ("long_tailed", "fashion", "fashion_mnist.npz"),
+    ],
+)
+def test_missing_data_is_named(name, data, file, tmp_path):
+    done = output(name, "--data", data, MLOX_DATA=str(tmp_path))
+    assert done.returncode == 1
+    assert f"Found no {file}: MLOX_DATA is '{tmp_path}'" in done.stderr
