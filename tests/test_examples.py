@@ -77,3 +77,11 @@ def test_missing_data_is_named(name, data, file, tmp_path):
     done = output(name, "--data", data, MLOX_DATA=str(tmp_path))
     assert done.returncode == 1
     assert f"Found no {file}: MLOX_DATA is '{tmp_path}'" in done.stderr
+
+
+def test_flax_training_loop():
+    lines = printed("flax_training_loop", "--steps", "20", "--seeds", "1")
+    assert lines[0].endswith("test accuracy after 20 steps")
+    for name in ("as before", "with mlox"):
+        (accuracy,) = row(lines, name)
+        assert 0 < accuracy <= 1
