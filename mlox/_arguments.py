@@ -138,6 +138,24 @@ def check_opt_state(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> No
         )
 
 
+def check_update(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
+    """Refuse an optimizer that asks for more than gradients, params and the loss."""
+    if not isinstance(tx, optax.GradientTransformationExtraArgs):
+        return
+    try:
+        jax.eval_shape(
+            lambda p, state: tx.update(p, state, p, value=jnp.zeros(())),
+            params,
+            opt_state,
+        )
+    except TypeError as error:
+        raise TypeError(
+            f"problem {name!r}: tx cannot update from gradients, params and value=loss "
+            f"alone: {error}. Line searches are not supported; leave them out, e.g. by "
+            "optax.lbfgs(learning_rate=0.1, linesearch=None)."
+        ) from error
+
+
 def checked_model_state(name: str, given: PyTree) -> PyTree:
     try:
         return jax.tree.map(strong, given)

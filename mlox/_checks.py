@@ -104,7 +104,7 @@ def warn_of_adaptive(plan: Plan, problems: Sequence[Problem]) -> None:
         )
         ones = jax.tree.map(jnp.ones_like, problem.params)
         fresh = problem.replace(opt_state=problem.optimizer.init(problem.params))
-        slopes = jax.jit(fresh.pull_update)(sparse, fresh.answer(ones))
+        slopes = jax.jit(fresh.pull_update)(sparse, fresh.answer(ones), 0.0)
         if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(slopes)):
             warnings.warn(
                 f"problem {problem.name!r} is Unrolled, but its optimizer has an "

@@ -180,7 +180,8 @@ class Cycle:
 
         def update() -> tuple[dict[str, Problem], Metrics]:
             found, grads = self.gradient(layer, name, ran, batches)
-            after = problem.updated(grads, found.model_state)
+            loss = found.metrics["loss"]
+            after = problem.updated(grads, found.model_state, loss)
             if scaling or problem.loss_scale is not None:
                 after = kept_finite(problem, after, grads)
             if isinstance(problem.method, Detached):

@@ -296,7 +296,9 @@ class Objective:
 
         def pull_update(vector: Unknowns) -> Unknowns:
             slopes = self.residual(block, point, values)
-            pulled = top.pull_update(slopes.params[top.name], vector.params[top.name])
+            gradient, cotangent = slopes.params[top.name], vector.params[top.name]
+            loss = self.cost(top.name, values)[0]
+            pulled = top.pull_update(gradient, cotangent, loss)
             return Unknowns({top.name: pulled}, {})
 
         answer = Answer(

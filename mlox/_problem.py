@@ -21,6 +21,7 @@ from mlox._arguments import (
     check_optimizer,
     check_params,
     check_steps,
+    check_update,
     checked_key,
     checked_loss_scale,
     checked_model_state,
@@ -118,7 +119,8 @@ class Problem:
             name: An identifier, such as "classifier"; the problem's name in edges,
                 batches, metrics and in its neighbours' ctx.
             params: A pytree of floating arrays.
-            tx: Any optax transformation.
+            tx: Any optax transformation; its update is also given the loss, `value`,
+                by which e.g. `optax.contrib.reduce_on_plateau` goes.
             loss_fn: (params, batch, ctx) -> a floating scalar, or a dict with it as
                 "loss", any metrics, and "model_state" if the problem has one. `ctx` is
                 a `mlox.Context`.
@@ -190,6 +192,7 @@ class Problem:
         if opt_state is None:
             opt_state = optimizer.init(params)
         check_opt_state(name, optimizer, params, opt_state)
+        check_update(name, optimizer, params, opt_state)
         return cls(
             params=params,
             opt_state=jax.tree.map(strong, opt_state),
@@ -217,9 +220,9 @@ class Problem:
         """
         return dataclasses.replace(self, **changes)
 
-    def updated(self, grads: PyTree, model_state: PyTree) -> Problem:
+    def updated(self, grads: PyTree, model_state: PyTree, loss: Any) -> Problem:
         """Return the problem after one optimizer step."""
-        updates, opt_state = self.optimizer.update(grads, self.opt_state, self.params)
+        updates, opt_state = self._update(grads, loss)
         params = optax.apply_updates(self.params, updates)
         if self.project is not None:
             params = self._alike("project", self.project(params))
@@ -271,15 +274,19 @@ class Problem:
             )
         return params
 
-    def pull_update(self, gradient: PyTree, cotangent: PyTree) -> PyTree:
+    def pull_update(self, gradient: PyTree, cotangent: PyTree, loss: Any) -> PyTree:
         """Return (du/dg)^T cotangent for the optimizer's next update u(g)."""
 
         def update(gradient: PyTree) -> PyTree:
             whole = merged(gradient, jax.tree.map(jnp.zeros_like, self.params))
-            updates = self.optimizer.update(whole, self.opt_state, self.params)[0]
-            return self.answer(updates)
+            return self.answer(self._update(whole, loss)[0])
 
         return jax.vjp(update, gradient)[1](cotangent)[0]
+
+    def _update(self, grads: PyTree, loss: Any) -> tuple[PyTree, PyTree]:
+        # Some transformations go by the loss: reduce_on_plateau, polyak_sgd.
+        tx = optax.with_extra_args_support(self.optimizer)
+        return tx.update(grads, self.opt_state, self.params, value=loss)
 
 
 # One value for equal arguments, or every new problem would be compiled anew.
