@@ -1,4 +1,7 @@
-"""The code of the README and the docs runs as it stands, in processes of its own."""
+"""The code of the README and the docs runs as it stands, in processes of its own.
+
+Blocks with a title, ```python title="Betty", show the code of others and do not run.
+"""
 
 import pathlib
 import re
