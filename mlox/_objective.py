@@ -27,7 +27,7 @@ from mlox._context import Context, Neighbour, split_loss
 from mlox._plan import Block, Plan
 from mlox._problem import Problem
 from mlox._scaling import scaled
-from mlox._tree import merged
+from mlox._tree import beside_zero, merged
 from mlox.methods import Answer, attached
 from mlox.solvers import Info
 
@@ -296,8 +296,9 @@ class Objective:
 
         def pull_update(vector: Unknowns) -> Unknowns:
             slopes = self.residual(block, point, values)
-            gradient, cotangent = slopes.params[top.name], vector.params[top.name]
-            loss = self.cost(top.name, values)[0]
+            # Or the square root of Adam would make the multiplier NaN.
+            gradient = jax.tree.map(beside_zero, slopes.params[top.name])
+            cotangent, loss = vector.params[top.name], self.cost(top.name, values)[0]
             pulled = top.pull_update(gradient, cotangent, loss)
             return Unknowns({top.name: pulled}, {})
 

@@ -69,6 +69,26 @@ def epsilon(tree: Tree) -> float:
     return max((float(jnp.finfo(leaf.dtype).eps) for leaf in leaves), default=0.0)
 
 
+def beside_zero(leaf: jax.Array) -> jax.Array:
+    """Return an array with tiny numbers in place of its zeros.
+
+    Their squares are no zeros, so that the root of a mean of squares has a derivative.
+
+    Args:
+        leaf: a real floating array.
+
+    Returns:
+        An array like `leaf`.
+
+    Example:
+        >>> x = beside_zero(jnp.array([0.0, 3.0]))
+        >>> print(x < 1e-12, x**2 > 0)
+        [ True False] [ True  True]
+    """
+    small = float(jnp.finfo(leaf.dtype).tiny) ** 0.4
+    return jnp.where(leaf == 0, jnp.asarray(small, leaf.dtype), leaf)
+
+
 def linked(tree: Tree) -> Tree:
     """Return the same values, every leaf formally linear in every other leaf.
 
