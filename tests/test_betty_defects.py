@@ -137,6 +137,21 @@ class TestIterativeDifferentiation:
 
         equal(hypergradient(self.unrolled(tx)), quick(jax.grad(by_hand))(X), 1e-9)
 
+    def test_an_optimizer_that_goes_by_the_loss_is_differentiated(self):
+        """B1, B2: no optimizer is; here the loss that it is given counts, too."""
+        low = lambda w, batch, ctx: low_cost(w, batch, ctx) + 3.0
+
+        def by_hand(x):
+            w = self.START
+            for _ in range(3):
+                cost, g = 0.5 * w @ A @ w - x @ w + 3.0, A @ w - x
+                w = w - jnp.minimum(cost / (g @ g), 2.0) * g
+            return self.outer(w, x)
+
+        tx = optax.polyak_sgd(max_learning_rate=2.0)
+        found = hypergradient(self.unrolled(tx, low=low))
+        equal(found, quick(jax.grad(by_hand))(X))
+
     def test_parameters_that_no_loss_reads_keep_their_place(self):
         """B4: they are dropped from the answer, so that all others are shifted."""
         low = lambda w, batch, ctx: low_cost(w["b"], batch, ctx) + w["d"] ** 2

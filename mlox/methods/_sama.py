@@ -23,8 +23,8 @@ class SAMA:
     present parameters, gradient and optimizer state: bias correction, weight decay,
     clipping and schedules are right by construction. The Hessian is left out. For SGD
     this is the learning rate times v. At a zero gradient the derivative beside it is
-    taken, as the square root of Adam has none there. The problem is taken by itself: its own lowers
-    are held fixed (direct coupling).
+    taken, as the square root of Adam has none there. The problem is taken by itself:
+    its own lowers are held fixed (direct coupling).
 
     Attributes:
         epsilon: None for the exact cross derivative; a positive number for a central
