@@ -1,0 +1,62 @@
+"""The sinusoids of maml.py: tasks, a network, and how well it adapts to new tasks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+Points = tuple[jax.Array, jax.Array]  # x and y, each [SHOTS, 1], or [tasks, SHOTS, 1]
+
+SHOTS, SHOWN = 10, (0, 1, 5, 10)
+network = nn.Sequential([nn.Dense(40), nn.relu, nn.Dense(40), nn.relu, nn.Dense(1)])
+
+
+def draw(cycle: Any, tasks: int) -> tuple[Points, Points]:
+    """Draw tasks: the points to learn from, and those that judge; one key, the cycle's.
+
+    A task is a * sin(x + p), a in [0.1, 5], p in [0, pi], at x in [-5, 5].
+    """
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), cycle), 3)
+    amplitude = jax.random.uniform(keys[0], (tasks, 1, 1), minval=0.1, maxval=5.0)
+    phase = jax.random.uniform(keys[1], (tasks, 1, 1), maxval=jnp.pi)
+    x = jax.random.uniform(keys[2], (tasks, 2 * SHOTS, 1), minval=-5.0, maxval=5.0)
+    y = amplitude * jnp.sin(x + phase)
+    return (x[:, :SHOTS], y[:, :SHOTS]), (x[:, SHOTS:], y[:, SHOTS:])
+
+
+def error(params: Any, points: Points) -> Any:
+    """Return the mean squared error on one task."""
+    return jnp.mean((network.apply(params, points[0]) - points[1]) ** 2)
+
+
+def print_header(tasks: int) -> None:
+    print(f"Mean squared error on {tasks} new tasks, with 95 % confidence")
+    print(f"{'after steps':18}" + "".join(f"{n:6}         " for n in SHOWN))
+
+
+def print_row(
+    name: str,
+    init: Any,
+    loss: Callable[[Any, Points, Any], Any],
+    tx: optax.GradientTransformation,
+    tasks: int,
+) -> None:
+    """Print the errors on new tasks after some steps of `tx` on a loss, from init."""
+
+    def adapted(points: Points, others: Points) -> jax.Array:
+        def step(carry: Any, _: None) -> Any:
+            params, state = carry
+            grads = jax.grad(loss)(params, points, init)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), error(params, others)
+
+        return jax.lax.scan(step, (init, tx.init(init)), length=max(SHOWN) + 1)[1]
+
+    never_trained_on = 2**31 - 1  # no training has so many cycles
+    errors = jax.vmap(adapted)(*draw(never_trained_on, tasks))
+    ends = 1.96 * errors.std(axis=0) / tasks**0.5
+    cells = [f"{errors[:, i].mean():6.2f} ± {ends[i]:.2f}" for i in SHOWN]
+    print(f"{name:18}" + "  ".join(cells), flush=True)

@@ -1,0 +1,118 @@
+"""Learn where to start: MAML, first-order and implicit, on the regression of sinusoids.
+
+A task is to learn a * sin(x + p) from 10 points, with a in [0.1, 5], p in [0, pi] and x
+in [-5, 5] (Finn, Abbeel and Levine, ICML 2017). The upper problem is `init`, from where
+a few steps on the error of a task lead to weights w that are good at other points:
+
+    min over init   mean over tasks t of error_t(w_t(init)), on 10 other points of t
+    such that       w_t(init) = where 5 steps on error_t lead from init           (MAML)
+                    w_t(init) = argmin of error_t(w) + 5 |w - init|^2    (implicit MAML)
+
+The lower's params are the weights for 25 tasks, stacked; its loss is the sum of theirs,
+so that each makes steps of its own; `reset` sends all to init before each inner loop.
+The upper sees through the steps (`Unrolled`), past them (`Detached`, first-order MAML),
+or solves for the change of the argmin (`Implicit`, Rajeswaran et al., NeurIPS 2019).
+
+Tasks are made inside the compiled step. All steps of an inner loop, and the upper's
+after it, must see the same tasks: so these are drawn with the key of their cycle.
+
+    pip install "mlox[examples]"
+    python examples/maml.py
+"""
+
+import argparse
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from _sinusoids import Points, draw, error, network, print_header, print_row
+
+import mlox
+
+TASKS = 25
+
+
+class Way(NamedTuple):  # noqa: D101
+    method: Any  # None: one fit to the points of all tasks
+    tx: optax.GradientTransformation  # of the steps on a task
+    steps: int = 5
+    pull: float = 0.0  # towards init
+    rate: float = 3e-3  # of Adam on init, at the start
+
+    def loss(self, params: Any, points: Points, init: Any) -> Any:
+        """Return the loss of one task."""
+        away = jax.tree.map(jnp.subtract, params, init)
+        pull = self.pull / 2 * optax.tree.norm(away, squared=True)
+        return error(params, points) + pull
+
+
+# The argmin knows no step size: unlike differentiated steps it does not keep errors
+# from becoming too steep for theirs. So these are short, and clipped.
+careful = optax.chain(optax.clip(5.0), optax.sgd(3e-3))
+WAYS = {
+    "joint training": Way(None, careful),
+    "MAML": Way(mlox.Unrolled(), optax.sgd(0.01)),
+    "first-order MAML": Way(mlox.Detached(), optax.sgd(0.01)),
+    "implicit MAML": Way(mlox.Implicit(mlox.CG(5)), careful, 16, pull=10.0, rate=1e-3),
+}
+
+
+def build(way: Way, cycles: int) -> mlox.Engine:
+    def joint_loss(params: Any, batch: Points, ctx: mlox.Context) -> Any:
+        return jax.vmap(error, (None, 0))(params, batch).mean()
+
+    def init_loss(params: Any, batch: Points, ctx: mlox.Context) -> Any:
+        return jax.vmap(error)(ctx.tasks.params, batch).mean()
+
+    def tasks_loss(params: Any, batch: Points, ctx: mlox.Context) -> Any:
+        return jax.vmap(way.loss, (0, 0, None))(params, batch, ctx.init.params).sum()
+
+    def copies(init: Any) -> Any:
+        return jax.tree.map(lambda w: jnp.broadcast_to(w, (TASKS, *w.shape)), init)
+
+    init = mlox.Problem.create(
+        name="init",
+        params=network.init(jax.random.key(0), jnp.zeros(1)),
+        tx=optax.adam(optax.cosine_decay_schedule(way.rate, cycles)),
+        loss_fn=init_loss if way.method else joint_loss,
+        sample=lambda params, ctx: draw(ctx.step, TASKS)[1],
+    )
+    if not way.method:
+        return mlox.Engine([init])
+    tasks = mlox.Problem.create(
+        name="tasks",
+        params=copies(init.params),
+        tx=way.tx,
+        loss_fn=tasks_loss,
+        method=way.method,
+        unroll_steps=way.steps,
+        reset=lambda params, ctx: copies(ctx.init.params),
+        sample=lambda params, ctx: draw(ctx.step // way.steps, TASKS)[0],
+    )
+    return mlox.Engine([init, tasks], u2l={init: [tasks]}, l2u={tasks: [init]})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Learn where to start with mlox.")
+    parser.add_argument("--cycles", type=int, default=2500, help="steps of init")
+    parser.add_argument("--tasks", type=int, default=600, help="to test on")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    print_header(args.tasks)
+    for name, way in WAYS.items():
+        engine = build(way, args.cycles)
+        state = engine.init()
+        if not way.method:
+            print_row("no training", state["init"].params, way.loss, way.tx, args.tasks)
+        each = min(args.cycles, 250)
+        state, _ = engine.run(
+            state, None, args.cycles, cycles_per_dispatch=each, loggers=()
+        )
+        print_row(name, state["init"].params, way.loss, way.tx, args.tasks)
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
