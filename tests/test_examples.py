@@ -1,5 +1,6 @@
 """The examples run, each at a small size in a process of its own."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -15,7 +16,7 @@ def output(name, *options, **environment):
         [sys.executable, EXAMPLES / f"{name}.py", *options],
         capture_output=True,
         text=True,
-        env=environment or None,
+        env=os.environ | environment,
     )
 
 
