@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from _exact import minimum
 from _rows import odd_digits
+from scipy.optimize import root
 
 SOURCES, BAD = 20, 8
 L2 = np.arange(-6.0, 1.0)  # logarithms
@@ -46,3 +47,24 @@ def baselines(data: list[Any]) -> dict[str, Any]:
         "A, good sources only": fit(chosen(right), right),
         "B and C": fit(chosen(B), both),
     }
+
+
+def classifier_cost(c: Any, p: Any, t: Any, A: Any) -> jax.Array:
+    return loss(c, A, jax.nn.sigmoid(p)[A[2]]) + jnp.exp(t[1]) * c @ c / 2
+
+
+def weights_cost(c: Any, p: Any, t: Any, B: Any) -> jax.Array:
+    return loss(c, B) + jnp.exp(t[0]) * jnp.mean(p**2)
+
+
+def solved(data: Any) -> tuple[Any, Any, Any]:
+    """Return c*(p, t), p*(t) and the cost of t at p and c*(p, t), solved by Newton."""
+
+    def answer(p: Any, t: Any) -> jax.Array:
+        return minimum(lambda c: classifier_cost(c, p, t, data[0]), jnp.zeros(5))
+
+    cost = lambda p, t: weights_cost(answer(p, t), p, t, data[1])
+    slope = jax.jit(jax.grad(cost))
+    weights = lambda t: root(slope, np.zeros(SOURCES), args=(t,), tol=1e-13).x
+    top = jax.jit(lambda p, t: loss(answer(p, t), data[2]))
+    return answer, weights, top

@@ -4,7 +4,6 @@
     such that    w*(a) = argmin over w of  loss of w on training rows
                          + sum_j l2_j |w_j|^2 / 2,  where l2_j = sigmoid(a_j)
 
-(exp(a_j) while it is small, and never more than 1, for which the steps of w are right).
 So many penalties can overfit the validation rows. Hence one half of these gives the
 hypergradient, by `mlox.Implicit(mlox.CG())`, and the other half says when to stop. The
 best common L2 of a grid is chosen on both halves, and it is where a and w start.
@@ -21,29 +20,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _exact import differences, error, print_table
+from _exact import print_table
+from _logistic import check, loss, scores, solved
 from _rows import Rows, cancer, newsgroups
-from scipy.special import expit, logit
-from sklearn.linear_model import LogisticRegression
+from scipy.special import logit
 
 import mlox
 
 jax.config.update("jax_enable_x64", True)
 GRID = 10.0 ** np.arange(-5, -1.9, 0.5)
+# Here, and not made anew for every split: so all share what is compiled.
+adam, sgd = optax.adam(0.05), optax.sgd(0.6, momentum=0.9, nesterov=True)
 NOTES = """
 chosen: the checkpoint with the least loss on the validation rows "to stop"; they and
         those "gradient" choose one L2. Nothing is chosen on the test rows."""
 NONE, ONE, LAST, EACH = "no penalty", "one L2", "one each, last", "one each, chosen"
-
-
-def scores(w: Any, x: Any) -> jax.Array:
-    found = x @ w
-    return found if w.shape[1] > 1 else jnp.concatenate([0 * found, found], axis=1)
-
-
-def loss(w: Any, rows: Any) -> jax.Array:
-    logits = scores(w, rows[0])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, rows[1]).mean()
 
 
 def fit_loss(w: jax.Array, batch: None, ctx: mlox.Context) -> jax.Array:
@@ -60,42 +51,20 @@ def build(train: Rows, valid: Rows, a: np.ndarray, w: np.ndarray) -> mlox.Engine
     penalty = mlox.Problem.create(
         name="penalty",
         params=a.astype(w.dtype),
-        tx=optax.adam(0.05),
+        tx=adam,
         loss_fn=penalty_loss,
         model_state=valid,
     )
     fit = mlox.Problem.create(
         name="fit",
         params=w,
-        tx=optax.sgd(0.6, momentum=0.9, nesterov=True),
+        tx=sgd,
         loss_fn=fit_loss,
         method=mlox.Implicit(mlox.CG(iterations=10 if len(w) > 100 else 40)),
         unroll_steps=10,
         model_state=train,
     )
     return mlox.Engine([penalty, fit], u2l={penalty: [fit]}, l2u={fit: [penalty]})
-
-
-def solved(rows: Rows, l2: Any, **options: Any) -> np.ndarray:
-    """Fit by scikit-learn: features are scaled by what their penalties are not."""
-    scale = (1 / np.sqrt(l2) * np.ones(rows[0].shape[1])).astype(rows[0].dtype)
-    fit = LogisticRegression(C=1 / len(rows[0]), fit_intercept=False, **options)
-    return fit.fit(rows[0] * scale, rows[1]).coef_.T * scale[:, None]
-
-
-def check(train: Rows, valid: Rows) -> None:
-    """Hold the hypergradient against differences, for 300 rows, 11 features."""
-    train, valid = (
-        (x[:300, :11].astype(float), y[:300] % 2) for x, y in (train, valid)
-    )
-    fit = lambda a: solved(train, expit(a), solver="newton-cholesky", tol=1e-12)
-    a = np.full(train[0].shape[1], -5.0)
-    exact = differences(lambda a: loss(fit(a), valid), a, h=1e-3)
-    engine = build(train, valid, a, fit(a))
-    slopes = jax.jit(engine.hypergradient, static_argnums=2)
-    _, found = slopes(engine.init(), engine.stack({}), "penalty")
-    off = error(found, exact)
-    print(f"hypergradient against central differences: relative error {off:.0e}")
 
 
 def fit_all(parts: list[Rows], cycles: int) -> dict[str, list[float]]:
@@ -134,10 +103,9 @@ def main() -> None:
     for seed in range(args.seeds):
         parts = load(seed)
         if seed == 0:
-            check(*parts[:2])
+            check(build, *parts[:2])
         runs.append(fit_all(parts, args.cycles))
-    columns = ["L2", "loss: gradient", "to stop", "test", "test accuracy"]
-    print_table(columns, runs)
+    print_table(["L2", "loss: gradient", "to stop", "test", "test accuracy"], runs)
     print(NOTES)
 
 

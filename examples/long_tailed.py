@@ -3,7 +3,7 @@
 The classes of the training images shrink geometrically, the last is `--factor` times
 smaller than the first. The weights v of the classes are good if the classifier w* that
 is trained with them is good on a small balanced set (Meta-Weight-Net, Shu et al.,
-NeurIPS 2019; there v is a function of an image's loss, here of its class):
+2019; there v is a function of an image's loss, here of its class):
 
     min over v   mean of loss_j(w*(v)) over the balanced images j
     such that    w*(v) = argmin over w of sum_i v_i loss_i(w) / sum_i v_i
@@ -13,19 +13,19 @@ Each step of momentum SGD for w, with weight decay, is followed by one Adam step
 whose gradient flows back through it (`mlox.Unrolled`). "Balanced" weights are one over
 the number of images of the class.
 
-    pip install "mlox[examples]"
     python examples/long_tailed.py                          # 5000 MNIST digits
     MLOX_DATA=folder python examples/long_tailed.py --data fashion
 """
 
 import argparse
+import functools
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from _classifier import classifier, image_losses
 from _data import Pair, batches, join, split_long_tailed
 from _exact import print_table
 
@@ -38,19 +38,13 @@ Accuracy is that of the last step on a balanced test set, the last fifth of each
 for every seed. Nothing is chosen on it: settings were found on splits of the rest."""
 
 
-class Classifier(nn.Module):  # noqa: D101
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:  # noqa: D102
-        hidden = nn.relu(nn.Dense(200)(images.reshape(len(images), -1)))
-        return nn.Dense(10)(hidden)
+adam = optax.adam(0.03)
 
 
-classifier = Classifier()
-
-
-def image_losses(params: Any, batch: Pair) -> jax.Array:
-    logits: Any = classifier.apply(params, batch[0])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+@functools.cache  # not made anew for every seed: so all share what is compiled
+def sgd(steps: int) -> optax.GradientTransformation:
+    rate = optax.linear_schedule(0.1, 0.0, steps)
+    return optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(rate, momentum=0.9))
 
 
 def fixed_loss(params: Any, batch: Pair, ctx: mlox.Context) -> jax.Array:
@@ -71,10 +65,7 @@ def fit(train: Pair, weights: Any, steps: int, seed: int, clean: Any = None) -> 
     lower = mlox.Problem.create(
         name="classifier",
         params=classifier.init(jax.random.key(seed), train[0][:1]),
-        tx=optax.chain(
-            optax.add_decayed_weights(1e-2),
-            optax.sgd(optax.linear_schedule(0.1, 0.0, steps), momentum=0.9),
-        ),
+        tx=sgd(steps),
         loss_fn=fixed_loss if clean is None else weighted_loss,
         model_state=weights,
         method=mlox.Unrolled(),
@@ -82,7 +73,7 @@ def fit(train: Pair, weights: Any, steps: int, seed: int, clean: Any = None) -> 
     engine, data = mlox.Engine([lower]), {"classifier": batches(train, 100, seed)}
     if clean is not None:
         upper = mlox.Problem.create(
-            name="weights", params=weights, tx=optax.adam(0.03), loss_fn=clean_loss
+            name="weights", params=weights, tx=adam, loss_fn=clean_loss
         )
         engine = mlox.Engine([upper, lower], {upper: [lower]}, {lower: [upper]})
         data["weights"] = batches(clean, 100, seed + 1)
@@ -109,8 +100,9 @@ def fit_all(data: tuple[Pair, Pair, Pair], steps: int, seed: int) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Learn weights for a long tail.")
-    sets = ["mnist", "digits", "fashion"]
-    parser.add_argument("--data", choices=sets, default="mnist")
+    parser.add_argument(
+        "--data", default="mnist", choices=["mnist", "digits", "fashion"]
+    )
     parser.add_argument("--factor", type=float, default=50.0, help="first to last")
     parser.add_argument("--clean", type=int, default=10, help="images of each class")
     parser.add_argument("--seeds", type=int, default=3)

@@ -1,9 +1,9 @@
 """Three levels: whose labels to trust, and how far to trust that.
 
-The rows A come from 20 sources, 8 of which give mostly wrong labels (is a handwritten
-digit odd?). Each source gets a weight, learned on 40 clean rows B. As these could be
-fitted by chance, 40 more clean rows C decide how strongly the weights are pulled to
-equality, and how strong the L2 penalty of the classifier is:
+The rows A come from 20 sources, 8 of which give mostly wrong labels (is a digit odd?).
+Each source gets a weight, learned on 40 clean rows B. As these could be fitted by
+chance, 40 more, C, decide how strongly the weights are pulled to equality, and the L2
+penalty of the classifier:
 
     min over t   loss_C(c*)                                               "strengths"
     such that    p* = argmin over p of loss_B(c*(p)) + exp(t_1) mean_k p_k^2
@@ -12,25 +12,24 @@ equality, and how strong the L2 penalty of the classifier is:
                          + exp(t_2) |c|^2 / 2, over the rows i of A,
                          v_i = sigmoid(p_k), k the source of row i        "classifier"
 
-`mlox.Implicit()`, the default, differentiates both answers. The weights answer to their
-*total* cost, in which the classifier responds. The rule `coupling="direct"` takes it as
-fixed there: the program first measures what that does to the gradient of t, where all
-can be solved to the last digits.
+The weights answer to their *total* cost, in which the classifier responds. The rule
+`coupling="direct"` takes it as fixed there: the program first measures what that does
+to the gradient of t, where all can be solved to the last digits.
 
     pip install "mlox[examples]"
     python examples/three_levels.py
 """
 
 import argparse
+import functools
 from typing import Any
 
+import _sources
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from _exact import differences, error, minimum, print_table
-from _sources import SOURCES, baselines, load, loss
-from scipy.optimize import root
+from _exact import differences, error, print_table
+from _sources import SOURCES, baselines, load, loss, solved
 
 import mlox
 
@@ -38,17 +37,10 @@ jax.config.update("jax_enable_x64", True)
 START = np.array([-2.0, -3.0])
 STEPS = {"strengths": 1, "weights": 5, "classifier": 10}
 RATES = {"strengths": 1.0, "weights": 2.0, "classifier": 0.1}
+sgd = functools.cache(lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True))
 NOTES = """
-L2 penalties without mlox are chosen on C (for "B and C" after training on B); two
-levels keep t at its start. Nothing is chosen on the test rows."""
-
-
-def classifier_cost(c: Any, p: Any, t: Any, A: Any) -> jax.Array:
-    return loss(c, A, jax.nn.sigmoid(p)[A[2]]) + jnp.exp(t[1]) * c @ c / 2
-
-
-def weights_cost(c: Any, p: Any, t: Any, B: Any) -> jax.Array:
-    return loss(c, B) + jnp.exp(t[0]) * jnp.mean(p**2)
+L2 penalties without mlox are chosen on C ("B and C": after training on B); two levels
+keep t at its start. Nothing is chosen on the test rows."""
 
 
 def strengths_loss(t: Any, batch: None, ctx: Any) -> jax.Array:
@@ -57,44 +49,39 @@ def strengths_loss(t: Any, batch: None, ctx: Any) -> jax.Array:
 
 def weights_loss(p: Any, batch: None, ctx: Any) -> jax.Array:
     c, t = ctx.classifier.params, ctx.strengths.params
-    return weights_cost(c, p, t, ctx.model_state)
+    return _sources.weights_cost(c, p, t, ctx.model_state)
 
 
 def classifier_loss(c: Any, batch: None, ctx: Any) -> jax.Array:
     p, t = ctx.weights.params, ctx.strengths.params
-    return classifier_cost(c, p, t, ctx.model_state)
+    return _sources.classifier_cost(c, p, t, ctx.model_state)
+
+
+LOSSES = dict(zip(STEPS, (strengths_loss, weights_loss, classifier_loss), strict=True))
 
 
 def build(data: Any, point: Any, rates: Any, coupling: Any = "total") -> mlox.Engine:
     """Build the engine; all rows are in every step, as states that stay."""
-    losses = {"strengths": strengths_loss, "weights": weights_loss}
-    losses |= {"classifier": classifier_loss}
     t, p, c = (
         mlox.Problem.create(
             name=name,
             params=params,
-            tx=optax.sgd(rates[name], momentum=0.9, nesterov=True),
-            loss_fn=losses[name],
+            tx=sgd(rates[name]),
+            loss_fn=LOSSES[name],
             unroll_steps=STEPS[name],
             model_state=rows,
         )
-        for name, params, rows in zip(losses, point, data[2::-1], strict=True)
+        for name, params, rows in zip(LOSSES, point, data[2::-1], strict=True)
     )
-    u2l, l2u = {t: [p, c], p: [c]}, {p: [t], c: [p, t]}
-    return mlox.Engine([t, p, c], u2l, l2u, coupling=coupling)
+    edges = {t: [p, c], p: [c]}, {p: [t], c: [p, t]}
+    return mlox.Engine([t, p, c], *edges, coupling=coupling)
 
 
 def check() -> None:
     """Print how far both couplings are off the solved program, at a small size."""
     data = load(seed=0, rows=60, clean=20, features=4)
 
-    def answer(p: Any, t: Any) -> jax.Array:
-        return minimum(lambda c: classifier_cost(c, p, t, data[0]), jnp.zeros(5))
-
-    cost = lambda p, t: weights_cost(answer(p, t), p, t, data[1])
-    slope = jax.jit(jax.grad(cost))
-    weights = lambda t: root(slope, np.zeros(SOURCES), args=(t,), tol=1e-13).x
-    top = jax.jit(lambda p, t: loss(answer(p, t), data[2]))
+    answer, weights, top = solved(data)
     exact = differences(lambda t: top(weights(t), t), START, h=1e-4)
     p = weights(START)
     point, still = (START, p, answer(p, START)), dict.fromkeys(RATES, 0.0)
@@ -112,8 +99,7 @@ def fit_all(data: Any, cycles: int) -> dict[str, Any]:
     start = START, np.zeros(SOURCES), np.zeros(data[0][0].shape[1])
     for name, rate in {"two": 0.0, "three": RATES["strengths"]}.items():
         engine = build(data, start, RATES | {"strengths": rate})
-        how = {"train_iters": cycles, "loggers": (), "progress": False}
-        state, _ = engine.run(engine.init(), **how)
+        state, _ = engine.run(engine.init(), None, cycles, loggers=(), progress=False)
         found[f"A, {name} levels"] = state["classifier"].params
     C, (x, y) = data[2:]
     scores = lambda c: (loss(c, C), loss(c, (x, y)), np.mean(x @ c * y > 0))
@@ -126,8 +112,7 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=100)
     args = parser.parse_args()
     check()
-    data = [load(seed, 400, 40, 64) for seed in range(args.seeds)]
-    runs = [fit_all(parts, args.cycles) for parts in data]
+    runs = [fit_all(load(i, 400, 40, 64), args.cycles) for i in range(args.seeds)]
     print_table(["trained on", "loss on C", "test loss", "test accuracy"], runs)
     print(NOTES)
 
