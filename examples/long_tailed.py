@@ -2,16 +2,15 @@
 
 The classes of the training images shrink geometrically, the last is `--factor` times
 smaller than the first. The weights v of the classes are good if the classifier w* that
-is trained with them is good on a small balanced set (Meta-Weight-Net, Shu et al.,
-2019; there v is a function of an image's loss, here of its class):
+is trained with them is good on a small balanced set (after Meta-Weight-Net, Shu et al.,
+2019, where v is a function of an image's loss):
 
     min over v   mean of loss_j(w*(v)) over the balanced images j
     such that    w*(v) = argmin over w of sum_i v_i loss_i(w) / sum_i v_i
                  over the long-tailed images i,  where v_i = sigmoid(v[class of i])
 
-Each step of momentum SGD for w, with weight decay, is followed by one Adam step for v,
-whose gradient flows back through it (`mlox.Unrolled`). "Balanced" weights are one over
-the number of images of the class.
+Each step of SGD for w is followed by one of Adam for v, whose gradient flows back
+through it (`mlox.Unrolled`). "Balanced" weights: one over the images of the class.
 
     python examples/long_tailed.py                          # 5000 MNIST digits
     MLOX_DATA=folder python examples/long_tailed.py --data fashion

@@ -12,11 +12,9 @@ penalty of the classifier:
                          + exp(t_2) |c|^2 / 2, over the rows i of A,
                          v_i = sigmoid(p_k), k the source of row i        "classifier"
 
-The weights answer to their *total* cost, in which the classifier responds. The rule
-`coupling="direct"` takes it as fixed there: the program first measures what that does
-to the gradient of t, where all can be solved to the last digits.
+The weights answer to their *total* cost, in which the classifier responds. What
+`coupling="direct"`, which takes it as fixed, does to the gradient is measured first.
 
-    pip install "mlox[examples]"
     python examples/three_levels.py
 """
 
