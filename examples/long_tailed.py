@@ -107,11 +107,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000)
     args = parser.parse_args()
-    runs = []
-    for seed in range(args.seeds):
-        data = split_long_tailed(args.data, args.factor, args.clean, seed)
-        runs.append(fit_all(data, args.steps, seed))
-    print("images of each class:", *np.bincount(data[0][1]))
+    split = functools.partial(split_long_tailed, args.data, args.factor, args.clean)
+    runs = [fit_all(split(seed), args.steps, seed) for seed in range(args.seeds)]
+    print("images of each class:", *np.bincount(split(0)[0][1]))
     print_table(["weights", "test accuracy", "three rarest classes"], runs)
     print(NOTES)
 
