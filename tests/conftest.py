@@ -1,5 +1,11 @@
 """Every test runs in float64, with ranks that must match and strict settings."""
 
+import os
+
+# Most programs of the tests run once: compiling them takes longer. Read by XLA when the
+# first array is made, and by the processes that tests start.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 
 jax.config.update("jax_enable_x64", True)

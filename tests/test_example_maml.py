@@ -1,7 +1,6 @@
 """The example of meta-learning runs, at a tiny size in a process of its own."""
 
 import math
-import os
 import pathlib
 import re
 import subprocess
@@ -15,7 +14,6 @@ def test_all_ways_are_in_the_table():
         [sys.executable, MAML, "--cycles", "20", "--tasks", "50"],
         capture_output=True,
         text=True,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-# Programs that run for a moment need not be optimized.
-CHEAP = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
@@ -18,7 +16,7 @@ def output(name, *options, **environment):
         [sys.executable, EXAMPLES / f"{name}.py", *options],
         capture_output=True,
         text=True,
-        env=os.environ | CHEAP | environment,
+        env=os.environ | environment,
     )
 
 

@@ -156,7 +156,7 @@ class TestReset:
             {"t": ["p"], "p": ["c"]},
             {"c": ["p"], "p": ["t"]},
         )
-        state, metrics = engine.step(engine.init(), dict.fromkeys("tpc"))
+        state, metrics = engine.compile()(engine.init(), dict.fromkeys("tpc"))
         np.testing.assert_array_equal(
             metrics["c/loss"], [-10.0, -11.0, -12.0, -10.0, -11.0, -12.0]
         )
