@@ -134,7 +134,8 @@ def check_opt_state(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> No
         raise ValueError(
             f"problem {name!r}: opt_state does not fit tx and params. Got {pairs[0]}, "
             f"expected {pairs[1]}. Make it with tx.init(params), also whenever tx or "
-            "the shapes of params are replaced."
+            "the shapes of params are replaced; what trainable= freezes has no state: "
+            "there, leave opt_state out."
         )
 
 

@@ -109,6 +109,11 @@ def check_name(name: Any) -> None:
         )
 
 
+def parts_of(returned: Any) -> dict[str, Any]:
+    """Return what a loss returned as a dict, the loss itself under "loss"."""
+    return dict(returned) if isinstance(returned, Mapping) else {"loss": returned}
+
+
 def split_loss(
     name: str, returned: Any, model_state: PyTree
 ) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
@@ -125,7 +130,7 @@ def split_loss(
     Raises:
         ValueError: If it is no floating scalar, nor a dict with one as "loss".
     """
-    parts = dict(returned) if isinstance(returned, Mapping) else {"loss": returned}
+    parts = parts_of(returned)
     if "loss" not in parts:
         raise ValueError(
             f"loss of {name!r} returned a dict with the keys {list(parts)}; expected "

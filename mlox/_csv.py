@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from mlox._log import Functions, Logger
+from mlox._log import Functions, Logger, appendable
 
 
 def csv_logger(path: str | os.PathLike[str]) -> Logger:
@@ -44,9 +44,7 @@ def csv_logger(path: str | os.PathLike[str]) -> Logger:
         50,0.5,
         99,0.25,0.75
     """
-    file = pathlib.Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.open("a").close()
+    file = appendable(path)
     _mend(file)
 
     def log(step: int, metrics: dict[str, float]) -> None:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from mlox import _batches, _hooks
-from mlox._finite import backed_off, kept_finite
+from mlox._finite import all_finite, backed_off, chosen, kept_finite
 from mlox._graph import Graph
 from mlox._objective import Draw, Gradient, Objective, Values
 from mlox._plan import Plan
@@ -142,96 +142,104 @@ class Cycle:
         """Run a window of a layer: the rounds below it, then its own updates."""
         ran = self.run_below(layer, state, kept, batches)
         batches = _hooks.drawn(self.objective, layer, ran.state, batches)
-        updated, metrics = {}, ran.metrics
-        for name in self.graph.layers[layer]:
-            changed, found = self.updated(layer, name, ran, batches)
-            updated |= changed
+        names, metrics = self.graph.layers[layer], ran.metrics
+        updated: dict[str, Problem] = {}
+        lowered: dict[str, Problem] = {}
+        for name in names:
+            updated[name], found, finite = self.updated(layer, name, ran, batches)
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
-        names = self.graph.layers[layer]
+            for n in self.scaling(name, ran.state):
+                lowered[n] = backed_off(lowered.get(n, ran.state[n]), finite)
         before = {n: jax.lax.stop_gradient(ran.state[n].model_state) for n in names}
         drawn = {n: batches[n] for n in names if n in ran.kept.drawn}
         kept = ran.kept._replace(
             before={**ran.kept.before, **before}, drawn={**ran.kept.drawn, **drawn}
         )
-        after = {**ran.state, **updated}
-        if self.roll_back and layer > 0:
-            ahead = after, kept
-            after, kept = self.rolled_back(layer, state, *ahead, batches)
-            below = frozenset().union(*(self.graph.below[n] for n in names))
+        after = {**ran.state, **lowered, **updated}
+        below = frozenset().union(*(self.graph.below[n] for n in names))
+        if self.roll_back and below:
+            back = self.rolled_back(layer, below, state, after, kept, batches)
             if any(state[n].warmup_steps for n in below):
-                stepped = [after[n].step > ran.state[n].step for n in names]
-                after, kept = _chosen(jnp.stack(stepped).any(), (after, kept), ahead)
+                stepped = [updated[n].step > ran.state[n].step for n in names]
+                back = chosen(jnp.stack(stepped).any(), back, (after, kept))
+            after, kept = back
         return after, kept, metrics
+
+    def scaling(self, name: str, state: State) -> list[str]:
+        """List the movers of a problem that scale their losses."""
+        return [n for n in self.plan.movers[name] if state[n].loss_scale is not None]
 
     def updated(
         self, layer: int, name: str, ran: Ran, batches: Batches
-    ) -> tuple[dict[str, Problem], Metrics]:
+    ) -> tuple[Problem, Metrics, jax.Array]:
         """Make one optimizer step of a problem, unless it waits for one below.
 
-        Returns the problem, and those below it whose loss scale has changed.
+        Returns the problem, its metrics, and whether its gradient was finite, which is
+        looked at only where losses are scaled.
         """
         # An implicit answer's loop is never differentiated: see Objective.attach.
         cut = name in self.plan.moved - self.plan.unrolled
         ran_here = jax.lax.stop_gradient(ran[:2]) if cut else ran[:2]
         ran = Ran(*ran_here, {}, ran.pull)
         problem = ran.state[name]
-        movers = self.plan.movers[name]
-        scaling = [n for n in movers if ran.state[n].loss_scale is not None]
+        guarded = problem.loss_scale is not None or self.scaling(name, ran.state)
 
-        def update() -> tuple[dict[str, Problem], Metrics]:
+        def update() -> tuple[Problem, Metrics, jax.Array]:
             found, grads = self.gradient(layer, name, ran, batches)
             loss = found.metrics["loss"]
             after = problem.updated(grads, found.model_state, loss)
-            if scaling or problem.loss_scale is not None:
-                after = kept_finite(problem, after, grads)
+            finite = all_finite(grads) if guarded else jnp.array(True)
+            if guarded:
+                after = kept_finite(problem, after, finite)
             if isinstance(problem.method, Detached):
                 after = _hooks.passed(problem, after)
             if name in self.plan.moved:
                 after = after.replace(params=problem.seen(after.params))
-            changed = {n: backed_off(ran.state[n], grads) for n in scaling}
-            return {name: after, **changed}, found.metrics
+            return after, found.metrics, finite
 
-        def wait() -> tuple[dict[str, Problem], Metrics]:
+        def wait() -> tuple[Problem, Metrics, jax.Array]:
             values = self.values(layer, name, ran, batches)
             metrics = self.objective.cost(name, values)[1][0]
             shapes = jax.eval_shape(update)[1]
             nothing = {key: jnp.zeros(x.shape, x.dtype) for key, x in shapes.items()}
-            same = {n: ran.state[n] for n in (name, *scaling)}
-            return same, {**nothing, **metrics}
+            return problem, {**nothing, **metrics}, jnp.array(True)
 
         below = [ran.state[n] for n in self.graph.below[name]]
         waits = [p.step > p.warmup_steps for p in below if p.warmup_steps > 0]
         if waits:
-            after, metrics = jax.lax.cond(jnp.stack(waits).all(), update, wait)
+            found = jax.lax.cond(jnp.stack(waits).all(), update, wait)
         else:
-            after, metrics = update()
-        return (jax.lax.stop_gradient(after) if cut else after), metrics
+            found = update()
+        after, metrics, finite = found
+        return (jax.lax.stop_gradient(after) if cut else after), metrics, finite
 
     def rolled_back(
-        self, layer: int, before: State, after: State, kept: Kept, batches: Batches
+        self,
+        layer: int,
+        below: frozenset[str],
+        before: State,
+        after: State,
+        kept: Kept,
+        batches: Batches,
     ) -> tuple[dict[str, Problem], Kept]:
         """Restore what is below a layer, and make one round for good.
 
         The round takes the last batches of the window, under the problems of the layer
-        as they are now.
+        as they are now. Loss scales stay as the window has found them.
         """
-        names = self.graph.layers[layer]
-        below = frozenset().union(*(self.graph.below[n] for n in names))
-        start = {
-            n: before[n] if n in below else problem for n, problem in after.items()
-        }
+        restored = {n: before[n].replace(loss_scale=after[n].loss_scale) for n in below}
         beneath = self.graph.beneath(layer)
         steps = {n: self.graph.count(layer - 1, n) for n in beneath}
         last = {
             n: _batches.last(self.graph, layer, n, batches, steps[n]) for n in beneath
         }
-        real, real_kept, _ = self.window(layer - 1, start, kept, last)
+        real, real_kept, _ = self.window(layer - 1, {**after, **restored}, kept, last)
 
-        def chosen(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+        def joined(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
             return {n: (new if n in below else old)[n] for n in old}
 
-        parts = itertools.starmap(chosen, zip(real_kept, kept, strict=True))
-        return chosen(real, after), Kept(*parts)
+        parts = itertools.starmap(joined, zip(real_kept, kept, strict=True))
+        return joined(real, after), Kept(*parts)
 
     def run_below(self, layer: int, state: State, kept: Kept, batches: Batches) -> Ran:
         """Run the rounds below a layer, with a pull-back where answers are unrolled."""
@@ -374,7 +382,3 @@ class Cycle:
     def unrolled(self, unroll: bool) -> Cycle:
         """Return the cycle with its loops written out, or not."""
         return dataclasses.replace(self, unroll=unroll)
-
-
-def _chosen(condition: jax.Array, first: PyTree, second: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)

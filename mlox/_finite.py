@@ -6,40 +6,48 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from mlox._problem import Problem
 
 PyTree = Any
 
 
-def kept_finite(before: Problem, after: Problem, grads: PyTree) -> Problem:
-    """Leave an update out if its gradient is not finite; it counts as a step."""
-    finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(grads)]).all()
+def all_finite(tree: PyTree) -> jax.Array:
+    """Say whether all numbers of a pytree are finite; a scalar."""
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
-    def chosen(new: PyTree, old: PyTree) -> PyTree:
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
+def chosen(condition: jax.Array, first: PyTree, second: PyTree) -> PyTree:
+    """Return the first of two pytrees if a condition holds, else the second."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
+
+
+def kept_finite(before: Problem, after: Problem, finite: jax.Array) -> Problem:
+    """Leave an update out if its gradient was not finite; it counts as a step."""
+    there, here = (
+        (problem.params, problem.opt_state, problem.model_state)
+        for problem in (after, before)
+    )
+    params, opt_state, model_state = chosen(finite, there, here)
     return after.replace(
-        params=chosen(after.params, before.params),
-        opt_state=chosen(after.opt_state, before.opt_state),
-        model_state=chosen(after.model_state, before.model_state),
-        loss_scale=_adapted(before.loss_scale, grads),
+        params=params,
+        opt_state=opt_state,
+        model_state=model_state,
+        loss_scale=_adapted(before.loss_scale, finite),
     )
 
 
-def backed_off(problem: Problem, grads: PyTree) -> Problem:
-    """Lower the scale of a problem if the gradient of an upper is not finite."""
+def backed_off(problem: Problem, finite: jax.Array) -> Problem:
+    """Lower the scale of a problem if the gradient of an upper was not finite."""
     scale = problem.loss_scale
-    lower = jnp.minimum(scale.scale, _adapted(scale, grads).scale)
+    lower = jnp.minimum(scale.scale, _adapted(scale, finite).scale)
     return problem.replace(loss_scale=scale.replace(scale=lower))
 
 
-def _adapted(scale: Any, grads: PyTree) -> Any:
-    """Return what becomes of a scale, as Flax says of a function of this gradient."""
+def _adapted(scale: Any, finite: jax.Array) -> Any:
+    """Return what becomes of a scale, as Flax says of a slope that is finite or not."""
     if scale is None:
         return None
-    grads = jax.lax.stop_gradient(grads)
-    nothing = jax.tree.map(jnp.zeros_like, grads)
-    adapted = scale.value_and_grad(lambda z: optax.tree.vdot(z, grads))(nothing)[0]
+    slope = jnp.where(finite, 0.0, jnp.nan)
+    adapted = scale.value_and_grad(lambda z: z * slope)(0.0)[0]
     return jax.lax.stop_gradient(adapted)

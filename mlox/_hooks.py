@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mlox._objective import Draw, Objective, Values
+from mlox._objective import Objective, Values
 from mlox._problem import Problem
 from mlox._tree import strong
 
@@ -42,9 +42,16 @@ def drawn(
 
 def sampled(objective: Objective, name: str, state: State) -> PyTree:
     """Sample the batch of the next step of a problem; a constant."""
-    ctx = objective.context(name, _present(state, SAMPLE))
-    sample: Any = state[name].sample
-    found = sample(state[name].params, ctx)
+    return sampled_at(objective, name, _present(state, SAMPLE))
+
+
+def sampled_at(
+    objective: Objective, name: str, values: Values, *, train: bool = True
+) -> PyTree:
+    """Sample a batch of a problem at some values; a constant."""
+    sample: Any = values.draws[name].problem.sample
+    ctx = objective.context(name, values, train=train)
+    found = sample(values.params[name], ctx)
     try:
         batch = jax.tree.map(strong, found)
     except TypeError as error:
@@ -68,15 +75,10 @@ def passed(before: Problem, after: Problem) -> Problem:
 def _present(state: State, purpose: int) -> Values:
     """Gather what problems see outside of their losses, with keys of their own."""
 
-    def draw(problem: Problem) -> Draw:
-        rng = None
-        if problem.rng is not None:
-            stream = jax.random.fold_in(problem.rng, purpose)
-            rng = jax.random.fold_in(stream, problem.step)
-        return Draw(problem, None, rng, problem.step, problem.model_state, None)
+    def key(problem: Problem) -> jax.Array | None:
+        if problem.rng is None:
+            return None
+        stream = jax.random.fold_in(problem.rng, purpose)
+        return jax.random.fold_in(stream, problem.step)
 
-    return Values(
-        params={n: problem.params for n, problem in state.items()},
-        multipliers={},
-        draws={n: draw(problem) for n, problem in state.items()},
-    )
+    return Values.present(state, {n: key(problem) for n, problem in state.items()})

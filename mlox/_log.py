@@ -166,9 +166,7 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
         ...     path.read_text()
         '{"cycle": 50, "classifier/loss": 0.5}\n'
     """
-    file = pathlib.Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.open("a").close()
+    file = appendable(path)
 
     def log(step: int, metrics: dict[str, float]) -> None:
         finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
@@ -176,6 +174,14 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
             lines.write(json.dumps({"cycle": step, **finite}, allow_nan=False) + "\n")
 
     return Functions(log=log, close=lambda: None)
+
+
+def appendable(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Return a file that exists and can be written, in a folder that is made."""
+    file = pathlib.Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.open("a").close()
+    return file
 
 
 def note(loggers: Iterable[Logger], step: int, text: str) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mlox._context import Context
+from mlox._context import Context, parts_of
 from mlox._loops import unrolls
 
 PyTree = Any
@@ -69,9 +69,7 @@ class Accumulated:
             i, part = inputs
             rng = None if ctx.rng is None else jax.random.fold_in(ctx.rng, i)
             here = dataclasses.replace(ctx, rng=rng, model_state=model_state)
-            returned = self.loss_fn(params, part, here)
-            found = dict(returned) if isinstance(returned, Mapping) else {}
-            found = found or {"loss": returned}
+            found = parts_of(self.loss_fn(params, part, here))
             return found.pop("model_state", model_state), found
 
         inputs = jnp.arange(self.steps), parts
@@ -145,8 +143,7 @@ class MixedPrecision:
             for n, other in ctx.neighbours.items()
         }
         here = dataclasses.replace(ctx, neighbours=neighbours)
-        returned = self.loss_fn(self._cast(params), self._cast(batch), here)
-        found = dict(returned) if isinstance(returned, Mapping) else {"loss": returned}
+        found = parts_of(self.loss_fn(self._cast(params), self._cast(batch), here))
         if "model_state" in found:
             kept = jax.tree.map(
                 lambda new, old: jnp.asarray(new, old.dtype),

@@ -84,6 +84,17 @@ class Values(NamedTuple):
     multipliers: Mapping[str, Unknowns]
     draws: Mapping[str, Draw]
 
+    @classmethod
+    def present(
+        cls, state: Mapping[str, Problem], keys: Mapping[str, Any], batch: PyTree = None
+    ) -> Values:
+        """Gather what problems see at a state, without a past."""
+        draws = {
+            n: Draw(problem, batch, keys[n], problem.step, problem.model_state, None)
+            for n, problem in state.items()
+        }
+        return cls({n: problem.params for n, problem in state.items()}, {}, draws)
+
     def at(self, unknowns: Unknowns) -> Values:
         """Return the values with some of the unknowns replaced."""
         return self.moved(unknowns.params)._replace(
@@ -131,16 +142,15 @@ class Objective:
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
         """Evaluate the loss of a problem, with (metrics, model_state) beside it."""
         draw = values.draws[name]
-        scale = 1.0
-        if draw.problem.loss_scale is not None:
-            scale = draw.problem.loss_scale.scale
+        scale = draw.problem.loss_scale
+        if scale is not None:
             reads = {n: values.params[n] for n in (name, *self.plan.graph.reads(name))}
-            values = values.moved(scaled(reads, 1 / scale))
+            values = values.moved(scaled(reads, 1 / scale.scale))
         ctx = self.context(name, values, train=train)
         returned = draw.problem.loss_fn(values.params[name], draw.batch, ctx)
         loss, metrics, model_state = split_loss(name, returned, draw.model_state)
-        if draw.problem.loss_scale is not None:
-            loss = scaled(loss, scale)
+        if scale is not None:
+            loss = scaled(loss, scale.scale)
         return loss, (metrics, model_state)
 
     def context(self, name: str, values: Values, *, train: bool = True) -> Context:

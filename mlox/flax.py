@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from flax.training.train_state import TrainState
 
-from mlox._context import Context, Neighbour
+from mlox._context import Context, Neighbour, parts_of
 from mlox._problem import Problem
 
 PyTree = Any
@@ -21,7 +21,7 @@ LossFn = Callable[[Any, PyTree, Context], Any]
 
 
 @dataclass(frozen=True)
-class Linen:
+class _Linen:
     """Apply a linen module: (params, *args) -> output, the `apply_fn` of a problem.
 
     Attributes:
@@ -47,7 +47,7 @@ class Linen:
 
 
 @dataclass(frozen=True)
-class NNX:
+class _NNX:
     """Apply an NNX module: (params, *args) -> output, the `apply_fn` of a problem.
 
     Attributes:
@@ -76,7 +76,7 @@ class NNX:
 
 
 @dataclass(frozen=True)
-class NNXLoss:
+class _NNXLoss:
     """A loss of an NNX module, whose variables advance with the steps.
 
     Attributes:
@@ -84,7 +84,7 @@ class NNXLoss:
         loss_fn: (model, batch, ctx) -> loss or dict.
     """
 
-    apply_fn: NNX
+    apply_fn: _NNX
     loss_fn: LossFn
 
     def __call__(self, params: PyTree, batch: PyTree, ctx: Context) -> Any:
@@ -93,9 +93,8 @@ class NNXLoss:
         returned = self.loss_fn(model, batch, ctx)
         if ctx.model_state is None:
             return returned
-        found = dict(returned) if isinstance(returned, Mapping) else {"loss": returned}
         _, _, state = nnx.split(model, self.apply_fn.kind, ...)
-        return {**found, "model_state": state}
+        return {**parts_of(returned), "model_state": state}
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def from_linen(
     rest = {name: tree for name, tree in variables.items() if name != "params"}
     return Problem.create(
         params=variables["params"],
-        apply_fn=Linen(module, tuple(sorted(rest))),
+        apply_fn=_Linen(module, tuple(sorted(rest))),
         model_state=rest or None,
         **parts,
     )
@@ -182,11 +181,11 @@ def from_nnx(
     """
     graph, params, rest = nnx.split(model, wrt, ...)
     kinds = (type(leaf).__name__ for _, leaf in nnx.to_flat_state(rest))
-    apply_fn = NNX(graph, wrt, tuple(sorted(set(kinds))))
+    apply_fn = _NNX(graph, wrt, tuple(sorted(set(kinds))))
     return Problem.create(
         params=params,
         apply_fn=apply_fn,
-        loss_fn=NNXLoss(apply_fn, loss_fn),
+        loss_fn=_NNXLoss(apply_fn, loss_fn),
         model_state=rest if apply_fn.collections else None,
         **parts,
     )
@@ -213,7 +212,7 @@ def to_nnx(problem: Problem) -> Any:
         >>> mlox.flax.to_nnx(fit)(jnp.ones((5, 3))).shape
         (5, 1)
     """
-    if not isinstance(problem.apply_fn, NNX):
+    if not isinstance(problem.apply_fn, _NNX):
         raise TypeError(
             f"to_nnx got problem {problem.name!r}, whose apply_fn is "
             f"{problem.apply_fn!r}; expected one that mlox.flax.from_nnx made."
@@ -300,15 +299,17 @@ def apply(neighbour: Neighbour, *args: Any, **kwargs: Any) -> Any:
         TypeError: If the neighbour's problem was made otherwise.
 
     Example:
-        >>> import flax.linen as nn, jax, jax.numpy as jnp, mlox.flax
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, mlox.flax, optax
         >>> norm = nn.BatchNorm(use_running_average=True)
-        >>> variables = dict(norm.init(jax.random.key(0), jnp.ones((4, 2))))
-        >>> apply_fn = mlox.flax.Linen(norm, ("batch_stats",))
-        >>> net = mlox.Neighbour(variables.pop("params"), variables, apply_fn)
-        >>> mlox.flax.apply(net, jnp.ones((4, 2))).shape
+        >>> x = jnp.ones((4, 2))
+        >>> problem = mlox.flax.from_linen(
+        ...     norm, norm.init(jax.random.key(0), x), name="net", tx=optax.sgd(0.1),
+        ...     loss_fn=lambda params, batch, ctx: params["scale"].sum())
+        >>> net = mlox.Neighbour(problem.params, problem.model_state, problem.apply_fn)
+        >>> mlox.flax.apply(net, x).shape
         (4, 2)
     """
-    if not isinstance(neighbour.apply_fn, Linen | NNX):
+    if not isinstance(neighbour.apply_fn, _Linen | _NNX):
         raise TypeError(
             f"mlox.flax.apply got neighbour {neighbour.name!r}, whose apply_fn is "
             f"{neighbour.apply_fn!r}; expected one of a problem that "

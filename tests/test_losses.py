@@ -37,7 +37,7 @@ def outer(params, batch, ctx):
     return jnp.sum((ctx.low.params - 1) ** 2) + jnp.sum(params**2)
 
 
-def engine(loss_fn=fit, method=None, dtype=jnp.float64, **parts):
+def engine(loss_fn=fit, method=None, dtype=jnp.float64, roll_back=False, **parts):
     parts = {"tx": SGD, "unroll_steps": 2, **parts}
     up = mlox.Problem.create(
         name="up", params=jnp.full(3, 0.3, dtype), tx=SGD, loss_fn=outer
@@ -49,7 +49,7 @@ def engine(loss_fn=fit, method=None, dtype=jnp.float64, **parts):
         method=method,
         **parts,
     )
-    return mlox.Engine([up, low], *EDGES)
+    return mlox.Engine([up, low], *EDGES, roll_back=roll_back)
 
 
 def hypergradient(made, dtype=jnp.float64):
@@ -202,11 +202,11 @@ class TestMixedPrecision:
         assert kinds == {jnp.dtype("float32")}
         assert metrics["low/loss"].dtype == jnp.float32
 
-    @pytest.mark.parametrize("dtype", [jnp.int32, "half of it", None, int])
+    def test_computes_in_bfloat16_unless_told_otherwise(self):
+        assert mlox.MixedPrecision(fit).dtype == jnp.bfloat16
+
+    @pytest.mark.parametrize("dtype", [jnp.int32, "half of it", int])
     def test_no_floating_dtype(self, dtype):
-        if dtype is None:
-            assert mlox.MixedPrecision(fit).dtype == jnp.bfloat16
-            return
         with pytest.raises(TypeError, match=r"MixedPrecision\(dtype=.*floating dtype"):
             mlox.MixedPrecision(fit, dtype)
 
@@ -345,6 +345,58 @@ class TestLossScale:
             state, _ = step(state, batches)
         assert (state["up"].params != made.init()["up"].params).all()
         assert jnp.isfinite(state["up"].params).all()
+
+    @pytest.mark.parametrize("order", [("big", "small"), ("small", "big")])
+    def test_one_of_two_uppers_that_overflows_is_enough(self, order):
+        def loss(params, batch, ctx):
+            half = params * ctx.big.params * ctx.small.params
+            return half.astype(jnp.float16).sum().astype(jnp.float32)
+
+        def upper(name, start):
+            return mlox.Problem.create(
+                name=name,
+                params=jnp.float32(start),
+                tx=SGD,
+                loss_fn=lambda params, batch, ctx: ctx.low.params * params,
+            )
+
+        # The difference divides by 2 epsilon / |v|, and v is the upper's parameter.
+        uppers = {"big": upper("big", 1e4), "small": upper("small", 1.0)}
+        low = mlox.Problem.create(
+            name="low",
+            params=jnp.float32(0.1),
+            tx=optax.sgd(0.0),
+            loss_fn=loss,
+            method=mlox.FiniteDifference(epsilon=0.01),
+            loss_scale=DynamicScale(scale=2.0**8),
+        )
+        made = mlox.Engine(
+            [*(uppers[name] for name in order), low],
+            {"big": ["low"], "small": ["low"]},
+            {"low": ["big", "small"]},
+        )
+        step = made.compile(donate=False)
+        state, batches = made.init(), dict.fromkeys(made.names)
+        state, _ = step(state, batches)
+        moved = {n: bool(state[n].params != uppers[n].params) for n in order}
+        assert moved == {"big": False, "small": True}
+        assert state["low"].loss_scale.scale == 2.0**7
+
+    def test_a_look_ahead_keeps_what_it_found_of_the_scale(self):
+        def loss(params, batch, ctx):
+            half = (params * ctx.up.params).astype(jnp.float16)
+            return half.sum().astype(jnp.float32)
+
+        made = engine(
+            loss,
+            mlox.FiniteDifference(epsilon=1e-4),
+            jnp.float32,
+            loss_scale=DynamicScale(scale=2.0**12),
+            roll_back=True,
+        )
+        state, _ = made.step(made.init(), {"up": None, "low": None})
+        assert state["low"].loss_scale.scale == 2.0**11
+        assert state["low"].step == 1
 
     def test_no_scale(self):
         message = "problem 'low': loss_scale is 1024.0; expected a flax.training.dyn"

@@ -414,11 +414,8 @@ class TestWarmup:
             assert state["low"].step == 3 * (cycle + 1)
             assert state["up"].step == (cycle == 2)
             assert np.isfinite(metrics["up/loss"]).all()
-            np.testing.assert_allclose(state["up"].params == X, cycle < 2)
+            assert (state["up"].params == X).all() == (cycle < 2)
         before = plain.init()
-        before["low"] = before["low"].replace(
-            params=jax.tree.map(jnp.zeros_like, WEIGHTS)
-        )
         v = flat(WEIGHTS)
         for _ in range(6):
             v = v - 0.1 * (A @ v - X)
