@@ -4,7 +4,8 @@ import os
 
 # Most programs of the tests run once: compiling them takes longer. Read by XLA when the
 # first array is made, and by the processes that tests start.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ.setdefault("XLA_FLAGS", CHEAP)
 
 import jax
 

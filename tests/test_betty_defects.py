@@ -32,16 +32,6 @@ NO_DATA = {"up": None, "low": None}
 SGD = optax.sgd(0.1)
 
 
-# Compiling takes longer than running here, and optimizing most of that.
-quick = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
-
-
 def low_cost(params, batch, ctx):
     return 0.5 * params @ A @ params - ctx.up.params @ params
 
@@ -67,7 +57,7 @@ def single(loss_fn, **parts):
 
 def hypergradient(engine, name="up"):
     batches = dict.fromkeys(engine.names)
-    return quick(lambda state: engine.hypergradient(state, batches, name)[1])(
+    return jax.jit(lambda state: engine.hypergradient(state, batches, name)[1])(
         engine.init()
     )
 
@@ -77,7 +67,7 @@ def after_cycles(engine, cycles=1, state=None, batches=None):
     batches = dict.fromkeys(engine.names) if batches is None else batches
     state = engine.init() if state is None else state
     cycle = lambda state, _: (engine.step(state, batches)[0], None)
-    return quick(lambda s: jax.lax.scan(cycle, s, None, cycles)[0])(state)
+    return jax.jit(lambda s: jax.lax.scan(cycle, s, None, cycles)[0])(state)
 
 
 def run(engine, data=None, train_iters=1, **options):
@@ -120,7 +110,7 @@ class TestIterativeDifferentiation:
                 w = w - 0.1 * trace
             return self.outer(w, x)
 
-        equal(hypergradient(self.unrolled(tx)), quick(jax.grad(by_hand))(X))
+        equal(hypergradient(self.unrolled(tx)), jax.jit(jax.grad(by_hand))(X))
 
     def test_adamw_is_differentiated(self):
         """B3: its update returns no parameters, and leaves out the square root."""
@@ -135,7 +125,7 @@ class TestIterativeDifferentiation:
                 w = w - 0.1 * (m / (1 - 0.9**t) / (root + 1e-4) + 0.3 * w)
             return self.outer(w, x)
 
-        equal(hypergradient(self.unrolled(tx)), quick(jax.grad(by_hand))(X), 1e-9)
+        equal(hypergradient(self.unrolled(tx)), jax.jit(jax.grad(by_hand))(X), 1e-9)
 
     def test_an_optimizer_that_goes_by_the_loss_is_differentiated(self):
         """B1, B2: no optimizer is; here the loss that it is given counts, too."""
@@ -150,7 +140,7 @@ class TestIterativeDifferentiation:
 
         tx = optax.polyak_sgd(max_learning_rate=2.0)
         found = hypergradient(self.unrolled(tx, low=low))
-        equal(found, quick(jax.grad(by_hand))(X))
+        equal(found, jax.jit(jax.grad(by_hand))(X))
 
     def test_parameters_that_no_loss_reads_keep_their_place(self):
         """B4: they are dropped from the answer, so that all others are shifted."""
@@ -213,7 +203,7 @@ class TestNumbers:
         residuals = []
         for step in (0.25, 1.0):
             engine = bilevel(mlox.Implicit(mlox.Neumann(60, step)))
-            metrics = quick(engine.step)(engine.init(), NO_DATA)[1]
+            metrics = jax.jit(engine.step)(engine.init(), NO_DATA)[1]
             residuals.append(float(metrics["up/low/residual"][0]))
         assert residuals[0] < 1e-6
         assert residuals[1] > 1e6
@@ -264,7 +254,7 @@ class TestNumbers:
         after = after_cycles(engine)
         low = after["low"]
         g, e = A @ low.params - X, 1e-6
-        update = quick(jax.vmap(lambda g: tx.update(g, low.opt_state, low.params)[0]))
+        update = jax.jit(jax.vmap(lambda g: tx.update(g, low.opt_state, low.params)[0]))
         up, down = (update(g[None] + s * e * jnp.eye(4)) for s in (1, -1))
         expected = indirect(-(up - down) / (2 * e), low.params)
         equal(X - after["up"].params, expected, 1e-6)
@@ -315,8 +305,8 @@ class TestNumbers:
             drawn = {**state, "low": state["low"].replace(rng=key)}
             return engine.hypergradient(drawn, NO_DATA, "up")[1]
 
-        found = quick(jax.vmap(gradient))(keys)
-        masks = quick(jax.vmap(lambda key: kept(jax.random.fold_in(key, 0))))(keys)
+        found = jax.jit(jax.vmap(gradient))(keys)
+        masks = jax.jit(jax.vmap(lambda key: kept(jax.random.fold_in(key, 0))))(keys)
         equal(found, X[None] + masks * (ANSWER - 1)[None], 1e-9)
         assert jnp.linalg.norm(found.std(0)) < jnp.linalg.norm(found.mean(0))
 
@@ -388,7 +378,7 @@ class TestCrashes:
         )
         low = lambda w, batch, ctx: low_cost(w, batch, ctx) + jnp.mean(batch @ w)
         engine, batch = bilevel(mlox.SAMA(), low), jnp.ones((1, 8, 4))
-        step = quick(engine.step)
+        step = jax.jit(engine.step)
         found, expected = (
             step(engine.init(), {"up": None, "low": b})[0]["up"].params
             for b in (jax.device_put(batch, spread), batch)
@@ -532,7 +522,7 @@ class TestCrashes:
         ]
         after = after_cycles(mlox.Engine(problems), 6)
         found = [after[problem.name].params for problem in problems]
-        rates = quick(jax.vmap(lambda t: [s(t) * 1.0 for s in self.SCHEDULES]))
+        rates = jax.jit(jax.vmap(lambda t: [s(t) * 1.0 for s in self.SCHEDULES]))
         equal(found, [-rate.sum() for rate in rates(jnp.arange(6))], 1e-6)
 
     def test_the_rate_falls_on_a_plateau_of_the_loss(self):
@@ -687,7 +677,7 @@ def noisy():
 
     tx = optax.sgd(0.1, momentum=0.9)
     engine = bilevel(mlox.Implicit(mlox.CG(4)), low, tx=tx, rng=3, unroll_steps=2)
-    return engine, quick(engine.step)
+    return engine, jax.jit(engine.step)
 
 
 class TestPureSteps:
@@ -728,7 +718,7 @@ class TestPureSteps:
             for x in (0.0, 1.0, 2.0)
         ]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        found = quick(jax.vmap(engine.step, (0, None)))(stacked, NO_DATA)[0]
+        found = jax.jit(jax.vmap(engine.step, (0, None)))(stacked, NO_DATA)[0]
         for i, state in enumerate(states):
             equal(found["up"].params[i], step(state, NO_DATA)[0]["up"].params)
 
