@@ -2,12 +2,12 @@
 
 import os
 
+import jax
+
 # Most programs of the tests run once: compiling them takes longer. Read by XLA when the
 # first array is made, and by the processes that tests start.
 CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ.setdefault("XLA_FLAGS", CHEAP)
-
-import jax
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
