@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from mlox._log import Functions, Logger, appendable
+from mlox._log import Functions, Logger, appendable, replace_text
 
 
 def csv_logger(path: str | os.PathLike[str]) -> Logger:
@@ -20,7 +20,8 @@ def csv_logger(path: str | os.PathLike[str]) -> Logger:
     `nan`, `inf` or `-inf`.
 
     Every row is on the disk when `log` returns, and the file is open only meanwhile. A
-    table that exists is continued: its rows stay, but for a last line that was cut off.
+    table that exists is continued: its rows stay, but for a last line that was cut off,
+    and for those after the checkpoint from which a run is resumed.
 
     Args:
         path: The file; its folder is made if it does not exist.
@@ -59,7 +60,11 @@ def csv_logger(path: str | os.PathLike[str]) -> Logger:
         with file.open("a", newline="", encoding="utf-8") as table:
             table.write(_text([[cells.get(name, "") for name in columns]]))
 
-    return Functions(log=log, close=lambda: None)
+    def resume(step: int) -> None:
+        header, *rows = _rows(file) or [["cycle"]]
+        _replace(file, [header, *(row for row in rows if int(row[0]) <= step)])
+
+    return Functions(log=log, close=lambda: None, resume=resume)
 
 
 def _mend(file: pathlib.Path) -> None:
@@ -89,6 +94,4 @@ def _text(rows: Iterable[Sequence[object]]) -> str:
 
 def _replace(file: pathlib.Path, rows: Iterable[Sequence[object]]) -> None:
     """Write a table beside the file, and let it take its place."""
-    beside = file.with_name(file.name + ".new")
-    beside.write_text(_text(rows), newline="", encoding="utf-8")
-    beside.replace(file)
+    replace_text(file, _text(rows))

@@ -2,19 +2,41 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mlox import _data
+from mlox import _data, _faults
 
 State = Any
 
 
-class Steps(Protocol):
+class Totals(NamedTuple):
+    """What a log point makes means of.
+
+    Attributes:
+        sums: Of every metric, its means over the steps of a cycle summed up.
+        counts: The cycles that were left out, see `mlox._faults`; empty if none are.
+    """
+
+    sums: dict[str, jax.Array]
+    counts: dict[str, jax.Array]
+
+    @property
+    def shown(self) -> list[str]:
+        """The names of the metrics that loggers get: real scalars."""
+        return shown({**self.sums, **self.counts})
+
+
+def shown(metrics: Mapping[str, Any]) -> list[str]:
+    """List the metrics that loggers get: real scalars."""
+    return [n for n, m in metrics.items() if m.ndim == 0 and np.isrealobj(m)]
+
+
+class Steps(_faults.Guarded, Protocol):
     """What the loop needs of an engine: a frozen value that hashes and compares.
 
     It should hold no arrays, as compiled programs keep it alive.
@@ -27,6 +49,11 @@ class Steps(Protocol):
     @property
     def steps_per_cycle(self) -> Mapping[str, int]:
         """The number of steps that each problem makes in one cycle."""
+        ...
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """A description that JSON can hold, by which checkpoints are told apart."""
         ...
 
 
@@ -42,17 +69,27 @@ def _cycle(engine: Steps) -> Callable[[State, Any], tuple[State, Any]]:
 
 @functools.lru_cache(maxsize=16)
 def compiled(
-    engine: Steps, count: int, donate: bool
-) -> Callable[[State, Any, Any], tuple[State, Any]]:
+    engine: Steps, count: int, donate: bool, policy: _faults.Policy | None
+) -> Callable[[State, Totals, Any, State], tuple[State, Totals]]:
     """Compile `count` cycles that add the means over their steps to `totals`."""
     step = _cycle(engine)
 
-    def cycle(carry: tuple[State, Any], batches: Any) -> tuple[tuple[State, Any], None]:
-        state, totals = carry
-        state, metrics = step(state, batches)
-        return (state, {n: _add(totals[n], m) for n, m in metrics.items()}), None
+    def program(
+        state: State, totals: Totals, batches: Any, safe: State
+    ) -> tuple[State, Totals]:
+        def cycle(carry: tuple[State, Totals], batches: Any) -> tuple[Any, None]:
+            before, totals = carry
+            after, metrics = step(before, batches)
+            means = {n: _mean(totals.sums[n], m) for n, m in metrics.items()}
+            if policy is None:
+                sums = {n: totals.sums[n] + mean for n, mean in means.items()}
+                return (after, Totals(sums, {})), None
+            after, counts, good = _faults.guarded(
+                engine, policy, before, after, metrics, totals.counts, safe
+            )
+            sums = {n: totals.sums[n] + jnp.where(good, m, 0) for n, m in means.items()}
+            return (after, Totals(sums, counts)), None
 
-    def program(state: State, totals: Any, batches: Any) -> tuple[State, Any]:
         if count == 1:
             return cycle((state, totals), batches)[0]
         return lax.scan(cycle, (state, totals), batches, length=count)[0]
@@ -61,7 +98,9 @@ def compiled(
 
 
 @functools.lru_cache(maxsize=16)
-def zero_totals(engine: Steps, count: int) -> Callable[[State, Any], Any]:
+def zero_totals(
+    engine: Steps, count: int, policy: _faults.Policy | None
+) -> Callable[[State, Any], Totals]:
     """Make the totals to start from, on the devices of the state.
 
     As the output of a program that keeps the (unused) state among its arguments they
@@ -70,16 +109,17 @@ def zero_totals(engine: Steps, count: int) -> Callable[[State, Any], Any]:
     """
     step = _cycle(engine)
 
-    def zeros(state: State, batches: Any) -> Any:
+    def zeros(state: State, batches: Any) -> Totals:
         if count > 1:
             batches = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches
             )
         _, metrics = jax.eval_shape(step, state, batches)
-        return {
+        sums = {
             name: jnp.zeros(m.shape[1:], _sum_dtype(m.dtype))
             for name, m in metrics.items()
         }
+        return Totals(sums, {} if policy is None else _faults.counters(state, sums))
 
     return jax.jit(zeros, keep_unused=True)
 
@@ -90,15 +130,15 @@ def _sum_dtype(dtype: Any) -> Any:
     return dtype if wide else jnp.float32
 
 
-def _add(total: jax.Array, metric: jax.Array) -> jax.Array:
-    return total + jnp.mean(metric, axis=0, dtype=total.dtype)
+def _mean(total: jax.Array, metric: jax.Array) -> jax.Array:
+    return jnp.mean(metric, axis=0, dtype=total.dtype)
 
 
 def copied(state: State) -> State:
     return jax.tree.map(jnp.copy, state)
 
 
-def gather(engine: Steps, sources: dict[str, Iterator[Any]], count: int) -> Any:
+def gather(engine: Steps, sources: Mapping[str, Iterator[Any]], count: int) -> Any:
     """Stack the batches of a dispatch and start their way to the device."""
     cycles = None if count == 1 else count
     return jax.device_put(_data.stack(engine.steps_per_cycle, sources, cycles))

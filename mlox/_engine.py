@@ -14,6 +14,7 @@ import numpy as np
 
 from mlox import _data, _explain
 from mlox._arguments import checked_key
+from mlox._checkpoint import Checkpoint
 from mlox._checks import (
     check_methods,
     check_problems,
@@ -292,6 +293,9 @@ class Engine:
         cycles_per_dispatch: int = 1,
         progress: bool | None = None,
         donate: bool = False,
+        checkpoint: Checkpoint | None = None,
+        resume: bool = False,
+        on_nonfinite: Literal["raise", "skip", "restore"] | None = None,
     ) -> tuple[dict[str, Problem], dict[str, np.ndarray]]:
         """Run `train_iters` cycles of an engine.
 
@@ -328,6 +332,20 @@ class Engine:
             donate: Let each dispatch reuse the memory of the state that it gets.
                 `state` is copied first, and so is the state at every log point, for
                 errors.
+            checkpoint: Save what the run needs to go on bit for bit, and where. Then
+                SIGTERM and Ctrl-C let the dispatch at hand end, save, and stop.
+            resume: Go on from the newest whole checkpoint, with the same arguments as
+                before (`train_iters` may grow), or begin if there is none. `state`
+                gives structure and devices only. Log files lose what came after the
+                checkpoint, and get it again.
+            on_nonfinite: What to do with a cycle in which a loss, parameters or an
+                optimizer's state stop being finite, decided on the device: "raise"
+                keeps the state before it and fails at the next log point, validation or
+                checkpoint; "skip" goes on from the state before it; "restore" from the
+                last checkpoint. Skipped cycles take their batches and count as steps;
+                the metrics `"run/nonfinite"` and `"<name>/nonfinite"` count them since
+                the log point before. An overflow that a `loss_scale` handles is none.
+                None looks at nothing, and costs nothing.
 
         Returns:
             The last state, or the best with `early_stopping`, and a history of NumPy
@@ -339,10 +357,13 @@ class Engine:
         Raises:
             TypeError: If an argument is of a wrong kind; nothing has run then.
             ValueError: If an argument is wrong, the first batches among them; nothing
-                has run then.
+                has run then. So it is if a checkpoint is of another engine.
+            FileExistsError: If the folder of `checkpoint` holds a run, and `resume` is
+                false.
             RunError: If a loss, loader, validation or logger fails; it holds the last
                 good state.
-            RunInterrupted: At Ctrl-C; it holds the last good state.
+            RunInterrupted: At Ctrl-C, and with a checkpoint at SIGTERM; it holds the
+                last good state.
 
         Example:
             >>> import jax.numpy as jnp, mlox, optax
@@ -369,6 +390,9 @@ class Engine:
             cycles_per_dispatch=cycles_per_dispatch,
             progress=progress,
             donate=donate,
+            checkpoint=checkpoint,
+            resume=resume,
+            on_nonfinite=on_nonfinite,
         )
 
     def explain(self) -> str:

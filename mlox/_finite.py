@@ -1,4 +1,4 @@
-"""Dynamic loss scaling: what an update whose gradient is not finite does."""
+"""Numbers that are not finite: found, and left out where a loss is scaled."""
 
 from __future__ import annotations
 
@@ -42,6 +42,23 @@ def backed_off(problem: Problem, finite: jax.Array) -> Problem:
     scale = problem.loss_scale
     lower = jnp.minimum(scale.scale, _adapted(scale, finite).scale)
     return problem.replace(loss_scale=scale.replace(scale=lower))
+
+
+def faulty(before: Problem, after: Problem, losses: jax.Array | None) -> jax.Array:
+    """Say whether steps brought numbers that are not finite; a scalar.
+
+    An optimizer may hold an infinity on purpose, as a best loss so far: what was not
+    finite before is no fault of these steps. Where a loss is scaled, its overflow is
+    what the scale is there for.
+    """
+    found = [jnp.array(False)]
+    if losses is not None and after.loss_scale is None:
+        found.append(~jnp.isfinite(losses).all())
+    mutable = [(p.params, p.opt_state, p.model_state) for p in (before, after)]
+    for old, new in zip(*map(jax.tree.leaves, mutable), strict=True):
+        if jnp.issubdtype(new.dtype, jnp.inexact):
+            found.append((jnp.isfinite(old) & ~jnp.isfinite(new)).any())
+    return jnp.stack(found).any()
 
 
 def _adapted(scale: Any, finite: jax.Array) -> Any:

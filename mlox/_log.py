@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
@@ -59,12 +60,22 @@ class TakesNotes(Protocol):
         ...
 
 
+@runtime_checkable
+class Resumes(Protocol):
+    """Say what a logger may have besides: a function for a run that is resumed."""
+
+    def resume(self, step: int, /) -> None:
+        """Take back what was logged after a step: it will be logged again."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Functions:
-    """A logger made of two functions."""
+    """A logger made of functions."""
 
     log: Callable[[int, dict[str, float]], None]
     close: Callable[[], None]
+    resume: Callable[[int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +126,9 @@ def stdout_logger() -> Logger:
 def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
     """Write an event file for TensorBoard (through tensorboardX).
 
+    Every log point is on the disk when `log` returns. A run that is resumed writes
+    another file, which tells TensorBoard to forget the steps that are logged again.
+
     Args:
         logdir: A folder; it is made if it does not exist.
 
@@ -133,20 +147,31 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
     # Imported here: it takes longer than all else that `import mlox` adds to JAX.
     from tensorboardX import SummaryWriter
 
-    writer = SummaryWriter(str(logdir))
+    def opened(first: int | None) -> SummaryWriter:
+        # Without a suffix, a file of the same second would be written over.
+        suffix = f".{time.time_ns()}"
+        return SummaryWriter(str(logdir), purge_step=first, filename_suffix=suffix)
+
+    writers = [opened(None)]
 
     def log(step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
-            writer.add_scalar(name, value, step)
+            writers[-1].add_scalar(name, value, step)
+        writers[-1].flush()
 
-    return Functions(log=log, close=writer.close)
+    def resume(step: int) -> None:
+        writers[-1].close()
+        writers.append(opened(step + 1))
+
+    return Functions(log=log, close=lambda: writers[-1].close(), resume=resume)
 
 
 def json_logger(path: str | os.PathLike[str]) -> Logger:
     r"""Append one JSON object per log point to a file.
 
     Every line is on the disk when `log` returns, and the file is open only meanwhile.
-    JSON has no NaN and no infinity: such a value becomes null.
+    A run that is resumed takes back the lines after its checkpoint. JSON has no NaN and
+    no infinity: such a value becomes null.
 
     Args:
         path: The file; its folder is made if it does not exist.
@@ -173,7 +198,26 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
         with file.open("a") as lines:
             lines.write(json.dumps({"cycle": step, **finite}, allow_nan=False) + "\n")
 
-    return Functions(log=log, close=lambda: None)
+    def resume(step: int) -> None:
+        kept = [line for line in file.read_text().splitlines() if _until(step, line)]
+        replace_text(file, "".join(line + "\n" for line in kept))
+
+    return Functions(log=log, close=lambda: None, resume=resume)
+
+
+def _until(step: int, line: str) -> bool:
+    """Say whether a line is whole, and of a log point up to a step."""
+    try:
+        return json.loads(line)["cycle"] <= step
+    except json.JSONDecodeError:
+        return False
+
+
+def replace_text(file: pathlib.Path, text: str) -> None:
+    """Write a text beside a file, and let it take the file's place at once."""
+    beside = file.with_name(file.name + ".new")
+    beside.write_text(text, newline="", encoding="utf-8")
+    beside.replace(file)
 
 
 def appendable(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -191,18 +235,30 @@ def note(loggers: Iterable[Logger], step: int, text: str) -> None:
             logger.note(step, text)
 
 
-def progress_bar(total: int, shown: bool | None) -> tqdm:
+def resume(loggers: Iterable[Logger], step: int) -> None:
+    """Let loggers go on from a step, with a note to those that take one."""
+    for logger in loggers:
+        if isinstance(logger, Resumes):
+            logger.resume(step)
+    if step:
+        note(loggers, step, "resumed")
+
+
+def progress_bar(total: int, begun: int, shown: bool | None) -> tqdm:
     """Make a bar on stderr that counts cycles.
 
     Args:
         total: The number of cycles.
+        begun: Those that were made before.
         shown: Whether to show it; None shows it only if stderr is a terminal.
 
     Returns:
         A context manager, with tqdm's `update` and `set_postfix_str`.
     """
     hidden = None if shown is None else not shown
-    return tqdm(total=total, disable=hidden, unit="cycle", dynamic_ncols=True)
+    return tqdm(
+        total=total, initial=begun, disable=hidden, unit="cycle", dynamic_ncols=True
+    )
 
 
 def summary(metrics: Scalars) -> str:

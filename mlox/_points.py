@@ -2,32 +2,53 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mlox import _data
-from mlox._dispatch import copied
+from mlox._dispatch import Totals, copied, shown
+from mlox._faults import CYCLES, cause
 from mlox._stopping import EarlyStopping, update, value_of
 from mlox._trail import Point, State, Trail, mean_metrics
 
 Validation = Callable[[State], Mapping[str, Any]]
 
 
-def measure(trail: Trail, point: Point, clock: float, donate: bool) -> dict[str, float]:
+class Clock(NamedTuple):
+    """When a cycle began, in seconds."""
+
+    cycle: int
+    seconds: float
+
+
+def measure(trail: Trail, point: Point, clock: Clock, donate: bool) -> dict[str, float]:
     """Record the means since the last log point, and return the scalars."""
     means = mean_metrics(point)
-    speed = (point.cycle - point.since) / max(time.perf_counter() - clock, 1e-9)
+    seconds = max(time.perf_counter() - clock.seconds, 1e-9)
+    speed = (point.cycle - clock.cycle) / seconds
     if donate:
         trail.safe = point._replace(state=copied(point.state))
     trail.records.append({"cycle": np.asarray(point.cycle), **means})
     return {"cycles_per_second": speed, **{n: float(means[n]) for n in shown(means)}}
 
 
-def shown(metrics: Mapping[str, Any]) -> list[str]:
-    """List the metrics that loggers get: real scalars."""
-    return [n for n, m in metrics.items() if m.ndim == 0 and np.isrealobj(m)]
+def check_faults(trail: Trail, point: Point) -> None:
+    """Stop at a state that was kept since its next cycle was not finite.
+
+    Raises:
+        FloatingPointError: If there was such a cycle; the trail is as before it.
+    """
+    counts = jax.device_get(point.totals.counts)
+    kept = int(counts[CYCLES])
+    if kept:
+        good = point.cycle - kept
+        totals = Totals(point.totals.sums, {})
+        trail.points.clear()
+        trail.safe = Point(good, point.state, totals, point.since)
+        trail.stage = "the step of"
+        raise FloatingPointError(cause(counts, good + 1))
 
 
 def validate(validation: Validation, trail: Trail, point: Point) -> dict[str, float]:

@@ -1,38 +1,21 @@
-"""The one host loop: batches in, states out, with logging and validation.
+"""Runs: options checked, files opened and closed, and what was reached handed back."""
 
-The device never waits for the host between log points: a dispatch returns before it is
-computed, the next batches are gathered meanwhile, and metrics stay on the device.
-"""
-
-import itertools
 import os
 import pathlib
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import jax
 import numpy as np
-from tqdm import tqdm
 
-from mlox import _data, _log, _stopping
-from mlox._dispatch import Steps, compiled, copied, gather, lengths, zero_totals
-from mlox._points import Validation, judge, measure, shown, validate
+from mlox import _checkpoint, _data, _faults, _log, _saving, _stopping, _store
+from mlox._checkpoint import Checkpoint
+from mlox._dispatch import Steps
+from mlox._loop import Plan, Run, loop
+from mlox._points import Validation
 from mlox._series import repeat
-from mlox._stopping import EarlyStopping, reason
+from mlox._stopping import EarlyStopping
+from mlox._store import Store
 from mlox._trail import History, Point, State, Trail, history_of, stopped
-
-
-class Plan(NamedTuple):
-    """The checked options of a run."""
-
-    train_iters: int
-    log_every: int
-    valid_every: int
-    cycles_per_dispatch: int
-    validation: Validation | None
-    stopping: EarlyStopping | None
-    donate: bool
 
 
 def run(
@@ -50,23 +33,19 @@ def run(
     cycles_per_dispatch: int = 1,
     progress: bool | None = None,
     donate: bool = False,
+    checkpoint: Checkpoint | None = None,
+    resume: bool = False,
+    on_nonfinite: _faults.Policy | None = None,
 ) -> tuple[State, History]:
     """Run `train_iters` cycles; see `mlox.Engine.run` for the arguments."""
     trail = Trail(safe=Point(0, state, None, 0))
     failure: BaseException | None = None
+    store: Store | None = None
     opened = [_log.stdout_logger()] if loggers is None else list(loggers)
     try:
         series = {} if data is None else data
         _data.check_data(engine.steps_per_cycle, series)
-        sources = {
-            name: repeat(name, value)
-            for name, value in series.items()
-            if value is not None
-        }
         _check(engine, validation, valid_every, opened)
-        _stopping.check_rule(
-            early_stopping, engine.steps_per_cycle, validation is not None
-        )
         train_iters = _positive("train_iters", train_iters)
         log_every = max(1, train_iters // 20) if log_every is None else log_every
         plan = Plan(
@@ -76,14 +55,28 @@ def run(
             _positive("cycles_per_dispatch", cycles_per_dispatch),
             validation,
             early_stopping,
+            checkpoint,
+            on_nonfinite,
             donate,
         )
+        _check_values(engine, plan, resume)
         opened += _files(logdir)
-        with _log.progress_bar(train_iters, progress) as bar:
-            _loop(engine, sources, plan, trail, opened, bar)
+        if checkpoint is not None:
+            store = _store.opened(checkpoint, engine.about)
+        found = None if store is None else _saving.begin(store, trail, resume)
+        positions = {} if found is None else found.positions
+        sources = {
+            name: repeat(name, value, positions.get(name))
+            for name, value in series.items()
+            if value is not None
+        }
+        if resume:
+            _log.resume(opened, trail.safe.cycle)
+        with _log.progress_bar(train_iters, trail.safe.cycle, progress) as bar:
+            loop(Run(engine, plan, trail, sources, opened, bar, store), found)
     except BaseException as error:
         failure = error
-    failure = _close(opened, trail, failure)
+    failure = _close(opened, store, trail, failure)
     if failure is None:
         return trail.final, history_of(trail)
     if trail.stage == "start" or not isinstance(failure, Exception | KeyboardInterrupt):
@@ -91,95 +84,14 @@ def run(
     raise stopped(trail, failure, train_iters, cycles_per_dispatch) from failure
 
 
-def _loop(
-    engine: Steps,
-    sources: dict[str, Iterator[Any]],
-    plan: Plan,
-    trail: Trail,
-    loggers: list[_log.Logger],
-    bar: tqdm,
-) -> None:
-    """Dispatch, gather the next batches meanwhile, then see to what is due."""
-    counts = lengths(plan.train_iters, plan.cycles_per_dispatch)
-    programs = {count: compiled(engine, count, plan.donate) for count in set(counts)}
-    batches = gather(engine, sources, counts[0])
-    start = copied(trail.safe.state) if plan.donate else trail.safe.state
-    trail.stage = "the step of"
-    zeros = zero_totals(engine, counts[0])(start, batches)
-    if plan.stopping is not None and not _judges_scores(plan):
-        trail.stage = "the early stopping after"
-        _stopping.check_metric(plan.stopping, shown(zeros))
-    point = Point(0, start, zeros, 0)
-    clock: float | None = None
-    for count, following in itertools.pairwise((*counts, 0)):
-        trail.stage = "the step of"
-        state, totals = programs[count](point.state, point.totals, batches)
-        point = Point(point.cycle + count, state, totals, point.since)
-        trail.points.append(point)
-        if clock is None:  # started here, it leaves out tracing and compiling
-            clock = time.perf_counter()
-        if following:
-            trail.stage = "the data of"
-            batches = gather(engine, sources, following)
-        trail.stage = "the step of"
-        if len(trail.points) > 1:
-            jax.block_until_ready(trail.points[-2].totals)
-        bar.update(count)
-        last = following == 0
-        logs = last or _passes(plan.log_every, point.cycle, count)
-        validates = last or _passes(plan.valid_every, point.cycle, count)
-        scalars = _scalars(plan, trail, point, clock, logs, validates)
-        stops = _stops(plan, trail, point, scalars, logs, validates) and not last
-        if stops:  # the end of a run is a log point and has a validation
-            scalars |= _scalars(plan, trail, point, clock, not logs, not validates)
-        if scalars:
-            trail.stage = "logging after"
-            for logger in loggers:
-                logger.log(point.cycle, dict(scalars))
-            bar.set_postfix_str(_log.summary(scalars), refresh=False)
-        if stops and plan.stopping is not None:
-            bar.set_postfix_str("stopped early", refresh=False)
-            _log.note(loggers, point.cycle, reason(plan.stopping, trail.best))
-            return
-        if logs:
-            point = point._replace(totals=zeros, since=point.cycle)
-            clock = time.perf_counter()
-
-
-def _scalars(
-    plan: Plan, trail: Trail, point: Point, clock: float, logs: bool, validates: bool
-) -> dict[str, float]:
-    """Record what is due at a point, and return its scalars."""
-    scalars = measure(trail, point, clock, plan.donate) if logs else {}
-    if validates and plan.validation is not None:
-        scalars |= validate(plan.validation, trail, point)
-    return scalars
-
-
-def _stops(
-    plan: Plan,
-    trail: Trail,
-    point: Point,
-    scalars: dict[str, float],
-    logs: bool,
-    validates: bool,
-) -> bool:
-    """Judge a point where the metric of the early stopping is due."""
-    if plan.stopping is None or not (validates if _judges_scores(plan) else logs):
-        return False
-    trail.stage = "the early stopping after"
-    return judge(plan.stopping, trail, point, scalars, plan.donate)
-
-
-def _judges_scores(plan: Plan) -> bool:
-    """Say whether the early stopping judges a score, and no mean metric."""
-    rule = plan.stopping
-    return rule is not None and plan.validation is not None and rule.is_score
-
-
-def _passes(every: int, cycle: int, count: int) -> bool:
-    """Say whether one of the last `count` cycles is a multiple of `every`."""
-    return cycle // every > (cycle - count) // every
+def _check_values(engine: Steps, plan: Plan, resume: bool) -> None:
+    """Check those options that are values against all others."""
+    problems, validated = engine.steps_per_cycle, plan.validation is not None
+    _stopping.check_rule(plan.stopping, problems, validated)
+    recorded = {"mean": plan.log_every}
+    recorded |= {"score": plan.valid_every} if validated else {}
+    _checkpoint.check_checkpoint(plan.checkpoint, resume, recorded)
+    _faults.check_policy(plan.policy, plan.checkpoint is not None, problems)
 
 
 def _files(logdir: str | os.PathLike[str] | None) -> list[_log.Logger]:
@@ -190,17 +102,23 @@ def _files(logdir: str | os.PathLike[str] | None) -> list[_log.Logger]:
 
 
 def _close(
-    loggers: list[_log.Logger], trail: Trail, failure: BaseException | None
+    loggers: list[_log.Logger],
+    store: Store | None,
+    trail: Trail,
+    failure: BaseException | None,
 ) -> BaseException | None:
-    """Close every logger, and return the first failure of all."""
-    for logger in loggers:
+    """Close all that is open, and return the first failure of all."""
+    things: list[tuple[str, _log.Logger | Store]] = [("a logger", x) for x in loggers]
+    if store is not None:
+        things.append(("the checkpoints", store))
+    for what, thing in things:
         try:
-            logger.close()
+            thing.close()
         except BaseException as error:
             if failure is None:
-                failure, trail.stage = error, "closing a logger after"
+                failure, trail.stage = error, f"closing {what} after"
             else:
-                failure.add_note(f"Closing a logger failed, too: {error!r}")
+                failure.add_note(f"Closing {what} failed, too: {error!r}")
     return failure
 
 

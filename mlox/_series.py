@@ -1,30 +1,46 @@
 """Series of batches: restarted at their end, side by side, and with a call there."""
 
-import itertools
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from mlox._data import check_series
+from mlox._sources import Position, Shuffled, opened
 
 
-def repeat(name: str, series: Iterable[Any]) -> Iterator[Any]:
-    """Yield the batches of a series, from its start again whenever it ends.
+class Opened(Protocol):
+    """An iterator over batches that can tell its position."""
 
-    A list, a DataLoader or any object whose `__iter__` starts afresh goes on without
-    end. A one-shot iterator yields nothing when it is asked a second time.
+    def __iter__(self) -> Iterator[Any]:
+        """Return itself."""
+        ...
+
+    def __next__(self) -> Any:
+        """Return the next batch."""
+        ...
+
+    def position(self) -> Position:
+        """Return where it is."""
+        ...
+
+
+def repeat(name: str, series: Iterable[Any], position: Position = None) -> Opened:
+    """Open the series of a problem: its batches, again and again.
 
     Args:
         name: The name of the problem, for errors.
         series: An iterable of batches.
+        position: Where to go on, from `position`; None for the start.
 
-    Yields:
-        The batches, as they are.
+    Returns:
+        An iterator that can tell its position.
 
     Raises:
-        ValueError: If the series is empty, or cannot be started again.
+        ValueError: In its course, if the series is empty, or cannot be started again.
     """
-    return _repeated(f"data of {name!r}", series)
+    return _opened(f"data of {name!r}", series, position)
 
 
 def together(*series: Iterable[Any], **named: Iterable[Any]) -> Iterable[Any]:
@@ -46,8 +62,7 @@ def together(*series: Iterable[Any], **named: Iterable[Any]) -> Iterable[Any]:
             problem and series, if one is empty or cannot be started again.
 
     Example:
-        >>> import itertools
-        >>> pairs = together([1, 2], ["a", "b", "c"])
+        >>>         >>> pairs = together([1, 2], ["a", "b", "c"])
         >>> list(itertools.islice(pairs, 4))
         [(1, 'a'), (2, 'b'), (1, 'c'), (2, 'a')]
         >>> next(iter(together(clean=[1, 2], noisy=[3])))
@@ -79,16 +94,16 @@ def on_epoch_end(
 
     Args:
         series: An iterable of batches that can be iterated over again.
-        callback: Is called with the number of passes that have ended, from 1. The
-            count goes on if the series is used in another run.
+        callback: Is called with the number of passes that have ended in this run, from
+            1; a run that is resumed goes on counting.
 
     Returns:
-        A series for `data` of `mlox.Engine.run`, with the same batches.
+        A series for `data` of `mlox.Engine.run`, with the same batches. It has no end.
 
     Raises:
         TypeError: If `callback` cannot be called, or `series` is no iterable.
-        ValueError: If `series` looks like a single batch, or has no end as
-            `mlox.together` makes it.
+        ValueError: If `series` looks like a single batch, or has no end, as
+            those of `mlox.together` and `mlox.shuffled`.
 
     Example:
         >>> import jax.numpy as jnp, mlox, optax
@@ -108,12 +123,17 @@ def on_epoch_end(
             "expected the other order, e.g. "
             "mlox.together(mlox.on_epoch_end(a, callback), b)."
         )
+    if isinstance(series, Shuffled):
+        raise ValueError(
+            "series of mlox.on_epoch_end comes from mlox.shuffled, which has no end; "
+            "expected a series that ends, such as a list or a loader."
+        )
     if not callable(callback):
         raise TypeError(
             f"callback of mlox.on_epoch_end is a {type(callback).__name__}; expected a "
             "function of the number of passes that have ended."
         )
-    return _Counted(series, callback, itertools.count(1))
+    return _Counted(series, callback)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,49 +144,53 @@ class _Together:
     named: bool
 
     def __iter__(self) -> Iterator[Any]:
-        return self.batches("mlox.together")
+        return self.opened("mlox.together", None)
 
-    def batches(self, whose: str) -> Iterator[Any]:
-        keys = [key for key, _ in self.sources]
-        repeated = [_repeated(f"source {k!r} of {whose}", s) for k, s in self.sources]
-        for batch in zip(*repeated, strict=True):
-            yield dict(zip(keys, batch, strict=True)) if self.named else batch
+    def opened(self, whose: str, position: Position) -> Opened:
+        positions = [None] * len(self.sources) if position is None else position
+        keys = tuple(key for key, _ in self.sources)
+        parts = tuple(
+            _opened(f"source {key!r} of {whose}", series, where)
+            for (key, series), where in zip(self.sources, positions, strict=True)
+        )
+        return _Joined(keys, parts, self.named)
+
+
+@dataclass(frozen=True, eq=False)
+class _Joined:
+    """The batches of several sources, one of each at a time."""
+
+    keys: tuple[str | int, ...]
+    parts: tuple[Opened, ...]
+    named: bool
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        batch = tuple(next(part) for part in self.parts)
+        return dict(zip(self.keys, batch, strict=True)) if self.named else batch
+
+    def position(self) -> Position:
+        return [part.position() for part in self.parts]
 
 
 @dataclass(frozen=True, eq=False)
 class _Counted:
-    """A series with a call at its end, and the numbers of its passes to come."""
+    """A series with a call at the end of each pass."""
 
     series: Iterable[Any]
     callback: Callable[[int], object]
-    numbers: Iterator[int]
 
     def __iter__(self) -> Iterator[Any]:
-        some = False
-        for batch in self.series:
-            some = True
-            yield batch
-        if some:
-            self.callback(next(self.numbers))
+        return _opened("series of mlox.on_epoch_end", self, None)
 
 
-def _repeated(whose: str, series: Iterable[Any]) -> Iterator[Any]:
+def _opened(whose: str, series: Iterable[Any], position: Position) -> Opened:
     if isinstance(series, _Together):
-        yield from series.batches(whose)
-    total = 0
-    while True:
-        before = total
-        for batch in series:
-            total += 1
-            yield batch
-        if total == 0:
-            raise ValueError(
-                f"{whose} is empty: it has no batch. A DataLoader with drop_last has "
-                f"none when the data set is smaller than one batch."
-            )
-        if total == before:
-            raise ValueError(
-                f"{whose} ran out after {total} batches and cannot be started again: "
-                f"pass a re-iterable, e.g. a list or an object with __iter__, or "
-                f"itertools.cycle(...)."
-            )
+        return series.opened(whose, position)
+    ended: list[Callable[[int], object]] = []
+    while isinstance(series, _Counted):
+        ended.insert(0, series.callback)
+        series = series.series
+    return opened(whose, series, position, tuple(ended))

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
+
+import jax
 
 from mlox._checks import check_batches, check_state
 from mlox._cycle import Batches, Cycle, Metrics, State
+from mlox._finite import faulty
 from mlox._loops import unrolls
 
 
@@ -31,6 +35,32 @@ class Step:
     def steps_per_cycle(self) -> Mapping[str, int]:
         """The optimizer steps of each problem in one cycle."""
         return self.cycle.plan.graph.steps_per_cycle
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What a checkpoint notes of the engine, for comparison."""
+        graph = self.cycle.plan.graph
+        return {
+            "problems": sorted(graph.names),
+            "u2l": sorted(map(list, graph.u2l)),
+            "l2u": sorted(map(list, graph.l2u)),
+            "unroll_steps": dict(zip(graph.names, graph.unroll_steps, strict=True)),
+            "coupling": "total" if self.cycle.plan.total else "direct",
+            "roll_back": self.cycle.roll_back,
+        }
+
+    def faults(
+        self, before: State, after: State, metrics: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Say which problems a cycle left with numbers that are not finite."""
+        return {
+            name: faulty(before[name], problem, metrics.get(f"{name}/loss"))
+            for name, problem in after.items()
+        }
+
+    def gone_back(self, to: State, after: State) -> State:
+        """Return an earlier state, with the counts of steps of a later one."""
+        return {name: p.replace(step=after[name].step) for name, p in to.items()}
 
     def prepared(self, state: State, batches: Batches) -> Cycle:
         """Check the arguments of a step, and decide whether loops are written out."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mlox._faults import CYCLES
 from mlox._stopping import Best
 
 State = Any
@@ -109,10 +110,17 @@ class Trail:
 
 
 def mean_metrics(point: Point) -> dict[str, np.ndarray]:
-    """Fetch the means over the cycles from `since` to `cycle`, in one transfer."""
-    cycles = point.cycle - point.since
-    totals = jax.device_get(point.totals)
-    return {name: np.asarray(total / cycles) for name, total in totals.items()}
+    """Fetch the means over the cycles from `since` to `cycle`, in one transfer.
+
+    The cycles that were left out for their numbers are counted, and not in the means.
+    """
+    sums, counts = jax.device_get(point.totals)
+    cycles = point.cycle - point.since - counts.get(CYCLES, 0)
+    means = {
+        name: np.asarray(total / cycles if cycles else np.full_like(total, np.nan))
+        for name, total in sums.items()
+    }
+    return {**means, **{name: np.asarray(count) for name, count in counts.items()}}
 
 
 def last_good(trail: Trail) -> tuple[Point, int]:

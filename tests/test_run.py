@@ -12,12 +12,12 @@ import subprocess
 import sys
 import termios
 
+import event_files
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 import mlox
 from mlox import _log
@@ -298,16 +298,6 @@ def test_validation_follows_the_log_points_by_default(engine):
     assert history["cycle"].tolist() == [2, 4, 5]
 
 
-def read_events(path):
-    """Parse an event file: length, checksum, protocol buffer, checksum, and so on."""
-    content, events = path.read_bytes(), []
-    while content:
-        (length,) = struct.unpack("<Q", content[:8])
-        events.append(Event.FromString(content[12 : 12 + length]))
-        content = content[16 + length :]
-    return [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
-
-
 def test_logdir_holds_the_history_for_tensorboard_and_as_json(engine, tmp_path):
     logdir = tmp_path / "runs" / "first"
     _, history = engine.run(
@@ -321,8 +311,11 @@ def test_logdir_holds_the_history_for_tensorboard_and_as_json(engine, tmp_path):
     rows = [
         json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()
     ]
-    (events,) = logdir.glob("events.out.tfevents.*")
-    found = {(step, tag): value for step, tag, value in read_events(events)}
+    found = {
+        (step, tag): value
+        for tag, steps in event_files.scalars(logdir).items()
+        for step, value in steps.items()
+    }
     assert [row["cycle"] for row in rows] == [4, 8, 10]
     for name in ("inner/loss", "outer/loss", "inner/odd", "validation/sum"):
         assert [row[name] for row in rows] == history[name].tolist()

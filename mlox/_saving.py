@@ -1,0 +1,132 @@
+"""What a run saves, and how it goes on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlox._stopping import Best
+from mlox._store import Snapshot, Store, filled
+from mlox._trail import Point, State, Trail
+
+Positions = Mapping[str, Any]
+Records = list[dict[str, np.ndarray]]
+
+
+class Found(NamedTuple):
+    """Where a run goes on.
+
+    Attributes:
+        cycle: The cycles behind.
+        arrays: What was read, by name and path.
+        positions: Where the data go on.
+    """
+
+    cycle: int
+    arrays: Mapping[str, Any]
+    positions: Positions
+
+
+def save(
+    store: Store,
+    trail: Trail,
+    point: Point,
+    safe: State,
+    positions: Positions,
+    scalars: Mapping[str, float],
+) -> None:
+    """Save a point of a run, with all that the rest of the run depends on.
+
+    Args:
+        store: Where to.
+        trail: Its history and its early stopping.
+        point: The state and the sums of metrics.
+        safe: The state to which faults go back, or None.
+        positions: Where the data were once the batches of this point were taken.
+        scalars: What was measured at this point.
+    """
+    arrays = {
+        "state": point.state,
+        "totals": point.totals,
+        "records": _columns(trail.records),
+        "validations": _columns(trail.validations),
+    }
+    if trail.restored is not None:
+        arrays["best"] = trail.restored
+    if safe is not None and safe is not point.state:
+        arrays["safe"] = safe
+    notes = {
+        "since": point.since,
+        "best": [trail.best.cycle, repr(float(trail.best.value)), trail.best.waited],
+        "positions": dict(positions),
+        "records": list(arrays["records"]),
+        "validations": list(arrays["validations"]),
+    }
+    score = store.checkpoint.score(scalars)
+    store.save(Snapshot(point.cycle, arrays, notes), score)
+
+
+def begin(store: Store, trail: Trail, resume: bool) -> Found | None:
+    """Read the newest checkpoint, and lay the trail as it was.
+
+    Args:
+        store: The checkpoints.
+        trail: The trail of a run that has not begun; its `safe` point has a state like
+            the one that was saved.
+        resume: Whether to go on from what is there, if there is anything.
+
+    Returns:
+        Where to go on, or None for the start.
+
+    Raises:
+        FileExistsError: If something is there, and the run should not go on from it.
+        ValueError: If it is of another engine, or no checkpoint is whole.
+    """
+    if not resume:
+        if store.cycles:
+            raise FileExistsError(
+                f"`checkpoint`: {str(store.checkpoint.path)!r} holds a run that has "
+                f"reached cycle {store.cycles[-1]}. Go on from there with "
+                "`resume=True`, or choose another directory."
+            )
+        return None
+    state = trail.safe.state
+    read = store.newest({"state": state})
+    if read is None:
+        return None
+    store.set_aside(read.cycle)
+    notes, arrays = read.notes, read.arrays
+    state = filled("state", state, arrays)
+    trail.safe = Point(read.cycle, state, None, notes["since"])
+    trail.records.extend(_rows("records", notes, arrays))
+    trail.validations.extend(_rows("validations", notes, arrays))
+    cycle, value, waited = notes["best"]
+    trail.best = Best(cycle, float(value), waited)
+    if any(path.startswith("best|") for path in arrays):
+        trail.restored = filled("best", state, arrays)
+    return Found(read.cycle, arrays, notes["positions"])
+
+
+def totals(found: Found, zeros: Any) -> Any:
+    """Return the sums of metrics that were saved, placed like those to start from."""
+    return filled("totals", zeros, found.arrays)
+
+
+def safe(found: Found, safe: State) -> State:
+    """Return the state to which faults go back, like the one that was passed."""
+    if any(path.startswith("safe|") for path in found.arrays):
+        return filled("safe", safe, found.arrays)
+    return safe
+
+
+def _columns(records: Records) -> dict[str, np.ndarray]:
+    names = records[0] if records else ()
+    return {name: np.stack([record[name] for record in records]) for name in names}
+
+
+def _rows(kind: str, notes: Mapping[str, Any], arrays: Mapping[str, Any]) -> Records:
+    columns = [np.asarray(arrays[f"{kind}|[{name!r}]"]) for name in notes[kind]]
+    rows = zip(*columns, strict=True)
+    return [dict(zip(notes[kind], map(np.asarray, row), strict=True)) for row in rows]
