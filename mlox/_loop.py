@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from mlox import _faults, _log, _saving, _stopping
+from mlox import _faults, _log, _points, _saving, _stopping
 from mlox._checkpoint import Checkpoint
 from mlox._dispatch import Steps, compiled, copied, gather, lengths, zero_totals
-from mlox._points import Clock, Validation, check_faults, judge, measure, validate
+from mlox._points import Clock, Validation
 from mlox._saving import Found
 from mlox._series import Opened
 from mlox._signals import noted
@@ -192,7 +192,7 @@ def _seen_to(run: Run, reached: Reached, asked: bool) -> bool:
     """Record, log and save what is due or asked for, and say whether the run stops."""
     plan, trail, point, due = run.plan, run.trail, reached.point, reached.due
     if plan.policy == "raise" and (any(due) or asked):
-        check_faults(trail, point)
+        _points.check_faults(trail, point)
     scalars = _scalars(run, reached, due.logs, due.validates)
     stops = _stops(run, reached, scalars) and not due.ends
     if stops:  # the end of a run is a log point and has a validation
@@ -202,6 +202,8 @@ def _seen_to(run: Run, reached: Reached, asked: bool) -> bool:
         for logger in run.loggers:
             logger.log(point.cycle, dict(scalars))
         run.bar.set_postfix_str(_log.summary(scalars), refresh=False)
+    if due.logs:
+        _warn(run, point.cycle)
     if run.store is not None and (due.saves or due.ends or asked or stops):
         trail.stage = "saving after"
         safe = None if due.saves else reached.safe  # else it is the state itself
@@ -217,9 +219,9 @@ def _scalars(
 ) -> dict[str, float]:
     """Record what is due at a point, and return its scalars."""
     plan, trail, point = run.plan, run.trail, reached.point
-    scalars = measure(trail, point, reached.clock, plan.donate) if logs else {}
+    scalars = _points.measure(trail, point, reached.clock, plan.donate) if logs else {}
     if validates and plan.validation is not None:
-        scalars |= validate(plan.validation, trail, point)
+        scalars |= _points.validate(plan.validation, trail, point)
     return scalars
 
 
@@ -231,7 +233,19 @@ def _stops(run: Run, reached: Reached, scalars: dict[str, float]) -> bool:
     if not (due.validates if plan.judges_scores else due.logs):
         return False
     trail.stage = "the early stopping after"
-    return judge(plan.stopping, trail, reached.point, scalars, plan.donate)
+    return _points.judge(plan.stopping, trail, reached.point, scalars, plan.donate)
+
+
+def _warn(run: Run, cycle: int) -> None:
+    """Note once that a loss has left the numbers, if nothing else looks after it."""
+    losses = _points.turned(run.trail.records) if run.plan.policy is None else []
+    if losses:
+        _log.note(
+            run.loggers,
+            cycle,
+            f"{', '.join(losses)} no longer finite: see `on_nonfinite` to stop there, "
+            "to leave such cycles out, or to go back to a checkpoint",
+        )
 
 
 def _positions(sources: Mapping[str, Opened]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What is due at a point of a run: means, validations, and a judgement of them."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,11 +44,27 @@ def check_faults(trail: Trail, point: Point) -> None:
     kept = int(counts[CYCLES])
     if kept:
         good = point.cycle - kept
-        totals = Totals(point.totals.sums, {})
+        none = {name: np.zeros_like(count) for name, count in counts.items()}
+        totals = Totals(point.totals.sums, none)
         trail.points.clear()
         trail.safe = Point(good, point.state, totals, point.since)
         trail.stage = "the step of"
         raise FloatingPointError(cause(counts, good + 1))
+
+
+def turned(records: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
+    """List the losses that were finite until the last record, and are not there."""
+
+    def finite(record: Mapping[str, np.ndarray], name: str) -> bool:
+        return bool(np.isfinite(record[name]).all())
+
+    losses = [name for name in records[-1] if name.endswith("/loss")]
+    return [
+        name
+        for name in losses
+        if not finite(records[-1], name)
+        and all(finite(record, name) for record in records[-2:-1])
+    ]
 
 
 def validate(validation: Validation, trail: Trail, point: Point) -> dict[str, float]:

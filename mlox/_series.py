@@ -62,7 +62,8 @@ def together(*series: Iterable[Any], **named: Iterable[Any]) -> Iterable[Any]:
             problem and series, if one is empty or cannot be started again.
 
     Example:
-        >>>         >>> pairs = together([1, 2], ["a", "b", "c"])
+        >>> import itertools
+        >>> pairs = together([1, 2], ["a", "b", "c"])
         >>> list(itertools.islice(pairs, 4))
         [(1, 'a'), (2, 'b'), (1, 'c'), (2, 'a')]
         >>> next(iter(together(clean=[1, 2], noisy=[3])))

@@ -1,0 +1,326 @@
+"""Cycles whose numbers are not finite: found on the device, left out, and counted."""
+
+import itertools
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training.dynamic_scale import DynamicScale
+
+import mlox
+
+BAD = 100.0
+
+
+def loss(params, batch, ctx):
+    """A gradient that is infinite in a batch of BAD, and a loss that is then NaN."""
+    odd = jnp.where(batch == BAD, jnp.inf, 1.0)
+    return jnp.sum((params - batch) ** 2 * odd) - 0 * odd
+
+
+def make_engine(loss_fn=loss, tx=None, **options):
+    inner = mlox.Problem.create(
+        name="inner",
+        params=jnp.ones(2),
+        tx=optax.adam(0.1) if tx is None else tx,
+        loss_fn=loss_fn,
+        unroll_steps=2,
+        rng=0,
+        **options,
+    )
+    outer = mlox.Problem.create(
+        name="outer",
+        params=jnp.ones(()),
+        tx=optax.sgd(0.1),
+        loss_fn=lambda params, batch, ctx: jnp.sum(params * ctx.inner.params**2),
+    )
+    return mlox.Engine(
+        [outer, inner], u2l={"outer": ["inner"]}, l2u={"inner": ["outer"]}
+    )
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return make_engine()
+
+
+def batches(bad, cycles=10):
+    """Two batches for each cycle; those of cycles in `bad`, from 1, hold a BAD one."""
+    return [
+        BAD if (i // 2 + 1 in bad and i % 2) else 0.1 * i for i in range(2 * cycles)
+    ]
+
+
+def assert_same(found, expected, but=()):
+    for path, x in jax.tree_util.tree_leaves_with_path(expected):
+        if not any(name in jax.tree_util.keystr(path) for name in but):
+            other = dict(jax.tree_util.tree_leaves_with_path(found))[path]
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                x, other = jax.random.key_data(x), jax.random.key_data(other)
+            np.testing.assert_array_equal(other, x)
+
+
+LAYOUTS = [{}, {"cycles_per_dispatch": 4}, {"cycles_per_dispatch": 3, "donate": True}]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("log_every", [1, 4, 10])
+def test_raise_keeps_the_state_before_the_fault(engine, layout, log_every):
+    data = batches([6, 8])
+    expected, history = engine.run(
+        engine.init(), {"inner": data}, 5, loggers=(), log_every=1
+    )
+    message = (
+        r"failed at the step of cycles? 6.* of 10\. `.state` holds the state after "
+        r"cycle 5.* FloatingPointError: the loss or the gradient of 'inner', 'outer' "
+        r"was not finite in cycle 6.*on_nonfinite='skip'"
+    )
+    if log_every == 1 and not layout:
+        message = message.replace("cycles?", "cycle")
+    with pytest.raises(mlox.RunError, match=message) as caught:
+        engine.run(
+            engine.init(),
+            {"inner": data},
+            10,
+            loggers=(),
+            log_every=log_every,
+            on_nonfinite="raise",
+            **layout,
+        )
+    error = caught.value
+    assert error.cycle == 5
+    assert_same(error.state, expected)
+    assert error.history["cycle"][-1] == 5
+    logged = [0, *error.history["cycle"].tolist()]
+    for row, (start, end) in enumerate(itertools.pairwise(logged)):
+        mean = history["inner/loss"][start:end].mean()
+        np.testing.assert_allclose(error.history["inner/loss"][row], mean, rtol=1e-12)
+    again, _ = engine.run(error.state, {"inner": [0.0]}, 1, loggers=())
+    assert all(np.isfinite(again["inner"].params))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_skip_leaves_the_cycles_out_and_counts_them(engine, layout):
+    data = batches([2, 6, 7])
+    good = [x for i in (0, 2, 3, 4, 7, 8, 9) for x in data[2 * i : 2 * i + 2]]
+    expected, _ = engine.run(engine.init(), {"inner": good}, 7, loggers=())
+    state, history = engine.run(
+        engine.init(),
+        {"inner": data},
+        10,
+        loggers=(),
+        log_every=1 if not layout else 10,
+        on_nonfinite="skip",
+        **layout,
+    )
+    assert_same(state, expected, but=[".step"])
+    assert int(state["inner"].step) == 20
+    assert history["run/nonfinite"].sum() == 3
+    assert history["inner/nonfinite"].sum() == 3
+    if layout:
+        assert np.isfinite(history["inner/loss"]).all()
+    else:
+        left_out = np.isnan(history["inner/loss"])
+        assert (left_out == (history["run/nonfinite"] == 1)).all()
+
+
+def test_means_leave_out_what_was_left_out(engine):
+    data = batches([2])
+    _, every = engine.run(
+        engine.init(),
+        {"inner": data},
+        4,
+        loggers=(),
+        log_every=1,
+        on_nonfinite="skip",
+    )
+    _, whole = engine.run(
+        engine.init(),
+        {"inner": data},
+        4,
+        loggers=(),
+        log_every=4,
+        on_nonfinite="skip",
+    )
+    mean = np.nanmean(every["inner/loss"])
+    np.testing.assert_allclose(whole["inner/loss"], mean, rtol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [{}, {"donate": True, "cycles_per_dispatch": 2}])
+def test_restore_goes_back_to_the_last_checkpoint(engine, tmp_path, layout):
+    data = batches([3, 7])
+    folder = mlox.Checkpoint(tmp_path, every=4, keep=9)
+    state, history = engine.run(
+        engine.init(),
+        {"inner": data},
+        10,
+        loggers=(),
+        log_every=2,
+        checkpoint=folder,
+        on_nonfinite="restore",
+        **layout,
+    )
+    # From the start at cycle 3, from the state after cycle 4 at cycle 7.
+    expected = engine.init()
+    for cycles in ([4], [8, 9, 10]):
+        part = [x for i in cycles for x in data[2 * i - 2 : 2 * i]]
+        expected, _ = engine.run(expected, {"inner": part}, len(cycles), loggers=())
+    assert_same(state, expected, but=[".step"])
+    assert history["run/nonfinite"].tolist() == [0, 1, 0, 1, 0]
+
+
+def test_restore_is_resumed_bit_for_bit(engine, tmp_path):
+    """A signal saves off the schedule, which must not move what faults go back to."""
+    data = batches([7])
+
+    def run(folder, stop=None, **options):
+        def stopper(state):
+            if int(state["outer"].step) == stop:
+                signal.raise_signal(signal.SIGTERM)
+            return {}
+
+        return engine.run(
+            engine.init(),
+            {"inner": data},
+            10,
+            loggers=(),
+            log_every=1,
+            validation=stopper,
+            checkpoint=mlox.Checkpoint(folder, every=4),
+            on_nonfinite="restore",
+            **options,
+        )
+
+    expected = run(tmp_path / "whole")
+    with pytest.raises(mlox.RunInterrupted, match="SIGTERM came"):
+        run(tmp_path / "parts", stop=6)
+    found = run(tmp_path / "parts", resume=True)
+    assert_same(found[0], expected[0])
+    assert found[1]["run/nonfinite"].tolist() == expected[1]["run/nonfinite"].tolist()
+
+
+def test_other_keys_are_drawn_after_a_skipped_cycle():
+    """Else a fault that comes from a draw would come again for ever."""
+
+    def unlucky(params, batch, ctx):
+        bad = jax.random.uniform(ctx.rng) < 0.3
+        return jnp.sum(params**2) * jnp.where(bad, jnp.nan, 1.0)
+
+    engine = make_engine(unlucky)
+    state, history = engine.run(
+        engine.init(), train_iters=40, loggers=(), log_every=40, on_nonfinite="skip"
+    )
+    assert 5 < history["run/nonfinite"][0] < 35
+    assert np.isfinite(state["inner"].params).all()
+
+
+def test_what_is_infinite_on_purpose_is_no_fault():
+    tx = optax.chain(
+        optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2, accumulation_size=1)
+    )
+    engine = mlox.Engine(
+        [
+            mlox.Problem.create(
+                name="x",
+                params=jnp.ones(2),
+                tx=tx,
+                loss_fn=lambda params, batch, ctx: jnp.sum(params**2),
+            )
+        ]
+    )
+    init = engine.init()
+    infinite = [
+        leaf
+        for leaf in jax.tree.leaves(init["x"].opt_state)
+        if not bool(np.isfinite(leaf).all())
+    ]
+    assert infinite
+    _, history = engine.run(
+        init, train_iters=3, loggers=(), log_every=3, on_nonfinite="skip"
+    )
+    assert history["run/nonfinite"].tolist() == [0]
+
+
+def test_an_overflow_that_a_scale_handles_is_no_fault():
+    engine = make_engine(
+        lambda params, batch, ctx: jnp.sum(params**2).astype(jnp.float32) * 1e30,
+        loss_scale=DynamicScale(scale=jnp.float32(2.0**60)),
+    )
+    state, history = engine.run(
+        engine.init(), train_iters=3, loggers=(), log_every=3, on_nonfinite="raise"
+    )
+    assert history["run/nonfinite"].tolist() == [0]
+    assert float(state["inner"].loss_scale.scale) < 2.0**60
+
+
+def test_a_momentum_that_is_infinite_is_a_fault():
+    """The sign of an infinite gradient is finite, but what it leaves behind is not."""
+    engine = make_engine(
+        lambda params, batch, ctx: jnp.where(batch == BAD, jnp.inf, 1.0) * params.sum(),
+        tx=optax.lion(0.1),
+    )
+    state, history = engine.run(
+        engine.init(),
+        {"inner": batches([2])},
+        4,
+        loggers=(),
+        log_every=1,
+        on_nonfinite="skip",
+    )
+    assert history["inner/nonfinite"].tolist() == [0, 1, 0, 0]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state["inner"].opt_state))
+
+
+def test_a_fault_at_a_checkpoint_is_not_saved(engine, tmp_path):
+    with pytest.raises(mlox.RunError, match="not finite in cycle 3"):
+        engine.run(
+            engine.init(),
+            {"inner": batches([3])},
+            10,
+            loggers=(),
+            log_every=10,
+            checkpoint=mlox.Checkpoint(tmp_path, every=2),
+            on_nonfinite="raise",
+        )
+    assert int(mlox.restore(tmp_path, engine.init())["outer"].step) == 2
+
+
+def test_a_loss_that_is_no_number_is_noted_once(engine, capsys):
+    data = {"inner": batches([3], cycles=9)}
+    engine.run(engine.init(), data, 9, log_every=1)
+    lines = capsys.readouterr().out.splitlines()
+    notes = [line for line in lines if "no longer finite" in line]
+    assert notes == [
+        "       3  inner/loss, outer/loss no longer finite: see `on_nonfinite` to stop "
+        "there, to leave such cycles out, or to go back to a checkpoint"
+    ]
+    engine.run(engine.init(), data, 9, log_every=1, on_nonfinite="skip")
+    assert "no longer finite" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("ignore", "`on_nonfinite` is 'ignore'; expected 'raise', 'skip', 'restore'"),
+        (True, "`on_nonfinite` is True; expected"),
+        ("restore", "'restore', but there is no `checkpoint` to go back to"),
+    ],
+)
+def test_a_policy_is_checked(engine, policy, message):
+    with pytest.raises(ValueError, match=message):
+        engine.run(engine.init(), loggers=(), on_nonfinite=policy)
+
+
+def test_names_of_the_counts_are_taken():
+    def counting(params, batch, ctx):
+        return {"loss": jnp.sum(params**2), "nonfinite": jnp.zeros(())}
+
+    engine = make_engine(counting)
+    with pytest.raises(mlox.RunError, match="the metric 'inner/nonfinite', which"):
+        engine.run(engine.init(), loggers=(), on_nonfinite="skip")
+    named = mlox.Engine([make_engine().problems[0].replace(name="run")])
+    with pytest.raises(ValueError, match="a problem is called 'run', so its metrics"):
+        named.run(named.init(), loggers=(), on_nonfinite="skip")
