@@ -14,6 +14,8 @@ from mlox._losses import MixedPrecision as MixedPrecision
 from mlox._problem import Problem as Problem
 from mlox._series import on_epoch_end as on_epoch_end
 from mlox._series import together as together
+from mlox._sharding import shard as shard
+from mlox._sharding import shard_batches as shard_batches
 from mlox._sources import shuffled as shuffled
 from mlox._stopping import EarlyStopping as EarlyStopping
 from mlox._store import restore as restore

@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from mlox import _data, _faults
+from mlox._placement import Layout, split
 
 State = Any
 
@@ -69,10 +70,20 @@ def _cycle(engine: Steps) -> Callable[[State, Any], tuple[State, Any]]:
 
 @functools.lru_cache(maxsize=16)
 def compiled(
-    engine: Steps, count: int, donate: bool, policy: _faults.Policy | None
+    engine: Steps,
+    count: int,
+    donate: bool,
+    policy: _faults.Policy | None,
+    layout: Layout | None,
 ) -> Callable[[State, Totals, Any, State], tuple[State, Totals]]:
     """Compile `count` cycles that add the means over their steps to `totals`."""
     step = _cycle(engine)
+
+    def kept(state: State, totals: Totals) -> tuple[State, Totals]:
+        """Keep a state on a mesh as it is, and the sums where every process is."""
+        if layout is None:
+            return state, totals
+        return layout.held(state), layout.whole(totals)
 
     def program(
         state: State, totals: Totals, batches: Any, safe: State
@@ -83,23 +94,24 @@ def compiled(
             means = {n: _mean(totals.sums[n], m) for n, m in metrics.items()}
             if policy is None:
                 sums = {n: totals.sums[n] + mean for n, mean in means.items()}
-                return (after, Totals(sums, {})), None
+                return kept(after, Totals(sums, {})), None
             after, counts, good = _faults.guarded(
                 engine, policy, before, after, metrics, totals.counts, safe
             )
             sums = {n: totals.sums[n] + jnp.where(good, m, 0) for n, m in means.items()}
-            return (after, Totals(sums, counts)), None
+            return kept(after, Totals(sums, counts)), None
 
         if count == 1:
             return cycle((state, totals), batches)[0]
-        return lax.scan(cycle, (state, totals), batches, length=count)[0]
+        # XLA may place what a loop carries elsewhere than what enters and leaves it.
+        return kept(*lax.scan(cycle, (state, totals), batches, length=count)[0])
 
     return jax.jit(program, donate_argnums=(0,) if donate else ())
 
 
 @functools.lru_cache(maxsize=16)
 def zero_totals(
-    engine: Steps, count: int, policy: _faults.Policy | None
+    engine: Steps, count: int, policy: _faults.Policy | None, layout: Layout | None
 ) -> Callable[[State, Any], Totals]:
     """Make the totals to start from, on the devices of the state.
 
@@ -119,7 +131,9 @@ def zero_totals(
             name: jnp.zeros(m.shape[1:], _sum_dtype(m.dtype))
             for name, m in metrics.items()
         }
-        return Totals(sums, {} if policy is None else _faults.counters(state, sums))
+        counts = {} if policy is None else _faults.counters(state, sums)
+        totals = Totals(sums, counts)
+        return totals if layout is None else layout.whole(totals)
 
     return jax.jit(zeros, keep_unused=True)
 
@@ -138,10 +152,18 @@ def copied(state: State) -> State:
     return jax.tree.map(jnp.copy, state)
 
 
-def gather(engine: Steps, sources: Mapping[str, Iterator[Any]], count: int) -> Any:
-    """Stack the batches of a dispatch and start their way to the device."""
+def gather(
+    engine: Steps,
+    sources: Mapping[str, Iterator[Any]],
+    count: int,
+    layout: Layout | None,
+) -> Any:
+    """Stack the batches of a dispatch and start their way to the devices."""
     cycles = None if count == 1 else count
-    return jax.device_put(_data.stack(engine.steps_per_cycle, sources, cycles))
+    batches = _data.stack(engine.steps_per_cycle, sources, cycles)
+    if layout is None:
+        return jax.device_put(batches)
+    return split(batches, layout.mesh, axis=1 if cycles is None else 2)
 
 
 def lengths(train_iters: int, cycles_per_dispatch: int) -> list[int]:

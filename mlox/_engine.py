@@ -24,6 +24,7 @@ from mlox._cycle import Batches, Cycle, Metrics, State
 from mlox._evaluation import Evaluation
 from mlox._graph import Graph, build_graph
 from mlox._log import Logger
+from mlox._placement import Layout, layout_of
 from mlox._plan import Plan
 from mlox._problem import Problem
 from mlox._run import run
@@ -181,17 +182,19 @@ class Engine:
         """
         return self.traced.prepared(state, batches).step(state, batches)
 
-    def compile(self, donate: bool = True) -> Any:
+    def compile(self, donate: bool = True, *, like: State | None = None) -> Any:
         """Return `jax.jit` of the step.
 
         Args:
             donate: Give the buffers of the state that is passed to the state that is
                 returned; the one that was passed can then not be used again.
+            like: A state on a mesh, see `mlox.shard`: states that are returned are
+                placed as this one is, whatever XLA would choose.
 
         Returns:
             The jitted function; equal engines share what was compiled.
         """
-        return _jitted(self.traced, donate)
+        return _jitted(self.traced, donate, layout_of(like))
 
     def hypergradient(
         self, state: State, batches: Batches, name: str | Problem
@@ -259,7 +262,7 @@ class Engine:
             {'bias': -2.0, 'loss': 4.0}
         """
         name = self._known("evaluate", name)
-        evaluation = _jitted(Evaluation(self.cycle.plan, name), False)
+        evaluation = _jitted(Evaluation(self.cycle.plan, name), False, None)
         return evaluation(state, _data.as_arrays(name, batch), checked_key(name, rng))
 
     def stack(self, iterators: Mapping[str, Iterator[Any] | None]) -> dict[str, PyTree]:
@@ -419,9 +422,17 @@ class Engine:
 
 
 @functools.lru_cache(maxsize=16)
-def _jitted(value: Step | Evaluation, donate: bool) -> Any:
+def _jitted(value: Step | Evaluation, donate: bool, layout: Layout | None) -> Any:
     """Jit a value; JAX itself forgets a function with the last reference to it."""
-    return jax.jit(value, donate_argnums=(0,) if donate else ())
+    donated = (0,) if donate else ()
+    if layout is None or isinstance(value, Evaluation):
+        return jax.jit(value, donate_argnums=donated)
+
+    def step(state: State, batches: Batches) -> tuple[State, Metrics]:
+        state, metrics = value(state, batches)
+        return layout.held(state), metrics
+
+    return jax.jit(step, donate_argnums=donated)
 
 
 def _check_flag(what: str, value: Any, expected: tuple[bool | None, ...]) -> None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from mlox import _faults, _log, _points, _saving, _stopping
 from mlox._checkpoint import Checkpoint
 from mlox._dispatch import Steps, compiled, copied, gather, lengths, zero_totals
+from mlox._placement import Layout
 from mlox._points import Clock, Validation
 from mlox._saving import Found
 from mlox._series import Opened
@@ -48,7 +49,7 @@ class Plan(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run with all that it has opened."""
+    """A run with all that it has opened, and how its state is placed on a mesh."""
 
     engine: Steps
     plan: Plan
@@ -57,6 +58,7 @@ class Run(NamedTuple):
     loggers: Sequence[_log.Logger]
     bar: tqdm
     store: Store | None
+    layout: Layout | None
 
 
 class Start(NamedTuple):
@@ -127,10 +129,10 @@ def loop(run: Run, found: Found | None) -> None:
 def _started(run: Run, found: Found | None, count: int) -> Start:
     """Check and place what the first dispatch takes."""
     plan, trail = run.plan, run.trail
-    batches = gather(run.engine, run.sources, count)
+    batches = gather(run.engine, run.sources, count, run.layout)
     state = copied(trail.safe.state) if plan.donate else trail.safe.state
     trail.stage = "the step of"
-    zeros = zero_totals(run.engine, count, plan.policy)(state, batches)
+    zeros = zero_totals(run.engine, count, plan.policy, run.layout)(state, batches)
     if plan.stopping is not None and not plan.judges_scores:
         trail.stage = "the early stopping after"
         _stopping.check_metric(plan.stopping, zeros.shown)
@@ -145,7 +147,10 @@ def _started(run: Run, found: Found | None, count: int) -> Start:
 def _dispatched(run: Run, start: Start, counts: list[int]) -> Iterator[Reached]:
     """Dispatch, and gather the next batches meanwhile."""
     plan, trail = run.plan, run.trail
-    make = {n: compiled(run.engine, n, plan.donate, plan.policy) for n in set(counts)}
+    make = {
+        n: compiled(run.engine, n, plan.donate, plan.policy, run.layout)
+        for n in set(counts)
+    }
     point, zeros, safe, batches = start
     clock: Clock | None = None
     for count, following in itertools.pairwise((*counts, 0)):
@@ -158,7 +163,7 @@ def _dispatched(run: Run, start: Start, counts: list[int]) -> Iterator[Reached]:
         positions = {} if run.store is None else _positions(run.sources)
         if following:
             trail.stage = "the data of"
-            batches = gather(run.engine, run.sources, following)
+            batches = gather(run.engine, run.sources, following, run.layout)
         trail.stage = "the step of"
         if len(trail.points) > 1:
             jax.block_until_ready(trail.points[-2].totals)

@@ -11,6 +11,7 @@ from mlox import _checkpoint, _data, _faults, _log, _saving, _stopping, _store
 from mlox._checkpoint import Checkpoint
 from mlox._dispatch import Steps
 from mlox._loop import Plan, Run, loop
+from mlox._placement import layout_of
 from mlox._points import Validation
 from mlox._series import repeat
 from mlox._stopping import EarlyStopping
@@ -73,7 +74,8 @@ def run(
         if resume:
             _log.resume(opened, trail.safe.cycle)
         with _log.progress_bar(train_iters, trail.safe.cycle, progress) as bar:
-            loop(Run(engine, plan, trail, sources, opened, bar, store), found)
+            layout = layout_of(state)
+            loop(Run(engine, plan, trail, sources, opened, bar, store, layout), found)
     except BaseException as error:
         failure = error
     failure = _close(opened, store, trail, failure)

@@ -36,6 +36,7 @@ FLOORS = {
     "_evaluation": 5,
     "_explain": 5,
     "_data": 6,
+    "_placement": 6,
     "_sources": 6,
     "_series": 6,
     "_log": 6,
@@ -52,6 +53,7 @@ FLOORS = {
     "_loop": 7,
     "_run": 8,
     "_engine": 9,
+    "_sharding": 9,
     "__init__": 10,
 }
 

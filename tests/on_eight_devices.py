@@ -1,0 +1,470 @@
+"""Tests that need eight devices: `test_sharding.py` runs them in a process of its own.
+
+By hand: XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest -n0 <this file>
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import mlox
+import mlox.flax
+from mlox import _dispatch
+from mlox._placement import layout_of
+
+P = PartitionSpec
+SIZE, BATCH = 32, 16
+
+METHODS = {
+    "unrolled": mlox.Unrolled(),
+    "cg": mlox.Implicit(mlox.CG(iterations=3)),
+    "neumann": mlox.Implicit(mlox.Neumann(iterations=3, step=0.2)),
+    "difference": mlox.FiniteDifference(),
+    "sama": mlox.SAMA(),
+    "detached": mlox.Detached(),
+}
+RULES = {
+    "replicated": "replicated",
+    "fsdp": "fsdp",
+    "table": [("fit/w", P("data", "model")), ("penalty", P(None, "model"))],
+}
+
+
+def mesh_of(rules):
+    devices = np.array(jax.devices())
+    if isinstance(rules, str):
+        return Mesh(devices, ("data",))
+    return Mesh(devices.reshape(4, 2), ("data", "model"))
+
+
+def fit_loss(params, batch, ctx):
+    inputs, outputs = batch
+    errors = inputs @ params["w"] + params["b"] - outputs
+    decay = jnp.mean(jnp.exp(ctx.penalty.params) * params["w"] ** 2)
+    return {"loss": jnp.mean(errors**2) + decay, "errors": jnp.mean(errors**2, axis=1)}
+
+
+def penalty_loss(params, batch, ctx):
+    inputs, outputs = batch
+    errors = inputs @ ctx.fit.params["w"] + ctx.fit.params["b"] - outputs
+    return jnp.mean(errors**2) + 0.1 * jnp.mean(params**2)
+
+
+def led_penalty_loss(params, batch, ctx):
+    led = jnp.mean(jnp.exp(ctx.prior.params) * params**2)
+    return penalty_loss(params, batch, ctx) + led
+
+
+def prior_loss(params, batch, ctx):
+    del batch
+    return jnp.mean((ctx.penalty.params - 0.3) ** 2) + 0.1 * jnp.mean(params**2)
+
+
+def engine_of(method, levels=2, dtype="float64", size=SIZE):
+    fit = mlox.Problem.create(
+        name="fit",
+        params={"w": jnp.zeros((size, size), dtype), "b": jnp.zeros((1, size), dtype)},
+        tx=optax.adam(0.05, eps_root=1e-8),
+        loss_fn=fit_loss,
+        method=method,
+        unroll_steps=2,
+        rng=0,
+    )
+    above = method
+    if isinstance(method, mlox.Implicit):
+        above = mlox.Implicit(mlox.GMRES(iterations=4))
+    penalty = mlox.Problem.create(
+        name="penalty",
+        params=jnp.full((size, size), -1.0, dtype),
+        tx=optax.sgd(0.1, momentum=0.9),
+        loss_fn=penalty_loss if levels == 2 else led_penalty_loss,
+        method=above,
+    )
+    u2l, l2u = {"penalty": ["fit"]}, {"fit": ["penalty"]}
+    if levels == 2:
+        return mlox.Engine([penalty, fit], u2l, l2u)
+    prior = mlox.Problem.create(
+        name="prior",
+        params=jnp.zeros((1, size), dtype),
+        tx=optax.sgd(1.0),
+        loss_fn=prior_loss,
+    )
+    return mlox.Engine(
+        [prior, penalty, fit],
+        {**u2l, "prior": ["penalty"]},
+        {**l2u, "penalty": ["prior"]},
+    )
+
+
+@functools.cache
+def data(dtype="float64", size=SIZE):
+    draw = np.random.default_rng(0).normal
+    weights = draw(size=(size, size)) / size**0.5
+
+    def batch():
+        inputs = draw(size=(BATCH, size))
+        outputs = inputs @ weights + 0.1 * draw(size=(BATCH, size))
+        return inputs.astype(dtype), outputs.astype(dtype)
+
+    return {
+        "fit": [batch() for _ in range(6)],
+        "penalty": [batch() for _ in range(3)],
+    }
+
+
+def stacked(engine, cycle, dtype="float64", size=SIZE):
+    """Stack the batches of one cycle."""
+    series = {}
+    for name, batches in data(dtype, size).items():
+        steps = engine.steps_per_cycle[name]
+        series[name] = iter(batches[cycle * steps :])
+    return engine.stack(series)
+
+
+@functools.cache
+def alone(method, levels):
+    """Make two cycles on one device."""
+    engine = engine_of(METHODS[method], levels)
+    state, step, metrics = engine.init(), jax.jit(engine.step), {}
+    for cycle in range(2):
+        state, metrics = step(state, stacked(engine, cycle))
+    return jax.device_get((trees(state), metrics))
+
+
+def trees(state):
+    return {name: (p.params, p.opt_state, p.step) for name, p in state.items()}
+
+
+def check_close(found, expected, tolerance):
+    found, structure = jax.tree.flatten(found)
+    leaves = jax.tree_util.tree_leaves_with_path(expected)
+    assert structure == jax.tree.structure(expected)
+    for one, (path, other) in zip(found, leaves, strict=True):
+        gap = np.abs(np.asarray(one) - other).max()
+        scale = max(np.abs(other).max(), 1e-3)
+        assert gap <= tolerance * scale, jax.tree_util.keystr(path)
+
+
+def check_layout(state, expected):
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(state),
+        jax.tree.leaves(expected),
+        strict=True,
+    )
+    for (path, found), like in pairs:
+        same = found.sharding.is_equivalent_to(like.sharding, found.ndim)
+        assert same, (jax.tree_util.keystr(path), found.sharding, like.sharding)
+
+
+TWO_LEVELS = [(method, 2, rules) for method in METHODS for rules in RULES]
+THREE_LEVELS = [
+    *((method, 3, "fsdp") for method in METHODS if method != "dense"),
+    *((method, 3, "table") for method in ("unrolled", "cg")),
+    ("cg", 3, "replicated"),
+]
+
+
+@pytest.mark.parametrize(("method", "levels", "rules"), TWO_LEVELS + THREE_LEVELS)
+def test_same_numbers_as_on_one_device(method, levels, rules):
+    engine, rules = engine_of(METHODS[method], levels), RULES[rules]
+    mesh = mesh_of(rules)
+    placed = state = mlox.shard(engine, engine.init(), mesh, rules)
+    if isinstance(rules, str):
+        step = jax.jit(engine.step)
+    else:  # XLA would split what is whole, too
+        step = engine.compile(donate=False, like=state)
+    cached, metrics = step._cache_size(), {}
+    for cycle in range(2):
+        batches = mlox.shard_batches(engine, stacked(engine, cycle), mesh)
+        state, metrics = step(state, batches)
+    check_close((trees(state), metrics), alone(method, levels), 1e-10)
+    check_layout(state, placed)
+    assert step._cache_size() == cached + 1
+
+
+def test_a_matrix_of_second_derivatives():
+    """Of 72 unknowns: `Dense` is for few."""
+    engine = engine_of(mlox.Implicit(mlox.Dense()), size=8)
+    mesh, batches = mesh_of(RULES["table"]), stacked(engine, 0, size=8)
+    expected = jax.device_get(engine.compile()(engine.init(), batches))
+    state = mlox.shard(engine, engine.init(), mesh, RULES["table"])
+    batches = mlox.shard_batches(engine, batches, mesh)
+    found = engine.compile(like=state)(state, batches)
+    check_close(trees(found[0]), trees(expected[0]), 1e-10)
+
+
+def compare_runs(rules, tolerance, dtype, **options):
+    """Run with and without a mesh, and return the state with one."""
+    engine = engine_of(METHODS["cg"], dtype=dtype)
+    mesh = mesh_of(rules)
+    options = {"train_iters": 5, "log_every": 2, "loggers": (), **options}
+    state = mlox.shard(engine, engine.init(), mesh, rules)
+    found, history = engine.run(state, data(dtype), **options)
+    expected, expected_history = engine.run(engine.init(), data(dtype), **options)
+    check_close(trees(found), jax.device_get(trees(expected)), tolerance)
+    check_close(history, expected_history, tolerance)
+    check_layout(found, state)
+    return found
+
+
+def test_a_run_in_single_precision():
+    compare_runs("fsdp", 1e-5, "float32")
+
+
+def test_a_run_with_long_dispatches_compiles_each_of_them_once():
+    _dispatch.compiled.cache_clear()
+    options = {"cycles_per_dispatch": 2, "donate": True, "on_nonfinite": "skip"}
+    compare_runs(RULES["table"], 1e-10, "float64", **options)
+    engine = engine_of(METHODS["cg"])
+    mesh = mesh_of(RULES["table"])
+    layout = layout_of(mlox.shard(engine, engine.init(), mesh, RULES["table"]))
+    for count in (2, 1):
+        program = _dispatch.compiled(engine.traced, count, True, "skip", layout)
+        assert program._cache_size() == 1
+    assert _dispatch.compiled.cache_info().misses == 4  # with the mesh, and without
+
+
+def test_numbers_of_examples_are_whole_in_the_history():
+    engine = engine_of(METHODS["detached"])
+    state = mlox.shard(engine, engine.init(), mesh_of("fsdp"), "fsdp")
+    _, history = engine.run(state, data(), train_iters=1, loggers=())
+    assert history["fit/errors"].shape == (1, BATCH)
+
+
+def test_memory_falls_with_the_number_of_devices():
+    engine = engine_of(METHODS["cg"])
+    placed = mlox.shard(engine, engine.init(), mesh_of("fsdp"), "fsdp")
+
+    def bytes_on_a_device(state):
+        leaves = jax.tree.leaves(trees(state))
+        return sum(x.addressable_shards[0].data.nbytes for x in leaves)
+
+    whole = bytes_on_a_device(engine.init())
+    small = 3 * SIZE * 8 + 3 * 4  # biases with their moments, counters
+    assert bytes_on_a_device(placed) == (whole - small) / 8 + small
+
+
+def test_each_device_holds_its_part_of_a_batch():
+    engine = engine_of(METHODS["cg"])
+    mesh = mesh_of("fsdp")
+    batches = mlox.shard_batches(engine, stacked(engine, 0), mesh)
+    inputs = batches["fit"][0]
+    assert inputs.shape == (2, BATCH, SIZE)
+    assert {s.data.shape for s in inputs.addressable_shards} == {(2, BATCH // 8, SIZE)}
+    np.testing.assert_array_equal(inputs, stacked(engine, 0)["fit"][0])
+
+
+def test_a_leaf_without_examples_is_whole():
+    problem = mlox.Problem.create(
+        name="x",
+        params=jnp.ones(()),
+        tx=optax.sgd(0.1),
+        loss_fn=lambda params, batch, ctx: batch["rate"] * params**2,
+        unroll_steps=1,
+    )
+    engine = mlox.Engine([problem])
+    mesh = mesh_of("fsdp")
+    batches = mlox.shard_batches(engine, {"x": {"rate": np.ones(1)}}, mesh)
+    assert batches["x"]["rate"].sharding.is_fully_replicated
+
+
+def test_a_mesh_with_explicit_axes_will_do():
+    engine = engine_of(METHODS["detached"])
+    mesh = jax.make_mesh((8,), ("data",))
+    assert mesh.axis_types != mesh_of("fsdp").axis_types
+    state = mlox.shard(engine, engine.init(), mesh, "fsdp")
+    engine.run(state, data(), train_iters=1, loggers=())
+
+
+def test_a_state_can_be_made_in_place():
+    mesh = mesh_of("fsdp")
+    sharding = NamedSharding(mesh, P("data"))
+    params = jax.jit(lambda: jnp.zeros((SIZE, SIZE)), out_shardings=sharding)()
+    problem = mlox.Problem.create(
+        name="fit",
+        params=params,
+        tx=optax.adam(0.1),
+        loss_fn=lambda params, batch, ctx: jnp.sum((params - 1) ** 2),
+    )
+    engine = mlox.Engine([problem])
+    state = engine.init()
+    for array in (state["fit"].params, state["fit"].opt_state[0].mu):
+        assert array.addressable_shards[0].data.shape == (SIZE // 8, SIZE)
+    placed = mlox.shard(engine, state, mesh, "fsdp")
+    check_layout(placed["fit"].params, params)
+
+
+def test_like_keeps_what_xla_would_split():
+    """A memory of the last batch, whole on every device."""
+
+    def loss_fn(params, batch, ctx):
+        loss = jnp.mean((params - batch - ctx.model_state) ** 2)
+        return {"loss": loss, "model_state": batch}
+
+    problem = mlox.Problem.create(
+        name="x",
+        params=jnp.ones(()),
+        tx=optax.sgd(0.1),
+        loss_fn=loss_fn,
+        model_state=jnp.zeros(BATCH),
+    )
+    engine = mlox.Engine([problem])
+    mesh = mesh_of("replicated")
+    state = mlox.shard(engine, engine.init(), mesh)
+    batches = mlox.shard_batches(engine, {"x": np.ones((1, BATCH))}, mesh)
+    moved, _ = jax.jit(engine.step)(state, batches)
+    assert not moved["x"].model_state.sharding.is_fully_replicated
+    kept, _ = engine.compile(donate=False, like=state)(state, batches)
+    check_layout(kept, state)
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        kernel = nn.initializers.lecun_normal()
+        up = nn.with_logical_partitioning(kernel, ("embed", "hidden"))
+        down = nn.with_logical_partitioning(kernel, ("hidden", "embed"))
+        x = nn.Dense(SIZE, kernel_init=up, use_bias=False)(x)
+        return nn.Dense(SIZE, kernel_init=down, use_bias=False)(nn.tanh(x))
+
+
+def flax_engine():
+    net = Net()
+
+    def loss_fn(params, batch, ctx):
+        inputs, outputs = batch
+        return jnp.mean((net.apply({"params": params}, inputs) - outputs) ** 2)
+
+    params = net.init(jax.random.key(0), jnp.ones((1, SIZE)))["params"]
+    problem = mlox.Problem.create(
+        name="net", params=params, tx=optax.adam(0.1), loss_fn=loss_fn
+    )
+    return mlox.Engine([problem])
+
+
+def test_logical_names_of_flax():
+    engine = flax_engine()
+    rules = (("hidden", "model"), ("embed", None))
+    mesh = mesh_of(rules)
+    state = mlox.shard(engine, engine.init(), mesh, rules)
+    for tree in (state["net"].params, state["net"].opt_state[0].mu):
+        assert tree["Dense_0"]["kernel"].value.sharding.spec == P(None, "model")
+        assert tree["Dense_1"]["kernel"].value.sharding.spec == P("model", None)
+    batches = {"net": data()["fit"]}
+    options = {"train_iters": 3, "loggers": ()}
+    found, _ = engine.run(state, batches, **options)
+    expected, _ = engine.run(engine.init(), batches, **options)
+    check_close(trees(found), jax.device_get(trees(expected)), 1e-5)
+    check_layout(found, state)
+
+
+def test_a_module_of_flax_as_a_problem():
+    """What `mlox.flax` makes keeps the names, too."""
+    net = Net()
+    problem = mlox.flax.from_linen(
+        net,
+        net.init(jax.random.key(0), jnp.ones((1, SIZE))),
+        name="net",
+        tx=optax.adam(0.1),
+        loss_fn=lambda params, batch, ctx: (
+            jnp.mean((ctx.apply(params, batch)) ** 2)
+            if False
+            else jnp.mean(net.apply({"params": params}, batch) ** 2)
+        ),
+    )
+    engine = mlox.Engine([problem])
+    rules = (("hidden", "model"), ("embed", "data"))
+    state = mlox.shard(engine, engine.init(), mesh_of(rules), rules)
+    kernel = state["net"].params["Dense_0"]["kernel"].value
+    assert kernel.sharding.spec == P("data", "model")
+
+
+def test_moments_that_are_sums_over_axes_stay_whole_in_a_table():
+    problem = mlox.Problem.create(
+        name="x",
+        params={"w": jnp.ones((256, 256))},
+        tx=optax.adafactor(0.1),
+        loss_fn=lambda params, batch, ctx: jnp.sum(params["w"] ** 2),
+    )
+    engine = mlox.Engine([problem])
+    table = [("w$", P("data"))]
+    state = mlox.shard(engine, engine.init(), mesh_of("fsdp"), table)["x"]
+    shardings = {x.shape: x.sharding.spec for x in jax.tree.leaves(state.opt_state)}
+    assert shardings[(256,)] == P()
+    assert state.params["w"].sharding.spec == P("data")
+
+
+REFUSED = {
+    "another word": ("zero", ValueError, "rules are 'zero'; expected 'replicated'"),
+    "nothing": ([], ValueError, r"rules are \[\]; expected"),
+    "no pair": (["fit"], TypeError, "the rules hold 'fit'; expected"),
+    "two kinds": ([("w", P()), ("b", "data")], TypeError, "mix patterns with"),
+    "no expression": ([("(", P())], ValueError, r"'\(' is no regular expression"),
+    "no leaf": ([("fit/kernel", P())], ValueError, "'fit/kernel' matches no leaf"),
+    "no axis": ([("fit/w", P("up"))], ValueError, "mesh has no axis 'up', only"),
+    "too many": (
+        [("fit/w", P(None, None, "data"))],
+        ValueError,
+        "problem 'fit', leaf 'fit/w' of the shape .32, 32. .* it has 2 axes",
+    ),
+    "twice": ([("fit/w", P("data", "data"))], ValueError, "'data' is there twice"),
+    "uneven": ([("fit/b", P("data"))], ValueError, "axis 0 of 1 cannot be split"),
+    "no names": ([("embed", "data")], ValueError, "no leaf has names"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_rules_are_checked(case):
+    rules, kind, message = REFUSED[case]
+    engine = engine_of(METHODS["cg"])
+    with pytest.raises(kind, match=message):
+        mlox.shard(engine, engine.init(), mesh_of("fsdp"), rules)
+
+
+def test_a_name_without_rule_is_refused():
+    engine = flax_engine()
+    message = r"logical name 'embed' of 'net/Dense_0/kernel.*\('embed', None\)"
+    with pytest.raises(ValueError, match=message):
+        mlox.shard(engine, engine.init(), mesh_of([]), (("hidden", "model"),))
+
+
+def test_a_mesh_is_expected():
+    engine = engine_of(METHODS["cg"])
+    with pytest.raises(TypeError, match=r"mesh is a list; expected a jax.*Mesh"):
+        mlox.shard(engine, engine.init(), jax.devices())
+
+
+def test_a_state_of_another_engine_is_refused():
+    engine = engine_of(METHODS["cg"])
+    with pytest.raises(ValueError, match=r"state has the problems \['fit'\]"):
+        mlox.shard(engine, {"fit": engine.init()["fit"]}, mesh_of("fsdp"))
+
+
+UNEVEN = "problem '.*': leaf .* has 12 examples, .* 8 places .* of 8, e.g. 16"
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+    engine = engine_of(METHODS["cg"])
+    short = {
+        name: [jax.tree.map(lambda x: x[:12], batch) for batch in batches]
+        for name, batches in data().items()
+    }
+    state = mlox.shard(engine, engine.init(), mesh_of("fsdp"), "fsdp")
+    with pytest.raises(ValueError, match=UNEVEN):  # nothing has run
+        engine.run(state, short, train_iters=1, loggers=())
+    batches = engine.stack({name: iter(series) for name, series in short.items()})
+    with pytest.raises(ValueError, match=UNEVEN):
+        mlox.shard_batches(engine, batches, mesh_of("fsdp"))
+
+
+def test_batches_of_another_schedule_are_refused():
+    engine = engine_of(METHODS["cg"])
+    batches = {**stacked(engine, 0), "penalty": None, "fit": np.ones((3, 8))}
+    with pytest.raises(ValueError, match="expected a leading axis of 2"):
+        mlox.shard_batches(engine, batches, mesh_of("fsdp"))
