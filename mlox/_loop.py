@@ -20,6 +20,7 @@ from mlox._checkpoint import Checkpoint
 from mlox._dispatch import Steps, compiled, copied, gather, lengths, zero_totals
 from mlox._placement import Layout
 from mlox._points import Clock, Validation
+from mlox._processes import reached_stop
 from mlox._saving import Found
 from mlox._series import Opened
 from mlox._signals import noted
@@ -59,6 +60,11 @@ class Run(NamedTuple):
     bar: tqdm
     store: Store | None
     layout: Layout | None
+
+    @property
+    def spans(self) -> bool:
+        """Whether it is one of several processes."""
+        return self.layout is not None and self.layout.spans
 
 
 class Start(NamedTuple):
@@ -115,15 +121,16 @@ def loop(run: Run, found: Found | None) -> None:
         trail.points.append(trail.safe)
         return
     start = _started(run, found, counts[0])
-    with noted(run.store is not None) as signals:
-        for reached in _dispatched(run, start, counts):
-            asked = bool(signals)
+    # Where there are several processes, JAX notes the signals.
+    with noted(run.store is not None and not run.spans) as signals:
+        for number, reached in enumerate(_dispatched(run, start, counts)):
+            asked = reached_stop(number) if run.spans else bool(signals)
             stops = _seen_to(run, reached, asked)
             if stops:
                 return
             if asked and not reached.due.ends:
                 trail.stage = "a signal after"
-                raise KeyboardInterrupt(_farewell(run, signals[0]))
+                raise KeyboardInterrupt(_farewell(run, signals))
 
 
 def _started(run: Run, found: Found | None, count: int) -> Start:
@@ -226,7 +233,7 @@ def _scalars(
     plan, trail, point = run.plan, run.trail, reached.point
     scalars = _points.measure(trail, point, reached.clock, plan.donate) if logs else {}
     if validates and plan.validation is not None:
-        scalars |= _points.validate(plan.validation, trail, point)
+        scalars |= _points.validate(plan.validation, trail, point, run.spans)
     return scalars
 
 
@@ -257,9 +264,9 @@ def _positions(sources: Mapping[str, Opened]) -> dict[str, Any]:
     return {name: source.position() for name, source in sources.items()}
 
 
-def _farewell(run: Run, number: int) -> str:
-    assert run.store is not None
-    return (
-        f"{signal.Signals(number).name} came. All is saved in "
-        f"{str(run.store.checkpoint.path)!r}: go on with `resume=True`."
-    )
+def _farewell(run: Run, signals: Sequence[int]) -> str:
+    came = f"{signal.Signals(signals[0] if signals else signal.SIGTERM).name} came."
+    if run.store is None:
+        return came
+    path = str(run.store.checkpoint.path)
+    return f"{came} All is saved in {path!r}: go on with `resume=True`."

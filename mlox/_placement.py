@@ -48,14 +48,14 @@ class Layout:
         return jax.lax.with_sharding_constraint(tree, everywhere)
 
     @property
-    def spans_processes(self) -> bool:
+    def spans(self) -> bool:
         """Whether some of its devices belong to other processes."""
         return self.mesh.is_multi_process
 
     @property
     def speaks(self) -> bool:
         """Whether this process is the one that shows and writes what all know."""
-        return not self.spans_processes or jax.process_index() == 0
+        return not self.spans or jax.process_index() == 0
 
 
 def layout_of(state: PyTree) -> Layout | None:
@@ -72,6 +72,37 @@ def layout_of(state: PyTree) -> Layout | None:
     mesh, nowhere = automatic(meshes[0]), PartitionSpec()
     specs = [x.spec if isinstance(x, NamedSharding) else nowhere for x in placed]
     return Layout(mesh, tuple(NamedSharding(mesh, spec) for spec in specs))
+
+
+def check_placed(layout: Layout | None) -> None:
+    """Refuse a state that lives on one process of several by an oversight.
+
+    Raises:
+        ValueError: If there are several processes, and the state is on no mesh.
+    """
+    count = jax.process_count()
+    if layout is None and count > 1:
+        raise ValueError(
+            f"`state` is on no mesh, but this job has {count} processes, each of which "
+            "would train by itself. Place it with mlox.shard(engine, state, mesh); if "
+            "that is what you want, on a mesh of jax.local_devices()."
+        )
+
+
+def check_mesh(mesh: Mesh) -> None:
+    """Refuse a mesh on which the processes cannot all work.
+
+    Raises:
+        ValueError: If it lacks some of the processes, or all devices of this one.
+    """
+    there = {device.process_index for device in mesh.devices.flat}
+    every, own = set(range(jax.process_count())), {jax.process_index()}
+    if there not in (every, own):
+        raise ValueError(
+            f"the mesh has devices of the processes {sorted(there)}, but this is "
+            f"process {own.pop()} of {len(every)}: use devices of all of them, e.g. "
+            "jax.devices(), or of this one alone, jax.local_devices()."
+        )
 
 
 def automatic(mesh: Mesh) -> Mesh:

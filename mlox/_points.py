@@ -10,6 +10,7 @@ import numpy as np
 from mlox import _data
 from mlox._dispatch import Totals, copied, shown
 from mlox._faults import CYCLES, cause
+from mlox._processes import agreed
 from mlox._stopping import EarlyStopping, update, value_of
 from mlox._trail import Point, State, Trail, mean_metrics
 
@@ -67,11 +68,29 @@ def turned(records: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
     ]
 
 
-def validate(validation: Validation, trail: Trail, point: Point) -> dict[str, float]:
+def validate(
+    validation: Validation, trail: Trail, point: Point, spans: bool
+) -> dict[str, float]:
     """Call the validation on a state that is computed, and record its scalars."""
     jax.block_until_ready(point.totals)
     trail.stage = "the validation after"
-    found = validation(point.state)
+
+    def measured() -> dict[str, np.ndarray]:
+        return _scores(validation(point.state))
+
+    scores = agreed(measured) if spans else measured()
+    record = {"validation/cycle": np.asarray(point.cycle), **scores}
+    if trail.validations and set(record) != set(trail.validations[0]):
+        raise ValueError(
+            f"`validation` returned {sorted(record)}, but at first "
+            f"{sorted(trail.validations[0])}. Return the same names every time."
+        )
+    trail.validations.append(record)
+    return {name: float(score) for name, score in scores.items()}
+
+
+def _scores(found: Any) -> dict[str, np.ndarray]:
+    """Check what a validation returned, and fetch it."""
     if not isinstance(found, Mapping):
         raise TypeError(
             f"`validation` must return a dict of scalars, got {type(found).__name__}. "
@@ -86,14 +105,7 @@ def validate(validation: Validation, trail: Trail, point: Point) -> dict[str, fl
                 f"{score.dtype}{list(score.shape)}. Reduce it, e.g. by its mean."
             )
         scores[f"validation/{name}"] = score
-    record = {"validation/cycle": np.asarray(point.cycle), **scores}
-    if trail.validations and set(record) != set(trail.validations[0]):
-        raise ValueError(
-            f"`validation` returned {sorted(record)}, but at first "
-            f"{sorted(trail.validations[0])}. Return the same names every time."
-        )
-    trail.validations.append(record)
-    return {name: float(score) for name, score in scores.items()}
+    return scores
 
 
 def judge(

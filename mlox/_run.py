@@ -11,8 +11,9 @@ from mlox import _checkpoint, _data, _faults, _log, _saving, _stopping, _store
 from mlox._checkpoint import Checkpoint
 from mlox._dispatch import Steps
 from mlox._loop import Plan, Run, loop
-from mlox._placement import layout_of
+from mlox._placement import check_placed, layout_of
 from mlox._points import Validation
+from mlox._processes import explained
 from mlox._series import repeat
 from mlox._stopping import EarlyStopping
 from mlox._store import Store
@@ -42,6 +43,8 @@ def run(
     trail = Trail(safe=Point(0, state, None, 0))
     failure: BaseException | None = None
     store: Store | None = None
+    layout = layout_of(state)
+    speaks, spans = (True, False) if layout is None else (layout.speaks, layout.spans)
     opened = [_log.stdout_logger()] if loggers is None else list(loggers)
     try:
         series = {} if data is None else data
@@ -61,7 +64,9 @@ def run(
             donate,
         )
         _check_values(engine, plan, resume)
-        opened += _files(logdir)
+        check_placed(layout)
+        opened += _files(logdir) if speaks else []
+        heard = opened if speaks else []
         if checkpoint is not None:
             store = _store.opened(checkpoint, engine.about)
         found = None if store is None else _saving.begin(store, trail, resume)
@@ -72,12 +77,12 @@ def run(
             if value is not None
         }
         if resume:
-            _log.resume(opened, trail.safe.cycle)
+            _log.resume(heard, trail.safe.cycle)
+        progress = progress if speaks else False
         with _log.progress_bar(train_iters, trail.safe.cycle, progress) as bar:
-            layout = layout_of(state)
-            loop(Run(engine, plan, trail, sources, opened, bar, store, layout), found)
+            loop(Run(engine, plan, trail, sources, heard, bar, store, layout), found)
     except BaseException as error:
-        failure = error
+        failure = explained(error) if spans else error
     failure = _close(opened, store, trail, failure)
     if failure is None:
         return trail.final, history_of(trail)

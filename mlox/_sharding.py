@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlox._checks import check_batches, check_state
 from mlox._engine import Engine
-from mlox._placement import automatic, data_axis, split
+from mlox._placement import automatic, check_mesh, data_axis, split
 from mlox._problem import Problem
 
 PyTree = Any
@@ -123,6 +123,7 @@ def shard(
             f"shard: mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh, "
             "e.g. jax.make_mesh((len(jax.devices()),), ('data',))."
         )
+    check_mesh(mesh)
     mesh = automatic(mesh)
     # JAX flattens dicts in the order of their keys.
     leaves = [leaf for name in sorted(state) for leaf in _leaves(name, state[name])]

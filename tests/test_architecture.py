@@ -37,6 +37,7 @@ FLOORS = {
     "_explain": 5,
     "_data": 6,
     "_placement": 6,
+    "_processes": 6,
     "_sources": 6,
     "_series": 6,
     "_log": 6,

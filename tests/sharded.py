@@ -1,0 +1,119 @@
+"""A small program for tests on several devices, in this process and in others."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import mlox
+
+SIZE, BATCH = 32, 16
+
+METHODS = {
+    "unrolled": mlox.Unrolled(),
+    "cg": mlox.Implicit(mlox.CG(iterations=3)),
+    "neumann": mlox.Implicit(mlox.Neumann(iterations=3, step=0.2)),
+    "difference": mlox.FiniteDifference(),
+    "sama": mlox.SAMA(),
+    "detached": mlox.Detached(),
+}
+
+
+def fit_loss(params, batch, ctx):
+    inputs, outputs = batch
+    errors = inputs @ params["w"] + params["b"] - outputs
+    decay = jnp.mean(jnp.exp(ctx.penalty.params) * params["w"] ** 2)
+    return {"loss": jnp.mean(errors**2) + decay, "errors": jnp.mean(errors**2, axis=1)}
+
+
+def penalty_loss(params, batch, ctx):
+    inputs, outputs = batch
+    errors = inputs @ ctx.fit.params["w"] + ctx.fit.params["b"] - outputs
+    return jnp.mean(errors**2) + 0.1 * jnp.mean(params**2)
+
+
+def led_penalty_loss(params, batch, ctx):
+    led = jnp.mean(jnp.exp(ctx.prior.params) * params**2)
+    return penalty_loss(params, batch, ctx) + led
+
+
+def prior_loss(params, batch, ctx):
+    del batch
+    return jnp.mean((ctx.penalty.params - 0.3) ** 2) + 0.1 * jnp.mean(params**2)
+
+
+def engine_of(method, levels=2, dtype="float64", size=SIZE):
+    fit = mlox.Problem.create(
+        name="fit",
+        params={"w": jnp.zeros((size, size), dtype), "b": jnp.zeros((1, size), dtype)},
+        tx=optax.adam(0.05, eps_root=1e-8),
+        loss_fn=fit_loss,
+        method=method,
+        unroll_steps=2,
+        rng=0,
+    )
+    above = method
+    if isinstance(method, mlox.Implicit):
+        above = mlox.Implicit(mlox.GMRES(iterations=4))
+    penalty = mlox.Problem.create(
+        name="penalty",
+        params=jnp.full((size, size), -1.0, dtype),
+        tx=optax.sgd(0.1, momentum=0.9),
+        loss_fn=penalty_loss if levels == 2 else led_penalty_loss,
+        method=above,
+    )
+    u2l, l2u = {"penalty": ["fit"]}, {"fit": ["penalty"]}
+    if levels == 2:
+        return mlox.Engine([penalty, fit], u2l, l2u)
+    prior = mlox.Problem.create(
+        name="prior",
+        params=jnp.zeros((1, size), dtype),
+        tx=optax.sgd(1.0),
+        loss_fn=prior_loss,
+    )
+    return mlox.Engine(
+        [prior, penalty, fit],
+        {**u2l, "prior": ["penalty"]},
+        {**l2u, "penalty": ["prior"]},
+    )
+
+
+@functools.cache
+def data(dtype="float64", size=SIZE):
+    draw = np.random.default_rng(0).normal
+    weights = draw(size=(size, size)) / size**0.5
+
+    def batch():
+        inputs = draw(size=(BATCH, size))
+        outputs = inputs @ weights + 0.1 * draw(size=(BATCH, size))
+        return inputs.astype(dtype), outputs.astype(dtype)
+
+    return {
+        "fit": [batch() for _ in range(6)],
+        "penalty": [batch() for _ in range(3)],
+    }
+
+
+def stacked(engine, cycle, dtype="float64", size=SIZE):
+    """Stack the batches of one cycle."""
+    series = {}
+    for name, batches in data(dtype, size).items():
+        steps = engine.steps_per_cycle[name]
+        series[name] = iter(batches[cycle * steps :])
+    return engine.stack(series)
+
+
+def trees(state):
+    return {name: (p.params, p.opt_state, p.step) for name, p in state.items()}
+
+
+def check_close(found, expected, tolerance):
+    found, structure = jax.tree.flatten(found)
+    leaves = jax.tree_util.tree_leaves_with_path(expected)
+    assert structure == jax.tree.structure(expected)
+    for one, (path, other) in zip(found, leaves, strict=True):
+        gap = np.abs(np.asarray(one) - other).max()
+        scale = max(np.abs(other).max(), 1e-3)
+        assert gap <= tolerance * scale, jax.tree_util.keystr(path)

@@ -1,0 +1,160 @@
+"""Jobs of several real processes, which talk over the loopback address."""
+
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from sharded import METHODS, check_close, data, engine_of, trees
+
+import mlox
+
+SCRIPT = pathlib.Path(__file__).with_name("one_of_many.py")
+TIMEOUT = 240
+"""Seconds after which a job has hung; it takes a few."""
+
+
+def launch(count, folder, *scenarios):
+    """Run a job, and return its processes as (return code, stdout, stderr)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = [
+        subprocess.Popen(
+            [sys.executable, *map(str, (SCRIPT, i, count, port, folder, *scenarios))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+    try:
+        ended = [process.communicate(timeout=TIMEOUT) for process in job]
+    finally:
+        for process in job:
+            process.kill()
+    return [(p.returncode, *texts) for p, texts in zip(job, ended, strict=True)]
+
+
+def check_ended_well(job):
+    for code, _, errors in job:
+        assert code == 0, errors
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The numbers of one process with all of the data."""
+    engine = engine_of(METHODS["cg"])
+    batch = data()["penalty"][0]
+    state, history = engine.run(
+        engine.init(),
+        data(),
+        train_iters=5,
+        log_every=2,
+        validation=lambda state: {
+            "loss": engine.evaluate(state, "penalty", batch)["loss"]
+        },
+        loggers=(),
+    )
+    return jax.device_get(trees(state)), history
+
+
+def check_same_numbers(folder, count, expected):
+    state, history = expected
+    structure = jax.tree.structure(state)
+    for name in ("replicated", "fsdp"):
+        for process in range(count):
+            with np.load(folder / f"{name}-{process}.npz") as found:
+                leaves = [found[f"leaf{i}"] for i in range(structure.num_leaves)]
+                check_close(jax.tree.unflatten(structure, leaves), state, 1e-10)
+                check_close({n: found[n] for n in history}, history, 1e-10)
+                mean = (count - 1) / 2
+                assert found["validation/process"].tolist() == [mean] * 3
+
+
+def check_only_the_first_speaks(folder, job):
+    (_, lines, bar), *others = job
+    assert "fit/loss" in lines
+    assert "5/5" in bar
+    for _, lines, bar in others:
+        assert "loss" not in lines
+        assert "cycle" not in bar
+    for name in ("replicated", "fsdp"):
+        file = folder / name / "metrics.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [row["cycle"] for row in rows] == [2, 4, 5]
+        assert len(list((folder / name).glob("events*"))) == 1
+
+
+def read(folder, name, count):
+    return [(folder / f"{name}-{i}.txt").read_text() for i in range(count)]
+
+
+def test_two_processes(tmp_path, expected):
+    """Many things in one job, since starting it takes longest."""
+    scenarios = ("train", "stop_early", "failing_validation", "other_names", "alone")
+    job = launch(2, tmp_path, *scenarios)
+    check_ended_well(job)
+    check_same_numbers(tmp_path, 2, expected)
+    check_only_the_first_speaks(tmp_path, job)
+    for process in range(2):
+        with np.load(tmp_path / f"stop_early-{process}.npz") as found:
+            assert found["cycle"].tolist() == [1, 2, 3, 4]
+            assert found["best_cycle"] == 1
+        with np.load(tmp_path / f"alone-{process}.npz") as found:
+            assert found["cycle"].tolist() == list(range(1, 3 + process))
+    here, there = read(tmp_path, "failing_validation", 2)
+    assert here.startswith("RunError 2\n")
+    assert "it failed on process 1, whose log says why" in here
+    assert there.startswith("RunError 2\n")
+    assert "no such file" in there
+    for process, text in enumerate(read(tmp_path, "other_names", 2)):
+        assert text.startswith("RunError 2\n")
+        assert f"['validation/at{process}'] on process {process}, and other" in text
+
+
+def test_four_processes(tmp_path, expected):
+    job = launch(4, tmp_path, "train", "refused")
+    check_ended_well(job)
+    check_same_numbers(tmp_path, 4, expected)
+    check_only_the_first_speaks(tmp_path, job)
+    for process, text in enumerate(read(tmp_path, "refused", 4)):
+        alike, mesh, placed = text.splitlines()
+        assert "'fit/step' differs between processes" in alike
+        assert f"processes [0, 1, 2], but this is process {process} of 4" in mesh
+        assert "`state` is on no mesh, but this job has 4 processes" in placed
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_cycle(tmp_path):
+    check_ended_well(launch(2, tmp_path, "terminated"))
+    texts = read(tmp_path, "terminated", 2)
+    first = {text.splitlines()[0] for text in texts}
+    assert len(first) == 1
+    kind, cycle = first.pop().split()
+    assert kind == "RunInterrupted"
+    assert int(cycle) >= 4
+    assert all("SIGTERM came." in text for text in texts)
+
+
+def test_a_killed_process_is_an_error_on_the_others(tmp_path):
+    (code, _, errors), (other, _, _) = launch(2, tmp_path, "killed")
+    assert other == -9
+    assert code != 0, errors  # JAX ends a process when another one has died
+    text = (tmp_path / "killed-0.txt").read_text()
+    assert text.startswith("RunError 2\n")
+    assert "This is process 0 of 2. If another one has died, its log says" in text
+    assert not (tmp_path / "killed-1.txt").exists()
+
+
+def test_mlox_has_no_process_by_itself():
+    """Nothing of a job is asked for where there is none."""
+    engine = engine_of(METHODS["detached"])
+    assert jax.process_count() == 1
+    mesh = jax.make_mesh((1,), ("data",))
+    state = mlox.shard(engine, engine.init(), mesh)
+    _, history = engine.run(state, data(), train_iters=2, loggers=())
+    assert history["cycle"].tolist() == [1, 2]
