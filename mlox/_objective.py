@@ -27,7 +27,7 @@ from mlox._context import Context, Neighbour, split_loss
 from mlox._plan import Block, Plan
 from mlox._problem import Problem
 from mlox._scaling import scaled
-from mlox._tree import beside_zero, merged
+from mlox._tree import beside_zero, merged, placed_like
 from mlox.methods import Answer, attached
 from mlox.solvers import Info
 
@@ -318,7 +318,7 @@ class Objective:
             system=block.system,
             pull_update=pull_update,
         )
-        return method.multiplier(answer, cotangent, None)
+        return method.multiplier(answer, placed_like(cotangent, point), None)
 
     def settled(self, name: str, values: Values) -> Values:
         """Prepare the values for a gradient: solve for multipliers, attach answers.

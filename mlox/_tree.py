@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.shard_alike import shard_alike
 
 Tree: TypeAlias = Any
 """A pytree of real floating arrays (or Python floats) that acts as one vector."""
@@ -87,6 +88,27 @@ def beside_zero(leaf: jax.Array) -> jax.Array:
     """
     small = float(jnp.finfo(leaf.dtype).tiny) ** 0.4
     return jnp.where(leaf == 0, jnp.asarray(small, leaf.dtype), leaf)
+
+
+def placed_like(tree: Tree, like: Tree) -> Tree:
+    """Return a pytree that XLA places on the devices as it places another one.
+
+    What a solver iterates on would else be whole on every device, even where the
+    parameters are split: a gradient is a sum over examples, which nothing splits. On
+    one device this is nothing.
+
+    Args:
+        tree: a pytree of arrays.
+        like: a pytree of the same structure and shapes.
+
+    Returns:
+        A pytree like `tree`, with its values.
+
+    Example:
+        >>> print(placed_like((jnp.ones(2),), (jnp.zeros(2),))[0])
+        [1. 1.]
+    """
+    return shard_alike(tree, like)[0]
 
 
 def linked(tree: Tree) -> Tree:
