@@ -20,7 +20,7 @@ from mlox._checkpoint import Checkpoint
 from mlox._dispatch import Steps, compiled, copied, gather, lengths, zero_totals
 from mlox._placement import Layout
 from mlox._points import Clock, Validation
-from mlox._processes import reached_stop
+from mlox._processes import reached_stop, shared
 from mlox._saving import Found
 from mlox._series import Opened
 from mlox._signals import noted
@@ -219,7 +219,8 @@ def _seen_to(run: Run, reached: Reached, asked: bool) -> bool:
     if run.store is not None and (due.saves or due.ends or asked or stops):
         trail.stage = "saving after"
         safe = None if due.saves else reached.safe  # else it is the state itself
-        _saving.save(run.store, trail, reached.onward, safe, reached.positions, scalars)
+        where = shared(reached.positions) if run.spans else reached.positions
+        _saving.save(run.store, trail, reached.onward, safe, where, scalars)
     if stops and plan.stopping is not None:
         run.bar.set_postfix_str("stopped early", refresh=False)
         _log.note(run.loggers, point.cycle, reason(plan.stopping, trail.best))

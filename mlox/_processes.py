@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 import zlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 Scores = Mapping[str, np.ndarray]
+Positions = Mapping[str, Any]
+EACH = "each process"
 
 
 def agreed(measure: Callable[[], Scores]) -> dict[str, np.ndarray]:
@@ -61,6 +66,46 @@ def _means(scores: Scores) -> dict[str, np.ndarray]:
     }
 
 
+def shared(positions: Positions) -> Positions:
+    """Return where the data of all processes are, for a checkpoint.
+
+    Args:
+        positions: By the names of problems, on this process.
+
+    Returns:
+        The same, if it is so on every process; else those of each process.
+    """
+    own = np.frombuffer(json.dumps(dict(positions)).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([own.size], np.uint32))[:, 0]
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: own.size] = own
+    rows = multihost_utils.process_allgather(padded)
+    texts = [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+    if len(set(texts)) == 1:
+        return positions
+    return {EACH: [json.loads(text) for text in texts]}
+
+
+def own(positions: Positions) -> Positions:
+    """Return where the data of this process go on, as `shared` has kept it.
+
+    The processes may be more or fewer than before if all were at the same position.
+    Otherwise that of the first one is taken, with a warning.
+    """
+    each = positions.get(EACH)
+    if each is None:
+        return positions
+    if len(each) == jax.process_count():
+        return each[jax.process_index()]
+    warnings.warn(
+        f"the checkpoint is of {len(each)} processes whose data were at different "
+        f"positions, and this job has {jax.process_count()}: all go on from the "
+        "position of the first. Resume with as many processes to go on exactly.",
+        stacklevel=2,
+    )
+    return each[0]
+
+
 def reached_stop(dispatch: int) -> bool:
     """Say whether all processes stop after this dispatch, since one got SIGTERM.
 
@@ -71,9 +116,14 @@ def reached_stop(dispatch: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(dispatch)
 
 
+def is_of_devices(failure: BaseException | None) -> bool:
+    """Say whether the devices have failed, as they do where another process died."""
+    return isinstance(failure, jax.errors.JaxRuntimeError)
+
+
 def explained(failure: BaseException) -> BaseException:
     """Say of an error of the devices what may be behind it in a job of several."""
-    if isinstance(failure, jax.errors.JaxRuntimeError):
+    if is_of_devices(failure):
         failure.add_note(
             f"This is process {jax.process_index()} of {jax.process_count()}. If "
             "another one has died, its log says why: start all of them again, with "

@@ -13,7 +13,7 @@ from mlox._dispatch import Steps
 from mlox._loop import Plan, Run, loop
 from mlox._placement import check_placed, layout_of
 from mlox._points import Validation
-from mlox._processes import explained
+from mlox._processes import explained, is_of_devices, own
 from mlox._series import repeat
 from mlox._stopping import EarlyStopping
 from mlox._store import Store
@@ -70,7 +70,7 @@ def run(
         if checkpoint is not None:
             store = _store.opened(checkpoint, engine.about)
         found = None if store is None else _saving.begin(store, trail, resume)
-        positions = {} if found is None else found.positions
+        positions = {} if found is None else own(found.positions)
         sources = {
             name: repeat(name, value, positions.get(name))
             for name, value in series.items()
@@ -83,6 +83,8 @@ def run(
             loop(Run(engine, plan, trail, sources, heard, bar, store, layout), found)
     except BaseException as error:
         failure = explained(error) if spans else error
+    if spans and is_of_devices(failure):
+        store = None  # closing it would wait for a process that is gone
     failure = _close(opened, store, trail, failure)
     if failure is None:
         return trail.final, history_of(trail)

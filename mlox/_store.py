@@ -290,7 +290,8 @@ def filled(name: str, template: PyTree, arrays: Mapping[str, Any]) -> PyTree:
     def leaf(path: Any, like: Any) -> Any:
         array = _placed(arrays[f"{name}|{jax.tree_util.keystr(path)}"], like)
         if _is_key(like):
-            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+            key = jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+            return jax.device_put(key, like.sharding) if like.committed else key
         return array
 
     return jax.tree_util.tree_map_with_path(leaf, template)

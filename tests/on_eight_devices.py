@@ -227,6 +227,31 @@ def test_like_keeps_what_xla_would_split():
     check_layout(kept, state)
 
 
+def test_a_checkpoint_of_eight_devices_serves_any_number(tmp_path):
+    engine = engine_of(METHODS["cg"])
+    options = {"log_every": 2, "loggers": (), "checkpoint": mlox.Checkpoint(tmp_path)}
+    state = mlox.shard(engine, engine.init(), mesh_of("fsdp"), "fsdp")
+    saved, _ = engine.run(state, data(), train_iters=4, **options)
+    like = mlox.shard(engine, engine.init(), mesh_of("fsdp"), "fsdp")
+    few = Mesh(np.array(jax.devices()[:2]), ("data",))
+    for template in (
+        engine.init(),
+        like,
+        mlox.shard(engine, engine.init(), few, "fsdp"),
+        mlox.shard(engine, engine.init(), mesh_of([]), RULES["table"]),
+    ):
+        found = mlox.restore(tmp_path, template)
+        check_layout(found, template)
+        pairs = zip(*map(jax.tree.leaves, (trees(found), trees(saved))), strict=True)
+        for one, other in pairs:
+            np.testing.assert_array_equal(one, other)
+    expected, _ = engine.run(engine.init(), data(), train_iters=6, loggers=())
+    table = mlox.shard(engine, engine.init(), mesh_of([]), RULES["table"])
+    found, _ = engine.run(table, data(), train_iters=6, resume=True, **options)
+    check_close(trees(found), jax.device_get(trees(expected)), 1e-10)
+    check_layout(found, table)
+
+
 class Net(nn.Module):
     @nn.compact
     def __call__(self, x):

@@ -171,6 +171,82 @@ def killed(process, count, folder):
     failed(engine, process, count, folder, "killed", **options)
 
 
+def checkpointed(process, count, folder):
+    """Train until cycle 6, from the checkpoint that there is."""
+    engine = engine_of(METHODS["cg"])
+    state, history = engine.run(
+        mlox.shard(engine, engine.init(), mesh(), "fsdp"),
+        own_data(process, count),
+        train_iters=6,
+        log_every=2,
+        checkpoint=mlox.Checkpoint(folder / "run", every=2),
+        resume=True,
+        logdir=folder / "logs",
+        **QUIET,
+    )
+    save(folder, "checkpointed", process, state, history)
+
+
+class Fatal:
+    """A series that kills its process before it yields some batch."""
+
+    def __init__(self, batches, fatal):
+        self.batches, self.drawn, self.fatal = batches, itertools.count(), fatal
+
+    def __iter__(self):
+        for batch in self.batches:
+            if next(self.drawn) == self.fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+
+def killed_late(process, count, folder):
+    """The same, but one process is killed before cycle 6: there is a checkpoint."""
+    engine = engine_of(METHODS["cg"])
+    data = own_data(process, count)
+    fatal = 2 * 5 if process == 1 else None
+    engine.run(
+        mlox.shard(engine, engine.init(), mesh(), "fsdp"),
+        {**data, "fit": Fatal(data["fit"], fatal)},
+        train_iters=6,
+        log_every=2,
+        checkpoint=mlox.Checkpoint(folder / "run", every=2),
+        resume=True,
+        logdir=folder / "logs",
+        **QUIET,
+    )
+
+
+def uneven(process, count, folder):
+    """Go on from a checkpoint at which the processes are at different positions."""
+    engine = engine_of(METHODS["detached"])
+    data = own_data(process, count)
+    data["fit"] = data["fit"][: 6 - process]
+
+    def run(train_iters, name):
+        return engine.run(
+            mlox.shard(engine, engine.init(), mesh()),
+            data,
+            train_iters=train_iters,
+            log_every=2,
+            checkpoint=mlox.Checkpoint(folder / name, every=2),
+            resume=True,
+            **QUIET,
+        )
+
+    save(folder, "whole", process, *run(6, "at once"))
+    run(4, "in parts")
+    save(folder, "parts", process, *run(6, "in parts"))
+
+
+def restored(process, count, folder):
+    """Read the newest checkpoint."""
+    del count
+    engine = engine_of(METHODS["cg"])
+    like = mlox.shard(engine, engine.init(), mesh(), "fsdp")
+    save(folder, "restored", process, mlox.restore(folder / "run", like), {})
+
+
 SCENARIOS = {
     scenario.__name__: scenario
     for scenario in (
@@ -182,6 +258,10 @@ SCENARIOS = {
         alone,
         terminated,
         killed,
+        checkpointed,
+        killed_late,
+        uneven,
+        restored,
     )
 }
 

@@ -12,6 +12,7 @@ import pytest
 from sharded import METHODS, check_close, data, engine_of, trees
 
 import mlox
+from mlox import _processes as processes
 
 SCRIPT = pathlib.Path(__file__).with_name("one_of_many.py")
 TIMEOUT = 240
@@ -148,6 +149,48 @@ def test_a_killed_process_is_an_error_on_the_others(tmp_path):
     assert text.startswith("RunError 2\n")
     assert "This is process 0 of 2. If another one has died, its log says" in text
     assert not (tmp_path / "killed-1.txt").exists()
+
+
+def check_equal(first, second):
+    with np.load(first) as one, np.load(second) as other:
+        assert set(one) <= set(other)
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_a_job_whose_process_was_killed_goes_on_as_if_it_were_not(tmp_path):
+    """On two processes; what they have saved can be read by any number."""
+    whole = tmp_path / "whole"
+    (tmp_path / "killed").mkdir()
+    whole.mkdir()
+    (code, _, said), (other, _, _) = launch(2, tmp_path / "killed", "killed_late")
+    assert code != 0
+    assert "RunError: The run failed at the step of cycle 5 of 6." in said
+    assert other == -9
+    check_ended_well(launch(2, whole, "checkpointed", "uneven"))
+    job = launch(2, tmp_path / "killed", "restored", "checkpointed")
+    check_ended_well(job)
+    for process in range(2):
+        name = f"checkpointed-{process}.npz"
+        check_equal(tmp_path / "killed" / name, whole / name)
+        check_equal(whole / f"parts-{process}.npz", whole / f"whole-{process}.npz")
+    lines = (tmp_path / "killed" / "logs" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["cycle"] for line in lines] == [2, 4, 6]
+    engine = engine_of(METHODS["cg"])
+    state = jax.device_get(trees(mlox.restore(whole / "run", engine.init())))
+    with np.load(whole / "checkpointed-0.npz") as found:
+        for i, leaf in enumerate(jax.tree.leaves(state)):
+            np.testing.assert_array_equal(found[f"leaf{i}"], leaf)
+    check_ended_well(launch(4, whole, "restored"))
+    for process in range(4):
+        check_equal(whole / f"restored-{process}.npz", whole / "checkpointed-0.npz")
+
+
+def test_positions_of_other_processes():
+    each = {processes.EACH: [{"fit": 1}, {"fit": 2}]}
+    with pytest.warns(UserWarning, match="is of 2 processes .* this job has 1: all go"):
+        assert processes.own(each) == {"fit": 1}
+    assert processes.own({"fit": 3}) == {"fit": 3}
 
 
 def test_mlox_has_no_process_by_itself():
