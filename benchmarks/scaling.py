@@ -194,42 +194,43 @@ def memory(counts: Sequence[int]) -> Iterator[Sequence[str]]:
 
 
 def weak_scaling(batch: int, cycles: int) -> Iterator[Sequence[str]]:
-    """Yield a row for each method: the time of a cycle with one and two processes."""
+    """Yield a row for each method: the time of a cycle with one and two processes.
+
+    Two processes that do not talk say what sharing a machine costs by itself.
+    """
     for name in CASES:
-        alone, both = (_launched(n, name, batch, cycles) for n in (1, 2))
-        yield (
-            name,
-            _timing.duration(alone),
-            _timing.duration(both),
-            f"{alone / both:.2f}",
-        )
+        alone = _launched([1], name, batch, cycles)
+        apart = _launched([1, 1], name, batch, cycles)
+        together = _launched([2], name, batch, cycles)
+        times = map(_timing.duration, (alone, apart, together))
+        yield (name, *times, f"{alone / together:.2f}", f"{apart / together:.2f}")
 
 
-def _launched(count: int, name: str, batch: int, cycles: int) -> float:
-    """Time the cycle in a job of some processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def _launched(sizes: Sequence[int], name: str, batch: int, cycles: int) -> float:
+    """Time the cycle in some jobs at once, each of a number of processes."""
     options = ["--batch", str(batch), "--cycles", str(cycles), "--case", name]
-    job = [
-        subprocess.Popen(
-            [sys.executable, __file__, *options, "--process", f"{i},{count},{port}"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(count)
-    ]
-    texts = [process.communicate()[0] for process in job]
-    if any(process.returncode for process in job):
-        raise RuntimeError(f"a job of {count} processes has failed; see above.")
-    return float(texts[0].split()[-1])
+    started, core = [], 0
+    for count in sizes:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for index in range(count):
+            place = f"{index},{count},{port},{core}"
+            command = [sys.executable, __file__, *options, "--process", place]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            started.append(process)
+            core += 1
+    texts = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
+        raise RuntimeError(f"jobs of {sizes} processes have failed; see above.")
+    return statistics.mean(float(text.split()[-1]) for text in texts)
 
 
 def one_process(place: str, name: str, batch: int, cycles: int) -> None:
     """Time the cycle as one process of a job, on a core of its own; print seconds."""
-    index, count, port = map(int, place.split(","))
+    index, count, port, core = map(int, place.split(","))
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[index % len(cores)]})
+    os.sched_setaffinity(0, {cores[core % len(cores)]})
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
     program = compiled(CASES[name].method, "replicated", jax.devices(), batch)
@@ -266,7 +267,8 @@ def main() -> None:
         head = ["method", "rules", "MiB on a device", *(f"of {n}" for n in counts)]
         print(_timing.table(head, memory(counts)), "\n", flush=True)
     if arguments.only in (None, "weak"):
-        head = ["method", "one process", "two processes", "efficiency"]
+        head = ["method", "one process", "two apart", "two processes"]
+        head += ["efficiency", "to two apart"]
         rows = weak_scaling(arguments.batch, arguments.cycles)
         print(_timing.table(head, rows))
 
