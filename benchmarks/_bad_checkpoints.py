@@ -185,14 +185,6 @@ def _resumed() -> list[Case]:
                 "fewer cycles than are behind",
                 lambda folder: resume(folder, train_iters=2),
             ),
-            (
-                "data where there were none",
-                lambda folder: resume(folder, data={"fit": [BATCH]}),
-            ),
-            (
-                "a validation where there was none",
-                lambda folder: resume(folder, validation=lambda state: {"error": 0.5}),
-            ),
             ("a score of another name", _rescored),
             ("a table that was tampered with", _tampered),
             ("series of another kind", _reordered),

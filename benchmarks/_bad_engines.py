@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 from _case import Case, of_area
 from _small import pair, problem
@@ -63,7 +62,6 @@ def _edges() -> list[Case]:
             ),
             ("u2l without l2u", lambda _: _linked({"a": ["b"]})),
             ("u2l against l2u", lambda _: _linked({"a": ["b"]}, {"a": ["b"]})),
-            ("an edge that is a dict", lambda _: _linked({"a": {"b": "c"}})),
         ],
     )
 
@@ -74,7 +72,6 @@ def _options() -> list[Case]:
         [
             ("coupling='exact'", lambda _: pair(coupling="exact")),
             ("coupling=None", lambda _: pair(coupling=None)),
-            ("coupling=[]", lambda _: pair(coupling=[])),
             ("roll_back=1", lambda _: pair(roll_back=1)),
             ("unroll_loops='yes'", lambda _: pair(unroll_loops="yes")),
             ("unroll_steps that do not divide", lambda _: _clashing()),
@@ -95,12 +92,10 @@ def _reset_alone() -> mlox.Engine:
 
 
 def _methods() -> list[Case]:
-    half = {"method": mlox.Unrolled(last_steps=2), "unroll_steps": 2}
     return of_area(
         "Engine: methods",
         [
             ("Adam, unrolled", lambda _: _unrolled(optax.adam(0.1))),
-            ("RMSProp, unrolled", lambda _: _unrolled(optax.rmsprop(0.1))),
             ("CG for a tower", lambda _: _chain(mlox.Implicit(mlox.CG()))),
             ("Neumann for a tower", lambda _: _chain(mlox.Implicit(mlox.Neumann()))),
             ("tops with different methods", lambda _: _tops(mlox.Implicit(mlox.CG()))),
@@ -110,7 +105,6 @@ def _methods() -> list[Case]:
                 lambda _: _tops(mlox.Unrolled()),
             ),
             ("last_steps across a round", lambda _: _cut(mlox.Unrolled(last_steps=3))),
-            ("last_steps longer than the window", lambda _: _longer(half)),
         ],
     )
 
@@ -151,10 +145,3 @@ def _cut(method: Any) -> mlox.Engine:
         u2l={"a": ["c"]},
         l2u={"b": ["a"], "c": ["b"]},
     )
-
-
-def _longer(parts: dict[str, Any]) -> mlox.Engine:
-    return pair({**parts, "method": mlox.Unrolled(last_steps=5)})
-
-
-VECTOR = jnp.zeros(2, jnp.float32)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from _case import Case, of_area
-from _small import ZEROS, alone, alone_loss, pair, problem, traced
+from _small import ZEROS, alone, pair, problem, traced
 
 import mlox
 
@@ -85,12 +85,6 @@ def _contexts() -> list[Case]:
                 ),
             ),
             (
-                "a Python branch on a traced value",
-                lambda _: traced(
-                    alone(loss_fn=lambda p, b, ctx: p[0] if p[0] > 0 else p[1])
-                ),
-            ),
-            (
                 "an assignment to ctx",
                 lambda _: traced(alone(loss_fn=_assigns)),
             ),
@@ -144,7 +138,6 @@ def _returned() -> list[Case]:
                     )
                 ),
             ),
-            ("a numpy loss of float(...)", lambda _: returns(lambda p: float(p[0]))),
         ],
     )
 
@@ -257,10 +250,6 @@ def _methods() -> list[Case]:
             (
                 "Accumulated: a batch that does not divide",
                 lambda _: _fit(mlox.Accumulated(_mean, 4)),
-            ),
-            (
-                "Accumulated: a problem without data",
-                lambda _: traced(alone(loss_fn=mlox.Accumulated(alone_loss, 2))),
             ),
             (
                 "Accumulated: a vector for the loss",

@@ -89,7 +89,6 @@ def _states() -> list[Case]:
             ("a problem for the state", lambda _: made(problem())),
             ("params for the state", lambda _: made(params)),
             ("tx given twice", lambda _: made(state, tx=SGD)),
-            ("a state without a step", lambda _: made(state.replace(step=None))),
             ("a state of other params", lambda _: made(state.replace(params={"w": X}))),
             (
                 "to_train_state of a state",
@@ -114,10 +113,5 @@ def _applied() -> list[Case]:
         [
             ("a call without the state", lambda _: neighbour(X)),
             ("a neighbour of another kind", lambda _: adapters.apply(other, X)),
-            ("a problem for the neighbour", lambda _: adapters.apply(net, X)),
-            (
-                "an input of another shape",
-                lambda _: adapters.apply(neighbour, X[:, :1]),
-            ),
         ],
     )

@@ -73,7 +73,6 @@ def _arguments() -> list[Case]:
             ("a file for logdir", lambda folder: one(logdir=_file(folder))),
             ("on_nonfinite='ignore'", lambda _: one(on_nonfinite="ignore")),
             ("on_nonfinite=True", lambda _: one(on_nonfinite=True)),
-            ("on_nonfinite=[]", lambda _: one(on_nonfinite=[])),
             (
                 "on_nonfinite='restore' without a checkpoint",
                 lambda _: one(on_nonfinite="restore"),
@@ -120,10 +119,6 @@ def _data() -> list[Case]:
             (
                 "data for a problem that samples",
                 lambda _: ran(pair({"sample": lambda p, ctx: p}), DATA),
-            ),
-            (
-                "other shapes in a later cycle",
-                lambda _: fed([BATCH, BATCH, BATCH[:1], BATCH[:1]]),
             ),
             ("a loader that raises", lambda _: fed(_raising())),
         ],

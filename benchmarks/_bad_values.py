@@ -13,6 +13,8 @@ from _small import alone_loss
 
 import mlox
 
+SOLVER = mlox.CG()
+
 
 def cases() -> list[Case]:
     return [
@@ -77,7 +79,7 @@ def _solves() -> list[Case]:
     def solved(
         b: Any = b,
         matvec: Any = lambda x: x,
-        solver: Any = mlox.CG(),
+        solver: Any = SOLVER,
         guess: Any = None,
     ) -> Any:
         return mlox.linear_solve(solver, matvec, b, guess)

@@ -45,7 +45,7 @@ def csv_logger(path: str | os.PathLike[str]) -> Logger:
         50,0.5,
         99,0.25,0.75
     """
-    file = appendable(path)
+    file = appendable("csv_logger", path)
     _mend(file)
 
     def log(step: int, metrics: dict[str, float]) -> None:
@@ -62,7 +62,7 @@ def csv_logger(path: str | os.PathLike[str]) -> Logger:
 
     def resume(step: int) -> None:
         header, *rows = _rows(file) or [["cycle"]]
-        _replace(file, [header, *(row for row in rows if int(row[0]) <= step)])
+        _replace(file, [header, *(row for row in rows if _cycle(file, row) <= step)])
 
     return Functions(log=log, close=lambda: None, resume=resume)
 
@@ -78,6 +78,17 @@ def _mend(file: pathlib.Path) -> None:
         )
     if text and not text.endswith("\n"):
         _replace(file, _rows(file)[:-1])
+
+
+def _cycle(file: pathlib.Path, row: Sequence[str]) -> int:
+    """Read the cycle of a row."""
+    if not row or not row[0].isdecimal():
+        raise ValueError(
+            f"csv_logger: {str(file)!r} has the row {','.join(row)!r}, which does not "
+            "begin with a cycle, so that a run cannot be resumed in it. Mend the row, "
+            "or move the file away."
+        )
+    return int(row[0])
 
 
 def _rows(file: pathlib.Path) -> list[list[str]]:

@@ -191,7 +191,7 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
         ...     path.read_text()
         '{"cycle": 50, "classifier/loss": 0.5}\n'
     """
-    file = appendable(path)
+    file = appendable("json_logger", path)
 
     def log(step: int, metrics: dict[str, float]) -> None:
         finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
@@ -220,11 +220,20 @@ def replace_text(file: pathlib.Path, text: str) -> None:
     beside.replace(file)
 
 
-def appendable(path: str | os.PathLike[str]) -> pathlib.Path:
+def appendable(whose: str, path: str | os.PathLike[str]) -> pathlib.Path:
     """Return a file that exists and can be written, in a folder that is made."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{whose}: path is {path!r}; expected the path of a file.")
     file = pathlib.Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.open("a").close()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
+    except OSError as error:
+        error.add_note(
+            f"{whose} cannot write to {str(file)!r}; expected the path of a file, in a "
+            "folder that exists or can be made."
+        )
+        raise
     return file
 
 
