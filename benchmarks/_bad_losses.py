@@ -121,7 +121,7 @@ def _returned() -> list[Case]:
                 lambda _: returns(lambda p: {"loss": p[0], "kind": "ridge"}),
             ),
             (
-                "a metric whose name is a number",
+                "two metrics of one name",
                 lambda _: returns(lambda p: {"loss": p[0], 1: p[1], "1": p[0]}),
             ),
             (

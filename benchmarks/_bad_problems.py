@@ -47,7 +47,6 @@ def _parts() -> list[Case]:
             ("a name that is no string", lambda _: problem(3)),
             ("a name that ctx needs itself", lambda _: problem("rng")),
             ("a name with two underscores", lambda _: problem("__fit")),
-            ("a name that is a keyword", lambda _: problem("lambda")),
             ("no loss", lambda _: problem(loss_fn=None)),
             ("a loss that is a number", lambda _: problem(loss_fn=0.5)),
             (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import keyword
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -100,11 +99,10 @@ RESERVED = tuple(field.name for field in fields(Context))
 
 def check_name(name: Any) -> None:
     """Refuse a name that could not be an attribute of a context."""
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+    if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(
-            f"Problem name {name!r} is no identifier, or a word of Python; expected "
-            "letters, digits and underscores, e.g. 'classifier', since losses read "
-            "ctx.classifier."
+            f"Problem name {name!r} is no identifier; expected letters, digits and "
+            "underscores, e.g. 'classifier', since losses read ctx.classifier."
         )
     if name in RESERVED or name.startswith("__"):
         raise ValueError(
@@ -160,12 +158,13 @@ def split_loss(
     new_state = _new_state(name, parts, model_state)
     metrics: dict[str, jax.Array] = {}
     for key, value in parts.items():
-        if not isinstance(key, str):
+        if str(key) in metrics:
             raise ValueError(
-                f"loss of {name!r} returned a metric called {key!r}; expected a string."
+                f"loss of {name!r} returned two metrics called {str(key)!r}, one by "
+                "another type of key; expected strings that differ."
             )
         try:
-            metrics[key] = jnp.asarray(value)
+            metrics[str(key)] = jnp.asarray(value)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"loss of {name!r} returned {key!r} = {brief(value)}; expected "

@@ -392,7 +392,7 @@ class TestParts:
         [
             (None, "is False everywhere, so nothing is left."),
             ({"a": 1, "b": 0}, "holds 1 of type int; expected bools. Return a pytree"),
-            ({"a": True}, "is {'a': True}, which does not fit params: "),
+            ({"a": True}, "is {'a': True}, which does not fit params, {'a': "),
             (False, "is False everywhere, so nothing is left."),
         ],
     )
