@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _case import Case, of_area
-from _small import BATCH, GOOD, UNROLL, alone, pair, problem, traced
+from _small import BATCH, GOOD, UNROLL, alone, pair, traced
 
 import mlox
 
@@ -39,16 +39,9 @@ def _batches() -> list[Case]:
             ("a problem left out", lambda _: ENGINE.step(STATE, {"fit": stacked})),
             ("an unknown name", lambda _: _step(stacked, valid=stacked)),
             ("no leading axis", lambda _: _step(BATCH[0])),
-            ("one batch for two steps", lambda _: _step(stacked[:1])),
             ("three batches for two steps", lambda _: _step(np.ones((3, 2), F32))),
-            (
-                "a pair whose second part is short",
-                lambda _: _step((stacked, stacked[:1])),
-            ),
             ("a list of batches", lambda _: _step([BATCH, BATCH])),
             ("strings", lambda _: _eager(np.array(["a", "b"]))),
-            ("objects", lambda _: _eager(np.array([None, None]))),
-            ("a function", lambda _: _eager(len)),
             ("None where the loss reads a batch", lambda _: _step(None)),
             (
                 "a batch for a problem that samples",
@@ -72,17 +65,13 @@ def _states() -> list[Case]:
         "engine.step: state",
         [
             ("None", lambda _: ENGINE.step(None, GOOD)),
-            ("a list of problems", lambda _: ENGINE.step([penalty, fit], GOOD)),
             ("a problem left out", lambda _: ENGINE.step({"fit": fit}, GOOD)),
-            ("a problem more", lambda _: step(other=problem("other"))),
             ("params for a problem", lambda _: step(fit=fit.params)),
             ("problems exchanged", lambda _: step(fit=penalty, penalty=fit)),
-            ("step and metrics together", lambda _: ENGINE.step((STATE, {}), GOOD)),
             ("other unroll_steps", lambda _: changed(unroll_steps=3)),
             ("another kind of method", lambda _: changed(method=mlox.Unrolled())),
             ("params of another shape", lambda _: changed(params=jnp.zeros(3, F32))),
             ("integer params", lambda _: changed(params=jnp.zeros(2, jnp.int32))),
-            ("params=None", lambda _: changed(params=None)),
             ("step=None", lambda _: changed(step=None)),
             ("step=1.5", lambda _: changed(step=1.5)),
             ("rng=0", lambda _: changed(rng=0)),
@@ -103,10 +92,8 @@ def _compiled() -> list[Case]:
         "engine.compile",
         [
             ("donate='yes'", lambda _: ENGINE.compile(donate="yes")),
-            ("donate=0", lambda _: ENGINE.compile(donate=0)),
             ("a state donated twice", _donated_twice),
             ("no batches", lambda _: ENGINE.compile()(STATE)),
-            ("a state as the one argument", lambda _: ENGINE.compile()(STATE, None)),
             ("strings for batches", lambda _: ENGINE.compile()(STATE, {"fit": "a"})),
         ],
     )
@@ -126,19 +113,13 @@ def _stacked() -> list[Case]:
     return of_area(
         "engine.stack",
         [
-            ("None", lambda _: ENGINE.stack(None)),
             ("a list", lambda _: stack([BATCH, BATCH])),
             ("an array", lambda _: stack(BATCH)),
             ("an unknown name", lambda _: ENGINE.stack({"fitt": iter([BATCH])})),
             ("an iterator that ends", lambda _: stack(iter([BATCH]))),
             ("batches of other shapes", lambda _: stack(iter([BATCH, BATCH[:1]]))),
-            (
-                "batches of other dtypes",
-                lambda _: stack(iter([BATCH, BATCH.astype(np.float16)])),
-            ),
             ("batches of other structures", lambda _: stack(iter([BATCH, (BATCH,)]))),
             ("strings for batches", lambda _: stack(iter(["a", "b"]))),
-            ("ragged lists", lambda _: stack(iter([{"x": np.array([None])}] * 2))),
         ],
     )
 
@@ -154,28 +135,11 @@ def _asked() -> list[Case]:
                 "the gradient of an unknown name",
                 lambda _: ENGINE.hypergradient(STATE, GOOD, "penalti"),
             ),
-            (
-                "the gradient of a number",
-                lambda _: ENGINE.hypergradient(STATE, GOOD, 0),
-            ),
-            (
-                "the gradient of a list of names",
-                lambda _: ENGINE.hypergradient(STATE, GOOD, ["fit"]),
-            ),
-            (
-                "the gradient without batches",
-                lambda _: ENGINE.hypergradient(STATE, None, "fit"),
-            ),
             ("evaluate an unknown name", lambda _: evaluated("fitt", BATCH)),
             ("evaluate a batch of strings", lambda _: evaluated("fit", "batch")),
             ("evaluate with rng=0.5", lambda _: evaluated("fit", BATCH, rng=0.5)),
-            ("evaluate with rng='seed'", lambda _: evaluated("fit", BATCH, rng="seed")),
             ("evaluate without the batch it reads", lambda _: evaluated("fit", None)),
             ("evaluate no state", lambda _: ENGINE.evaluate(None, "fit", BATCH)),
-            (
-                "evaluate a state of another engine",
-                lambda _: ENGINE.evaluate(alone().init(), "fit", BATCH),
-            ),
             (
                 "evaluate with name and state exchanged",
                 lambda _: ENGINE.evaluate("fit", STATE, BATCH),

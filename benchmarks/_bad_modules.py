@@ -40,7 +40,6 @@ def _linen() -> list[Case]:
             ("params for the variables", lambda _: made(good()["params"])),
             ("no variables", lambda _: made(None)),
             ("a class for the module", lambda _: made(good(), nn.Dense)),
-            ("a function for the module", lambda _: made(good(), len)),
             ("an apply_fn of one's own", lambda _: made(good(), apply_fn=len)),
             (
                 "no name",
@@ -65,12 +64,10 @@ def _nnx() -> list[Case]:
         [
             ("a class for the module", lambda _: made(nnx.Linear)),
             ("a linen module", lambda _: made(nn.Dense(1))),
-            ("an array for the module", lambda _: made(X)),
             ("no loss", lambda _: made(linear(), None)),
             ("a loss with two parameters", lambda _: made(linear(), lambda m, b: 0.0)),
             ("wrt that matches nothing", lambda _: made(linear(), wrt=nnx.LoRAParam)),
             ("to_nnx of another problem", lambda _: adapters.to_nnx(problem())),
-            ("to_nnx of a state", lambda _: adapters.to_nnx({"fit": problem()})),
         ],
     )
 
@@ -87,7 +84,6 @@ def _states() -> list[Case]:
         "flax.from_train_state, to_train_state",
         [
             ("a problem for the state", lambda _: made(problem())),
-            ("params for the state", lambda _: made(params)),
             ("tx given twice", lambda _: made(state, tx=SGD)),
             ("a state of other params", lambda _: made(state.replace(params={"w": X}))),
             (

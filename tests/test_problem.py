@@ -11,6 +11,7 @@ import pytest
 
 import mlox
 from mlox._context import RESERVED
+from mlox._tree import brief
 
 SGD = optax.sgd(0.1)
 ADAM = optax.adam(0.1)
