@@ -319,7 +319,9 @@ def _room(size: int) -> Iterator[None]:
 
 def _full_of_checkpoints(folder: pathlib.Path) -> Handled:
     """Fill the disk in the third cycle: checkpoints of 1 and 2 are there."""
-    big = mlox.Engine([problem("fit", params=jnp.ones(4096), loss_fn=_noisy, rng=0)])
+    big = mlox.Engine(
+        [problem("fit", params=jnp.ones(4096, jnp.float32), loss_fn=_noisy, rng=0)]
+    )
     checkpoint = mlox.Checkpoint(folder, every=1, async_=False)
     room = contextlib.ExitStack()
 

@@ -180,4 +180,4 @@ def _told(failure: BaseException) -> str:
         text += rest.strip().splitlines()[-1]
     notes = vars(failure).get("__notes__", ())
     own = [note for note in notes if not note.startswith("-----")]  # not those of JAX
-    return " ".join([type(failure).__name__ + (f": {text}" if text else ""), *own])
+    return "; ".join([type(failure).__name__ + (f": {text}" if text else ""), *own])

@@ -508,3 +508,70 @@ def test_options_of_checkpoints_are_checked(engine, options, kind, message, tmp_
     with pytest.raises(kind, match=message):
         engine.run(engine.init(), series(), 4, loggers=(), log_every=2, **options)
     assert not pathlib.Path("x").exists()
+
+
+class TestRefusals:
+    """What cannot be saved to, restored from, or resumed."""
+
+    def problem(self, **metrics):
+        return mlox.Engine(
+            [
+                mlox.Problem.create(
+                    name="x",
+                    params=jnp.ones(()),
+                    tx=optax.sgd(0.25),
+                    loss_fn=lambda p, batch, ctx: {"loss": p**2, **metrics},
+                )
+            ]
+        )
+
+    def run(self, engine, folder, train_iters=2, **options):
+        checkpoint = mlox.Checkpoint(folder, every=1)
+        given = {"checkpoint": checkpoint, "loggers": (), **options}
+        return engine.run(engine.init(), None, train_iters, **given)
+
+    @pytest.mark.parametrize("path", ["file", "file/first"])
+    def test_a_folder_that_is_a_file(self, tmp_path, path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(
+            NotADirectoryError, match=r"^`checkpoint`: .*file' is a file"
+        ):
+            self.run(self.problem(), tmp_path / path)
+
+    @pytest.mark.parametrize("best", ["x/error", "y/loss", "validation/error"])
+    def test_a_best_that_nothing_records(self, tmp_path, best):
+        message = f"keeps the best '{best}', but no scalar is recorded under this name"
+        with pytest.raises(mlox.RunError, match=message):
+            self.run(
+                self.problem(),
+                tmp_path,
+                checkpoint=mlox.Checkpoint(tmp_path, every=1, best=best),
+                validation=lambda state: {"accuracy": 0.5},
+            )
+
+    @pytest.mark.parametrize("options", [{}, {"on_nonfinite": "skip"}])
+    def test_other_metrics(self, tmp_path, options):
+        before, after = self.problem(), self.problem(**({} if options else {"a": 0.0}))
+        self.run(before, tmp_path)
+        message = "the run that is resumed recorded other metrics: .* on one side only"
+        with pytest.raises(mlox.RunError, match=message):
+            self.run(after, tmp_path, 4, resume=True, **options)
+
+    @pytest.mark.parametrize("cycles", [1, 2])
+    def test_fewer_cycles_than_are_behind(self, tmp_path, cycles):
+        engine = self.problem()
+        self.run(engine, tmp_path, 3)
+        message = f"`train_iters` is {cycles}, but the run that is resumed has reached "
+        with pytest.raises(ValueError, match=message):
+            self.run(engine, tmp_path, cycles, resume=True, cycles_per_dispatch=3)
+
+    @pytest.mark.parametrize("cycle", ["last", 1.0, True])
+    def test_cycles_that_are_none(self, tmp_path, cycle):
+        with pytest.raises(ValueError, match="restore: cycle is .*; expected 'newest'"):
+            mlox.restore(tmp_path, self.problem().init(), cycle=cycle)
+
+    def test_states_and_folders_that_are_none(self, tmp_path):
+        with pytest.raises(TypeError, match="restore: state holds a leaf of type str"):
+            mlox.restore(tmp_path, {"x": "text"})
+        with pytest.raises(TypeError, match="directory is 3; expected a path"):
+            mlox.restore(3, self.problem().init())
