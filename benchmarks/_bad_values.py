@@ -129,7 +129,7 @@ def _losses() -> list[Case]:
             ("steps=0", lambda _: mlox.Accumulated(alone_loss, 0)),
             ("a loss with two parameters", lambda _: mlox.Accumulated(min_loss, 2)),
             ("dtype=int8", lambda _: mlox.MixedPrecision(alone_loss, jnp.int8)),
-            ("dtype='half'", lambda _: mlox.MixedPrecision(alone_loss, "halve")),
+            ("dtype='halve'", lambda _: mlox.MixedPrecision(alone_loss, "halve")),
         ],
     )
 

@@ -567,7 +567,9 @@ class TestRefusals:
 
     @pytest.mark.parametrize("cycle", ["last", 1.0, True])
     def test_cycles_that_are_none(self, tmp_path, cycle):
-        with pytest.raises(ValueError, match="restore: cycle is .*; expected 'newest'"):
+        with pytest.raises(
+            ValueError, match=r"restore: cycle is .*; expected 'newest'"
+        ):
             mlox.restore(tmp_path, self.problem().init(), cycle=cycle)
 
     def test_states_and_folders_that_are_none(self, tmp_path):

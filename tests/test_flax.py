@@ -258,17 +258,18 @@ def test_mlox_alone_does_not_load_flax():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-class TestRefusals:
-    PARAMS = {"w": jnp.ones(3, jnp.float32)}
-    PARTS = {"name": "net", "loss_fn": lambda params, batch, ctx: 0.0}
+PARAMS = {"w": jnp.ones(3, jnp.float32)}
+PARTS = {"name": "net", "loss_fn": lambda params, batch, ctx: 0.0}
 
+
+class TestRefusals:
     def refuses(self, message, build):
         with pytest.raises((TypeError, ValueError), match=re.escape(message)):
             build()
 
     def test_modules(self):
         variables = nn.Dense(1).init(KEY, X[0])
-        parts = {**self.PARTS, "tx": TX}
+        parts = {**PARTS, "tx": TX}
         for module in (nn.Dense, len):
             self.refuses(
                 "expected a module of flax.linen, e.g. nn.Dense(1).",
@@ -287,18 +288,16 @@ class TestRefusals:
         self.refuses("loss_fn takes (m, b); expected", lambda: made(lambda m, b: 0.0))
 
     def test_parts_that_are_taken_from_elsewhere(self):
-        state = TrainState.create(apply_fn=len, params=self.PARAMS, tx=TX)
+        state = TrainState.create(apply_fn=len, params=PARAMS, tx=TX)
         message = "from_train_state got tx=, which it takes from its first argument"
-        self.refuses(
-            message, lambda: mlox.flax.from_train_state(state, tx=TX, **self.PARTS)
-        )
+        self.refuses(message, lambda: mlox.flax.from_train_state(state, tx=TX, **PARTS))
 
     def test_training_states(self):
-        state = TrainState.create(apply_fn=len, params=self.PARAMS, tx=TX)
+        state = TrainState.create(apply_fn=len, params=PARAMS, tx=TX)
         other = scale_problem(lambda params, batch, ctx: params)
         back = mlox.flax.to_train_state
         message = "from_train_state got a dict; expected a flax.training.train_state."
-        self.refuses(message, lambda: mlox.flax.from_train_state({}, **self.PARTS))
+        self.refuses(message, lambda: mlox.flax.from_train_state({}, **PARTS))
         message = "to_train_state got a TrainState; expected a mlox.Problem"
         self.refuses(message, lambda: back(state, state))
         message = "to_train_state got a Problem; expected a flax.training.train_state."
