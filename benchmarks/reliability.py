@@ -23,6 +23,7 @@ import _bad_problems
 import _bad_runs
 import _bad_values
 import _faults
+import _faults_outside
 import _torn
 from _case import NOTHING, Case, outcome
 from _fault import Fault, handled
@@ -55,7 +56,7 @@ def bad_inputs() -> list[Case]:
 
 
 def faults() -> list[Fault]:
-    return [*_faults.cases(), *_torn.cases()]
+    return [*_faults.cases(), *_faults_outside.cases(), *_torn.cases()]
 
 
 def tried(cases: Iterable[Case]) -> list[Row]:
