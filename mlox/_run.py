@@ -61,9 +61,10 @@ def run(
         )
         _check_values(engine, plan, resume)
         opened += _files(logdir)
+        found = None
         if checkpoint is not None:
+            found = _saving.begin(checkpoint, engine.about, trail, resume)
             store = _store.opened(checkpoint, engine.about)
-        found = None if store is None else _saving.begin(store, trail, resume)
         positions = {} if found is None else found.positions
         sources = {
             name: repeat(name, value, positions.get(name))
