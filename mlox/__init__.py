@@ -9,7 +9,6 @@ from mlox._engine import Engine as Engine
 from mlox._log import Logger as Logger
 from mlox._log import json_logger as json_logger
 from mlox._log import stdout_logger as stdout_logger
-from mlox._log import tensorboard_logger as tensorboard_logger
 from mlox._losses import Accumulated as Accumulated
 from mlox._losses import MixedPrecision as MixedPrecision
 from mlox._problem import Problem as Problem
@@ -17,6 +16,7 @@ from mlox._series import on_epoch_end as on_epoch_end
 from mlox._series import together as together
 from mlox._sources import shuffled as shuffled
 from mlox._stopping import EarlyStopping as EarlyStopping
+from mlox._tensorboard import tensorboard_logger as tensorboard_logger
 from mlox._trail import RunError as RunError
 from mlox._trail import RunInterrupted as RunInterrupted
 from mlox.methods import SAMA as SAMA

@@ -15,11 +15,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from mlox._packing import Arrays, Leaf, filled, flattened, unpacked
+from mlox._packing import BYTES, Arrays, Leaf, filled, flattened, unpacked
 
 PyTree = Any
 FORMAT = 2
-BYTES = "bytes"
 
 
 class Snapshot(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals, Future
 
-from mlox._archive import BYTES
+from mlox._packing import BYTES
 
 Scores = Mapping[int, float | None]
 

@@ -12,6 +12,8 @@ import numpy as np
 
 PyTree = Any
 Arrays = dict[str, Any]
+BYTES = "bytes"
+"""The name of the file that holds them."""
 
 
 class Leaf(NamedTuple):

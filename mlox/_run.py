@@ -15,6 +15,7 @@ from mlox._points import Validation
 from mlox._series import repeat
 from mlox._stopping import EarlyStopping
 from mlox._store import Store
+from mlox._tensorboard import tensorboard_logger
 from mlox._trail import History, Point, State, Trail, history_of, stopped
 
 
@@ -99,7 +100,7 @@ def _files(logdir: str | os.PathLike[str] | None) -> list[_log.Logger]:
     if logdir is None:
         return []
     lines = _log.json_logger(pathlib.Path(logdir, "metrics.jsonl"))
-    return [lines, _log.tensorboard_logger(logdir)]
+    return [lines, tensorboard_logger(logdir)]
 
 
 def _close(

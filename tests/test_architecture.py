@@ -40,6 +40,7 @@ FLOORS = {
     "_series": 6,
     "_log": 6,
     "_csv": 6,
+    "_tensorboard": 6,
     "_faults": 6,
     "_dispatch": 6,
     "_points": 6,

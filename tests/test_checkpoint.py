@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 
-import event_files
+import _event_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,7 +206,7 @@ def test_logs_have_no_holes_and_no_doubled_steps(engine, tmp_path):
         for row in table:
             row.pop(speed)
     assert tables[0] == tables[1]
-    scalars = [event_files.scalars(tmp_path / x) for x in ("parts", "whole")]
+    scalars = [_event_files.scalars(tmp_path / x) for x in ("parts", "whole")]
     for found in scalars:
         found.pop("cycles_per_second")
     assert scalars[0] == scalars[1]

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 
-import event_files
+import _event_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -313,7 +313,7 @@ def test_logdir_holds_the_history_for_tensorboard_and_as_json(engine, tmp_path):
     ]
     found = {
         (step, tag): value
-        for tag, steps in event_files.scalars(logdir).items()
+        for tag, steps in _event_files.scalars(logdir).items()
         for step, value in steps.items()
     }
     assert [row["cycle"] for row in rows] == [4, 8, 10]
