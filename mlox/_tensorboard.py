@@ -45,7 +45,7 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
     now = time.time_ns()
     name = f"{now // 10**9:010d}.{socket.gethostname()}.{now}"
     file = folder / OURS.replace("*", name)
-    scalar, event = _tensorboardx()
+    event = _event()
 
     def write(mode: str, **what: Any) -> None:
         # tensorboardX's own writer has a queue, which flushing does not wait for: a
@@ -55,7 +55,7 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
             events.write(record)
 
     def log(step: int, metrics: dict[str, float]) -> None:
-        values = [v for n, x in metrics.items() for v in scalar(n, x).value]
+        values = [{"tag": n, "simple_value": x} for n, x in metrics.items()]
         write("ab", step=step, summary={"value": values})
 
     def resume(step: int) -> None:
@@ -68,18 +68,17 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
     return Functions(log=log, close=lambda: None, resume=resume)
 
 
-def _tensorboardx() -> tuple[Any, Any]:
-    """Return what makes a summary, and an event; importing it takes a while."""
+def _event() -> Any:
+    """Return the protocol buffer of an event; importing it takes a while."""
     from tensorboardX.proto import event_pb2
-    from tensorboardX.summary import scalar
 
     messages: Any = event_pb2  # built when it is imported: type checkers see nothing
-    return scalar, messages.Event
+    return messages.Event
 
 
 def _cut(file: pathlib.Path, step: int) -> None:
     """Take all that came after a step out of an event file, and a torn end."""
-    _, event = _tensorboardx()
+    event = _event()
     content = file.read_bytes()
     kept = b"".join(
         record
