@@ -120,7 +120,7 @@ def mean_metrics(point: Point) -> dict[str, np.ndarray]:
         name: np.asarray(total / cycles if cycles else np.full_like(total, np.nan))
         for name, total in sums.items()
     }
-    return {**means, **{name: np.asarray(count) for name, count in counts.items()}}
+    return {**means, **{name: np.array(count) for name, count in counts.items()}}
 
 
 def last_good(trail: Trail) -> tuple[Point, int]:

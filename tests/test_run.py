@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 
-import event_files
+import _event_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ import optax
 import pytest
 
 import mlox
-from mlox import _log
+from mlox import _log, _points, _trail
 
 TX = optax.sgd(0.1)
 BATCHES = [{"x": np.array([i, 1.0 - i])} for i in (0.5, -1.0, 2.0, 0.0)]
@@ -285,6 +285,17 @@ def test_validation_is_called_at_its_cycles_and_at_the_end(engine, by_hand):
     assert collect.closed == 1
 
 
+def test_records_hold_no_buffers_of_the_device():
+    """A view of a fetched scalar would keep some kilobytes for every record."""
+    totals = {"x/loss": jnp.ones(())}, {"run/nonfinite": jnp.zeros((), int)}
+    point = _trail.Point(1, {"x": jnp.ones(3)}, totals, 0)
+    trail = _trail.Trail(safe=point)
+    _points.validate(lambda state: {"sum": state["x"].sum()}, trail, point)
+    for record in (*trail.validations, _trail.mean_metrics(point)):
+        for name, value in record.items():
+            assert value.flags.owndata, name
+
+
 def test_validation_follows_the_log_points_by_default(engine):
     _, history = engine.run(
         engine.init(),
@@ -313,7 +324,7 @@ def test_logdir_holds_the_history_for_tensorboard_and_as_json(engine, tmp_path):
     ]
     found = {
         (step, tag): value
-        for tag, steps in event_files.scalars(logdir).items()
+        for tag, steps in _event_files.scalars(logdir).items()
         for step, value in steps.items()
     }
     assert [row["cycle"] for row in rows] == [4, 8, 10]
