@@ -28,8 +28,9 @@ from mlox._placement import Layout, layout_of
 from mlox._plan import Plan
 from mlox._problem import Problem
 from mlox._run import run
-from mlox._step import Step
+from mlox._step import Compiled, Step
 from mlox._stopping import EarlyStopping
+from mlox._tree import brief
 from mlox.methods import Iterative, reach
 from mlox.solvers import System
 
@@ -192,9 +193,17 @@ class Engine:
                 placed as this one is, whatever XLA would choose.
 
         Returns:
-            The jitted function; equal engines share what was compiled.
+            The jitted function, with `lower` as JAX's; equal engines share what was
+            compiled.
+
+        Raises:
+            TypeError: If `donate` is no bool; when called, if state or batches hold
+                something that is no array.
+            ValueError: When called, with a state that was donated before; else as
+                `step` says.
         """
-        return _jitted(self.traced, donate, layout_of(like))
+        _check_flag("donate", donate, (True, False))
+        return Compiled(_jitted(self.traced, donate, layout_of(like)))
 
     def hypergradient(
         self, state: State, batches: Batches, name: str | Problem
@@ -410,7 +419,7 @@ class Engine:
         name = name.name if isinstance(name, Problem) else name
         if name not in self.names:
             raise ValueError(
-                f"{task} of {name!r}: no such problem; the engine has "
+                f"{task} of {brief(name)}: no such problem; the engine has "
                 f"{sorted(self.names)}."
             )
         return name
@@ -458,6 +467,11 @@ def _named(kind: str, edges: Edges | None) -> dict[str, Sequence[str]]:
         )
     named: dict[str, Sequence[str]] = {}
     for start, ends in (edges or {}).items():
+        if name(start) in named:
+            raise ValueError(
+                f"{kind} names {name(start)!r} twice, as a string and as a Problem. "
+                "Put its edges into one list."
+            )
         if isinstance(ends, Problem) or not isinstance(ends, Iterable):
             raise TypeError(
                 f"{kind}[{name(start)!r}] is a {type(ends).__name__}; expected a list "

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
+from mlox._context import calling
 from mlox._objective import Objective, Values
 from mlox._problem import Problem
-from mlox._tree import strong
+from mlox._tree import stray, strong
 
 PyTree = Any
 State = Mapping[str, Problem]
@@ -51,15 +52,15 @@ def sampled_at(
     """Sample a batch of a problem at some values; a constant."""
     sample: Any = values.draws[name].problem.sample
     ctx = objective.context(name, values, train=train)
-    found = sample(values.params[name], ctx)
-    try:
-        batch = jax.tree.map(strong, found)
-    except TypeError as error:
+    params = values.params[name]
+    with calling(f"sample of problem {name!r}", params=params, rng=ctx.rng):
+        found = sample(params, ctx)
+    if wrong := stray(found):
         raise TypeError(
-            f"problem {name!r}: sample returned something that is no array: {error} "
+            f"problem {name!r}: sample returned something that is no array: {wrong}. "
             "Expected a batch, a pytree of arrays."
-        ) from error
-    return jax.lax.stop_gradient(batch)
+        )
+    return jax.lax.stop_gradient(jax.tree.map(strong, found))
 
 
 def passed(before: Problem, after: Problem) -> Problem:

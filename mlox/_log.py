@@ -1,17 +1,17 @@
-"""Loggers as values: a pair of functions for the terminal, TensorBoard or JSON lines.
+"""Loggers as values: a pair of functions, for the terminal or for JSON lines.
 
 A logger is anything with the two functions of `Logger`. Those of this file hold no
 settings that a user could change later, and none of them prints unless it is asked to.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
@@ -123,49 +123,6 @@ def stdout_logger() -> Logger:
     )
 
 
-def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
-    """Write an event file for TensorBoard (through tensorboardX).
-
-    Every log point is on the disk when `log` returns. A run that is resumed writes
-    another file, which tells TensorBoard to forget the steps that are logged again.
-
-    Args:
-        logdir: A folder; it is made if it does not exist.
-
-    Returns:
-        A `Logger`.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     logger = tensorboard_logger(folder)
-        ...     logger.log(50, {"classifier/loss": 0.6931})
-        ...     logger.close()
-        ...     len(list(pathlib.Path(folder).glob("events.out.tfevents.*")))
-        1
-    """
-    # Imported here: it takes longer than all else that `import mlox` adds to JAX.
-    from tensorboardX import SummaryWriter
-
-    def opened(first: int | None) -> SummaryWriter:
-        # Without a suffix, a file of the same second would be written over.
-        suffix = f".{time.time_ns()}"
-        return SummaryWriter(str(logdir), purge_step=first, filename_suffix=suffix)
-
-    writers = [opened(None)]
-
-    def log(step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            writers[-1].add_scalar(name, value, step)
-        writers[-1].flush()
-
-    def resume(step: int) -> None:
-        writers[-1].close()
-        writers.append(opened(step + 1))
-
-    return Functions(log=log, close=lambda: writers[-1].close(), resume=resume)
-
-
 def json_logger(path: str | os.PathLike[str]) -> Logger:
     r"""Append one JSON object per log point to a file.
 
@@ -191,11 +148,11 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
         ...     path.read_text()
         '{"cycle": 50, "classifier/loss": 0.5}\n'
     """
-    file = appendable(path)
+    file = appendable("json_logger", path)
 
     def log(step: int, metrics: dict[str, float]) -> None:
         finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        with file.open("a") as lines:
+        with writing("json_logger", file), file.open("a") as lines:
             lines.write(json.dumps({"cycle": step, **finite}, allow_nan=False) + "\n")
 
     def resume(step: int) -> None:
@@ -215,17 +172,37 @@ def _until(step: int, line: str) -> bool:
 
 def replace_text(file: pathlib.Path, text: str) -> None:
     """Write a text beside a file, and let it take the file's place at once."""
-    beside = file.with_name(file.name + ".new")
-    beside.write_text(text, newline="", encoding="utf-8")
+    replace_bytes(file, file.with_name(file.name + ".new"), text.encode())
+
+
+def replace_bytes(file: pathlib.Path, beside: pathlib.Path, content: bytes) -> None:
+    """Write a content beside a file, and let it take the file's place at once."""
+    beside.write_bytes(content)
     beside.replace(file)
 
 
-def appendable(path: str | os.PathLike[str]) -> pathlib.Path:
+def appendable(whose: str, path: str | os.PathLike[str]) -> pathlib.Path:
     """Return a file that exists and can be written, in a folder that is made."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{whose}: path is {path!r}; expected the path of a file.")
     file = pathlib.Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.open("a").close()
+    with writing(whose, file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
     return file
+
+
+@contextlib.contextmanager
+def writing(whose: str, file: pathlib.Path) -> Iterator[None]:
+    """Note at an error of the system which logger could not write, and where."""
+    try:
+        yield
+    except OSError as error:
+        error.add_note(
+            f"{whose} cannot write to {str(file)!r}; expected the path of a file with "
+            "room for it, in a folder that exists or can be made."
+        )
+        raise
 
 
 def note(loggers: Iterable[Logger], step: int, text: str) -> None:

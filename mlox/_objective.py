@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlox._context import Context, Neighbour, split_loss
+from mlox._context import Context, Neighbour, calling, split_loss
 from mlox._plan import Block, Plan
 from mlox._problem import Problem
 from mlox._scaling import scaled
-from mlox._tree import beside_zero, merged, placed_like
+from mlox._tree import beside_zero, brief, merged, placed_like
 from mlox.methods import Answer, attached
 from mlox.solvers import Info
 
@@ -147,7 +147,10 @@ class Objective:
             reads = {n: values.params[n] for n in (name, *self.plan.graph.reads(name))}
             values = values.moved(scaled(reads, 1 / scale.scale))
         ctx = self.context(name, values, train=train)
-        returned = draw.problem.loss_fn(values.params[name], draw.batch, ctx)
+        given = {"params": values.params[name], "batch": draw.batch}
+        seen = {"rng": ctx.rng, "model_state": ctx.model_state}
+        with calling(f"loss_fn of problem {name!r}", **given, **seen):
+            returned = draw.problem.loss_fn(*given.values(), ctx)
         loss, metrics, model_state = split_loss(name, returned, draw.model_state)
         if scale is not None:
             loss = scaled(loss, scale.scale)
@@ -283,9 +286,7 @@ class Objective:
             multiplier, info = self._solve(block, Unknowns(arrived, nothing), values)
             multipliers.params.update(multiplier.params)
             multipliers.multipliers.update(multiplier.multipliers)
-            metrics |= {
-                f"{block.tops[0]}/{key}": jnp.asarray(x) for key, x in info.items()
-            }
+            metrics |= _reported(name, block.tops[0], info, metrics)
             touched = set(cotangents) if owners else self.plan.touched(block)
             reads = {n: moved[n] for n in cotangents if n in touched}
             slopes = jax.grad(
@@ -318,7 +319,10 @@ class Objective:
             system=block.system,
             pull_update=pull_update,
         )
-        return method.multiplier(answer, placed_like(cotangent, point), None)
+        with calling(f"method of problem {top.name!r}, {method}"):
+            found = method.multiplier(answer, placed_like(cotangent, point), None)
+            _check_multiplier(found, cotangent)
+        return found
 
     def settled(self, name: str, values: Values) -> Values:
         """Prepare the values for a gradient: solve for multipliers, attach answers.
@@ -362,3 +366,35 @@ class Objective:
                 ran = {n: values.draws[n].problem.seen(found[n]) for n in own}
                 values = values._replace(params={**values.params, **ran})
         return values
+
+
+def _check_multiplier(found: Any, cotangent: Unknowns) -> None:
+    """Refuse what a method of the user's own returned in place of a multiplier."""
+    pair = isinstance(found, tuple) and len(found) == 2
+    if not pair or not isinstance(found[1], Mapping):
+        raise TypeError(
+            f"a method's multiplier is {brief(found)}; expected a pair (multiplier, "
+            "report), the report a dict of scalars."
+        )
+    given, expected = (
+        (jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (found[0], cotangent)
+    )
+    if given != expected:
+        raise ValueError(
+            f"a method's multiplier is {brief(found[0])}; expected one like the "
+            f"cotangent that it got, {brief(cotangent)}."
+        )
+
+
+def _reported(
+    upper: str, lower: str, info: Info, metrics: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Name a solver's report among the metrics of an upper."""
+    named = {f"{lower}/{key}": jnp.asarray(x) for key, x in info.items()}
+    for key in sorted(set(named).intersection(metrics)):
+        raise ValueError(
+            f"loss of {upper!r} returned the metric {key!r}, which the solver of "
+            f"{lower!r} reports: rename the metric."
+        )
+    return named

@@ -74,13 +74,20 @@ def layout_of(state: PyTree) -> Layout | None:
     return Layout(mesh, tuple(NamedSharding(mesh, spec) for spec in specs))
 
 
-def check_placed(layout: Layout | None) -> None:
+def check_placed(layout: Layout | None, saves: bool) -> None:
     """Refuse a state that lives on one process of several by an oversight.
 
     Raises:
-        ValueError: If there are several processes, and the state is on no mesh.
+        ValueError: If there are several processes, and the state is on no mesh; or on
+            that of one process, and is to be saved.
     """
     count = jax.process_count()
+    if layout is not None and count > 1 and saves and not layout.spans:
+        raise ValueError(
+            "`checkpoint` is written by all processes together, but `state` is on a "
+            f"mesh of one of {count}. Place it on a mesh of jax.devices(), or start "
+            "programs without jax.distributed."
+        )
     if layout is None and count > 1:
         raise ValueError(
             f"`state` is on no mesh, but this job has {count} processes, each of which "

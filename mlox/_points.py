@@ -96,9 +96,15 @@ def _scores(found: Any) -> dict[str, np.ndarray]:
             f"`validation` must return a dict of scalars, got {type(found).__name__}. "
             f'Return e.g. {{"accuracy": accuracy}}.'
         )
+    for name in found:
+        if not isinstance(name, str) or name == "cycle":
+            raise ValueError(
+                f"`validation` returned a score called {name!r}; expected a string "
+                "other than 'cycle', under which the history holds the cycles."
+            )
     scores = {}
     for name, value in jax.device_get(dict(found)).items():
-        score = np.asarray(value)
+        score = np.array(value)  # a copy: else the record holds a buffer of the device
         if score.ndim or not _data.is_numeric(score) or np.iscomplexobj(score):
             raise ValueError(
                 f"`validation` must return real scalars, but {name!r} is "

@@ -66,6 +66,21 @@ def _means(scores: Scores) -> dict[str, np.ndarray]:
     }
 
 
+def alone(spans: bool, work: Callable[[], None]) -> None:
+    """Let the first process do something once all have come here, and wait for it.
+
+    Args:
+        spans: Whether there are several processes.
+        work: What to do.
+    """
+    if spans:
+        multihost_utils.sync_global_devices("before")
+    if not spans or jax.process_index() == 0:
+        work()
+    if spans:
+        multihost_utils.sync_global_devices("after")
+
+
 def shared(positions: Positions) -> Positions:
     """Return where the data of all processes are, for a checkpoint.
 

@@ -78,10 +78,9 @@ def test_same_numbers_as_on_one_device(method, levels, rules):
     engine, rules = engine_of(METHODS[method], levels), RULES[rules]
     mesh = mesh_of(rules)
     placed = state = mlox.shard(engine, engine.init(), mesh, rules)
-    if isinstance(rules, str):
-        step = jax.jit(engine.step)
-    else:  # XLA would split what is whole, too
-        step = engine.compile(donate=False, like=state)
+    step = jax.jit(engine.step)
+    if not isinstance(rules, str):  # XLA would split what is whole, too
+        step = engine.compile(donate=False, like=state).jitted
     cached, metrics = step._cache_size(), {}
     for cycle in range(2):
         batches = mlox.shard_batches(engine, stacked(engine, cycle), mesh)

@@ -182,8 +182,8 @@ class TestReset:
         other = lambda *args: jnp.zeros(2)
         engine = self.engine(mlox.Unrolled(), **{option: other})
         message = (
-            f"problem 'low': {option} returned {{'': 'float64[2]'}}; expected params "
-            "as they were, {'': 'float64[3]'}."
+            f"problem 'low': {option} returned float64[2]; expected params as they "
+            "were, float64[3]."
         )
         refuses(message, lambda: engine.step(engine.init(), NO_DATA))
 
@@ -392,7 +392,7 @@ class TestParts:
         [
             (None, "is False everywhere, so nothing is left."),
             ({"a": 1, "b": 0}, "holds 1 of type int; expected bools. Return a pytree"),
-            ({"a": True}, "is {'a': True}, which does not fit params: "),
+            ({"a": True}, "is {'a': True}, which does not fit params, {'a': "),
             (False, "is False everywhere, so nothing is left."),
         ],
     )
@@ -593,3 +593,30 @@ class TestRollBack:
         assert state["alone"].params == 3.0
         assert state["alone"].step == 3
         assert state["low"].step == 1
+
+
+class TestNotes:
+    @pytest.mark.parametrize("option", ["sample", "reset", "project"])
+    def test_an_error_names_the_problem_and_its_function(self, option):
+        def fails(*args):
+            raise KeyError("scale")
+
+        engine = two(mlox.Unrolled(), **{option: fails})
+        with pytest.raises(KeyError) as caught:
+            jax.eval_shape(engine.step, engine.init(), NO_DATA)
+        note = f"Raised in {option} of problem 'low', which got params={{'a': "
+        assert caught.value.__notes__[0].startswith(note)
+
+    def test_a_read_without_an_edge_is_said_of_the_problem(self):
+        engine = two(sample=lambda params, ctx: ctx.noise.params)
+        with pytest.raises(
+            ValueError, match=r"problem 'low' reads ctx\['noise'\]"
+        ) as e:
+            jax.eval_shape(engine.step, engine.init(), NO_DATA)
+        assert e.value.__notes__[0].startswith("Raised in sample of problem 'low'")
+
+    @pytest.mark.parametrize("option", ["reset", "project"])
+    def test_what_is_no_array(self, option):
+        engine = two(mlox.Unrolled(), **{option: lambda *args: "start"})
+        message = f"problem 'low': {option} returned 'start'; expected params as they"
+        refuses(message, lambda: engine.step(engine.init(), NO_DATA))
