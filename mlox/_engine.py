@@ -316,9 +316,11 @@ class Engine:
         equal engine with equal shapes compiles nothing.
 
         Args:
-            state: The state to start from; it stays usable.
+            state: The state to start from; it stays usable. On a mesh, see
+                `mlox.shard`, it stays placed as it is.
             data: For each problem an iterable of batches, or None. What can be iterated
-                over again (a list, a DataLoader) is started again at its end. See
+                over again (a list, a DataLoader) is started again at its end. Where
+                there are several processes, those are the shares of this one. See
                 `mlox.together` for several of them, `mlox.on_epoch_end` for a call
                 there.
             train_iters: The number of cycles.

@@ -121,11 +121,14 @@ def refused(process, count, folder):
     other = engine.init()
     other["fit"] = other["fit"].replace(step=other["fit"].step + process)
     some = Mesh(np.array(jax.devices()[:-1]), ("data",))
+    own = Mesh(np.array(jax.local_devices()), ("data",))
+    saves = {"checkpoint": mlox.Checkpoint(folder / "never"), **QUIET}
     said = []
     for call in (
         lambda: mlox.shard(engine, other, mesh()),
         lambda: mlox.shard(engine, engine.init(), some),
         lambda: engine.run(engine.init(), own_data(process, count)),
+        lambda: engine.run(mlox.shard(engine, engine.init(), own), None, **saves),
     ):
         try:
             call()

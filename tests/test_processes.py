@@ -124,10 +124,11 @@ def test_four_processes(tmp_path, expected):
     check_same_numbers(tmp_path, 4, expected)
     check_only_the_first_speaks(tmp_path, job)
     for process, text in enumerate(read(tmp_path, "refused", 4)):
-        alike, mesh, placed = text.splitlines()
+        alike, mesh, placed, saved = text.splitlines()
         assert "'fit/step' differs between processes" in alike
         assert f"processes [0, 1, 2], but this is process {process} of 4" in mesh
         assert "`state` is on no mesh, but this job has 4 processes" in placed
+        assert "`state` is on a mesh of one of 4. Place it on a mesh of" in saved
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_cycle(tmp_path):
