@@ -37,7 +37,29 @@ Written by `python benchmarks/reliability.py`, which tries everything below, one
 the test suite does so, too, and holds this page against what it finds. Messages longer
 than 420 signs are cut; `FOLDER` is a folder of the run. Where a function of the user's
 raises, its own error arrives, with a note that names the problem, the function and what
-it got.
+it got. Once a run has begun, whatever stops it hands back the last good state:
+
+```python
+import jax.numpy as jnp
+import optax
+
+import mlox
+
+fit = mlox.Problem.create(
+    name="fit",
+    params=jnp.zeros(2),
+    tx=optax.sgd(0.1),
+    loss_fn=lambda params, batch, ctx: jnp.sum((params - batch) ** 2),
+)
+engine = mlox.Engine([fit])
+batches = iter([jnp.ones(2), jnp.ones(2)])  # too few for ten cycles
+try:
+    engine.run(engine.init(), {"fit": batches}, train_iters=10, loggers=())
+except mlox.RunError as error:
+    print(error)  # what failed, where, and why
+    state, cycles = error.state, error.cycle  # to go on from, by another run
+assert cycles == 2
+```
 """
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlox._checkpoint import Checkpoint, check_wanted
-from mlox._packing import BYTES, Arrays, Leaf, filled, flattened, unpacked
+from mlox._packing import BYTES, NOTES, Arrays, Leaf, filled, flattened, unpacked
 
 PyTree = Any
 FORMAT = 2
@@ -70,12 +70,12 @@ class Archive:
     def notes(self, cycle: int) -> dict[str, Any]:
         """Read the notes of a checkpoint, or raise a `BrokenError`."""
         with _whole(self.folder(cycle)):
-            file = self.folder(cycle) / "notes" / "metadata"
-            found = json.loads(file.read_text(encoding="utf-8"))
-            notes = found["notes"]
+            file = self.folder(cycle) / "notes" / NOTES
+            text = file.read_bytes()
+            notes = json.loads(text)["notes"]
             if notes["format"] != FORMAT:
                 raise ValueError(f"its format is {notes['format']}, not {FORMAT}")
-            if found["checksum"] != checksum(notes):
+            if text != sealed(notes):
                 raise ValueError("its notes are not those saved")
             return notes
 
@@ -160,9 +160,10 @@ def best_of(scores: Mapping[int, float | None]) -> int | None:
     return min(found, key=lambda cycle: (found[cycle], cycle), default=None)
 
 
-def checksum(notes: Mapping[str, Any]) -> int:
-    """Sum up notes; those that were read have the same sum as those written."""
-    return zlib.crc32(json.dumps(notes).encode())
+def sealed(notes: Mapping[str, Any]) -> bytes:
+    """Return notes as JSON, with their checksum."""
+    text = json.dumps(notes)
+    return f'{{"checksum": {zlib.crc32(text.encode())}, "notes": {text}}}'.encode()
 
 
 def restore(

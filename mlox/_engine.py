@@ -28,7 +28,7 @@ from mlox._placement import Layout, layout_of
 from mlox._plan import Plan
 from mlox._problem import Problem
 from mlox._run import run
-from mlox._step import Compiled, Step
+from mlox._step import Step
 from mlox._stopping import EarlyStopping
 from mlox._tree import brief
 from mlox.methods import Iterative, reach
@@ -193,17 +193,13 @@ class Engine:
                 placed as this one is, whatever XLA would choose.
 
         Returns:
-            The jitted function, with `lower` as JAX's; equal engines share what was
-            compiled.
+            The jitted function; equal engines share what was compiled.
 
         Raises:
-            TypeError: If `donate` is no bool; when called, if state or batches hold
-                something that is no array.
-            ValueError: When called, with a state that was donated before; else as
-                `step` says.
+            TypeError: If `donate` is no bool.
         """
         _check_flag("donate", donate, (True, False))
-        return Compiled(_jitted(self.traced, donate, layout_of(like)))
+        return _jitted(self.traced, donate, layout_of(like))
 
     def hypergradient(
         self, state: State, batches: Batches, name: str | Problem

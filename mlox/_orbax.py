@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals, Future
 
-from mlox._packing import BYTES
+from mlox._packing import BYTES, NOTES
 
 Scores = Mapping[int, float | None]
 
@@ -31,25 +31,26 @@ class BytesHandler(ocp.AsyncCheckpointHandler):
 
     async def async_save(self, directory: Any, args: Bytes) -> list[Future] | None:
         """Write in the background, once Orbax has made the folder."""
-        work = _written(pathlib.Path(directory, BYTES), args.data)
+        work = _written(pathlib.Path(directory, args.file), args.data)
         return [CommitFutureAwaitingContractedSignals(work, name="bytes")]
 
     def save(self, directory: Any, args: Bytes) -> None:
         """Write at once."""
-        _write(pathlib.Path(directory, BYTES), args.data)
+        _write(pathlib.Path(directory, args.file), args.data)
 
     def restore(self, directory: Any, args: Bytes | None = None) -> np.ndarray:
         """Read it, as people may who open a checkpoint with Orbax alone."""
-        del args
-        return np.fromfile(pathlib.Path(directory, BYTES), np.uint8)
+        file = BYTES if args is None else args.file
+        return np.fromfile(pathlib.Path(directory, file), np.uint8)
 
 
 @ocp.args.register_with_handler(BytesHandler, for_save=True, for_restore=True)
 @dataclass  # not frozen, as its base is not
 class Bytes(ocp.args.CheckpointArgs):
-    """A buffer, which must not change any more; empty for reading."""
+    """A buffer, which must not change any more, and its file; empty for reading."""
 
     data: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+    file: str = BYTES
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,15 @@ def manager(folder: pathlib.Path, policy: Preservation, async_: bool) -> Any:
 
 
 def saved(
-    notes: Mapping[str, Any], data: np.ndarray, sharded: Mapping[str, Any]
+    notes: bytes, data: np.ndarray, sharded: Mapping[str, Any]
 ) -> ocp.args.Composite:
-    """Say what to write: JSON, bytes, and arrays that no process has whole, if any."""
+    """Say what to write: notes, bytes, and arrays that no process has whole, if any."""
     # Orbax takes names from the paths, in which some signs have a meaning.
     numbered = {str(i): array for i, array in enumerate(sharded.values())}
     apart = {"sharded": ocp.args.StandardSave(numbered)} if sharded else {}
-    return ocp.args.Composite(
-        notes=ocp.args.JsonSave(notes), arrays=Bytes(data), **apart
-    )
+    # Not as JSON of Orbax: made in its threads, it lets their heaps grow.
+    text = Bytes(np.frombuffer(notes, np.uint8), NOTES)
+    return ocp.args.Composite(notes=text, arrays=Bytes(data), **apart)
 
 
 def restored(folder: pathlib.Path, targets: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import numpy as np
 
 PyTree = Any
 Arrays = dict[str, Any]
-BYTES = "bytes"
-"""The name of the file that holds them."""
+BYTES, NOTES = "bytes", "metadata"
+"""The names of the files that hold them, and what is noted of them."""
 
 
 class Leaf(NamedTuple):

@@ -10,16 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlox._archive import (
-    FORMAT,
-    Archive,
-    BrokenError,
-    Snapshot,
-    best_of,
-    checksum,
-)
+from mlox._archive import FORMAT, Archive, BrokenError, Snapshot, best_of, sealed
 from mlox._checkpoint import Checkpoint
-from mlox._packing import flattened, packed
+from mlox._packing import NOTES, flattened, packed
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +47,9 @@ class Store:
             "leaves": pack.leaves,
             "notes": dict(snapshot.notes),
         }
-        sealed = {"checksum": checksum(notes), "notes": notes}
         self.manager.save(
             snapshot.cycle,
-            args=_orbax.saved(sealed, pack.data, pack.sharded),
+            args=_orbax.saved(sealed(notes), pack.data, pack.sharded),
             metrics={"score": score},  # for `Preservation`; Orbax writes them nowhere
             force=True,
         )
@@ -116,7 +108,7 @@ def tidy(checkpoint: Checkpoint, cycle: int) -> None:
     for other in archive.cycles:
         if other > cycle:
             _set_aside(archive, other)
-        elif other < cycle and (archive.folder(other) / "notes" / "metadata").exists():
+        elif other < cycle and (archive.folder(other) / "notes" / NOTES).exists():
             try:
                 archive.notes(other)
             except BrokenError as error:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from mlox._log import Functions, Logger, replace_bytes
+from mlox._log import Functions, Logger, replace_bytes, writing
 
 OURS = "events.out.tfevents.*.mlox"
 
@@ -29,6 +29,7 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
         A `Logger`.
 
     Raises:
+        TypeError: If `logdir` is no path.
         OSError: If the file cannot be written, at once and not at the first log point.
 
     Example:
@@ -40,8 +41,13 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
         ...     len(list(pathlib.Path(folder).glob("events.out.tfevents.*")))
         1
     """
+    if not isinstance(logdir, str | os.PathLike):
+        raise TypeError(
+            f"tensorboard_logger: logdir is {logdir!r}; expected the path of a folder."
+        )
     folder = pathlib.Path(logdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing("tensorboard_logger", folder):
+        folder.mkdir(parents=True, exist_ok=True)
     now = time.time_ns()
     name = f"{now // 10**9:010d}.{socket.gethostname()}.{now}"
     file = folder / OURS.replace("*", name)
@@ -51,7 +57,7 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
         # tensorboardX's own writer has a queue, which flushing does not wait for: a
         # killed process would lose what is in it.
         record = _framed(event(wall_time=time.time(), **what).SerializeToString())
-        with file.open(mode) as events:
+        with writing("tensorboard_logger", file), file.open(mode) as events:
             events.write(record)
 
     def log(step: int, metrics: dict[str, float]) -> None:

@@ -80,7 +80,7 @@ def test_same_numbers_as_on_one_device(method, levels, rules):
     placed = state = mlox.shard(engine, engine.init(), mesh, rules)
     step = jax.jit(engine.step)
     if not isinstance(rules, str):  # XLA would split what is whole, too
-        step = engine.compile(donate=False, like=state).jitted
+        step = engine.compile(donate=False, like=state)
     cached, metrics = step._cache_size(), {}
     for cycle in range(2):
         batches = mlox.shard_batches(engine, stacked(engine, cycle), mesh)

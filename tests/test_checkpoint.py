@@ -394,9 +394,10 @@ def test_orbax_alone_can_read_what_was_saved(engine, tmp_path):
 
     run(engine, 2, checkpoint=mlox.Checkpoint(tmp_path))
     with ocp.CheckpointManager(tmp_path) as manager:
-        args = ocp.args.Composite(notes=ocp.args.JsonRestore(), arrays=_orbax.Bytes())
+        notes, arrays = _orbax.Bytes(file="metadata"), _orbax.Bytes()
+        args = ocp.args.Composite(notes=notes, arrays=arrays)
         read = manager.restore(2, args=args)
-    assert read.notes["notes"]["cycle"] == 2
+    assert json.loads(read.notes.tobytes())["notes"]["cycle"] == 2
     assert read.arrays.tobytes() == (tmp_path / "2/arrays/bytes").read_bytes()
 
 

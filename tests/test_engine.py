@@ -1050,25 +1050,10 @@ class TestStates:
 
 
 class TestCompiled:
-    def test_a_state_that_was_donated_before(self):
-        engine = mlox.Engine([problem("alone")])
-        step, state = engine.compile(), engine.init()
-        after, _ = step(state, {"alone": None})
-        message = r"state\['alone'\].* was donated to an earlier call, which used its"
-        with pytest.raises(ValueError, match=message):
-            step(state, {"alone": None})
-        step(after, {"alone": None})
-
-    def test_leaves_that_jax_cannot_take(self):
-        engine = mlox.Engine([problem("alone")])
-        message = r"batches holds something that is no array: batches\['alone'\] is 'a'"
-        with pytest.raises(TypeError, match=message):
-            engine.compile()(engine.init(), {"alone": "a"})
-
-    def test_other_errors_are_left_as_they_are(self):
-        engine = mlox.Engine([problem("alone")])
-        with pytest.raises(ValueError, match="batches has None; expected one entry"):
-            engine.compile()(engine.init(), None)
+    def test_it_is_the_jitted_function(self):
+        step = pair().compile()
+        assert isinstance(step, jax.stages.Wrapped)
+        assert pair().compile() is step
 
     def test_donate_is_a_flag(self):
         with pytest.raises(TypeError, match="donate is 'yes'; expected True or False"):

@@ -91,3 +91,17 @@ def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         mlox.tensorboard_logger(tmp_path / "file" / "runs")
+
+
+def test_a_folder_that_is_none():
+    with pytest.raises(TypeError, match="tensorboard_logger: logdir is 3; expected"):
+        mlox.tensorboard_logger(3)
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    file = tmp_path / "runs"
+    file.touch()
+    with pytest.raises(FileExistsError) as caught:
+        mlox.tensorboard_logger(file)
+    (note,) = caught.value.__notes__
+    assert note.startswith("tensorboard_logger cannot write to ")
