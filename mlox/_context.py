@@ -21,6 +21,8 @@ class Neighbour:
         model_state: Its mutable state at present, or None.
         apply_fn: Its function (params, *args) -> output, or None.
         name: Its name.
+        tasks: The number of its tasks, the leading axis of all else; None if it has
+            none. Calling it then maps over the leading axis of the arguments, too.
 
     Example:
         >>> from mlox import Neighbour
@@ -33,6 +35,7 @@ class Neighbour:
     model_state: PyTree
     apply_fn: Callable[..., Any] | None
     name: str = ""
+    tasks: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the neighbour's function to its parameters and the arguments."""
@@ -41,7 +44,9 @@ class Neighbour:
                 f"neighbour {self.name!r} was called, but has no apply_fn. Pass "
                 f"apply_fn= to Problem.create of {self.name!r}, or use its params."
             )
-        return self.apply_fn(self.params, *args, **kwargs)
+        if self.tasks is None:
+            return self.apply_fn(self.params, *args, **kwargs)
+        return jax.vmap(self.apply_fn)(self.params, *args, **kwargs)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from mlox._objective import Objective, Values
+from mlox._objective import Objective
 from mlox._problem import Problem
 from mlox._tree import strong
+from mlox._values import Values
 
 PyTree = Any
 State = Mapping[str, Problem]
@@ -27,8 +28,17 @@ def begun(objective: Objective, layer: int, state: State) -> dict[str, Problem]:
         if state[n].reset is not None and graph.inner_layer[n] == layer
     ]
     values = _present(state, RESET)
-    restarted = {n: state[n].restarted(objective.context(n, values)) for n in beginning}
-    return {**state, **restarted}
+    return {**state, **{n: restarted(objective, n, values) for n in beginning}}
+
+
+def restarted(objective: Objective, name: str, values: Values) -> Problem:
+    """Return a problem at the start of an inner loop, as `reset` has it."""
+    problem = values.draws[name].problem
+    reset: Any = problem.reset
+    params = _over_tasks(
+        lambda one: reset(one.params[name], objective.context(name, one)), name, values
+    )
+    return problem.restarted(params)
 
 
 def drawn(
@@ -50,16 +60,30 @@ def sampled_at(
 ) -> PyTree:
     """Sample a batch of a problem at some values; a constant."""
     sample: Any = values.draws[name].problem.sample
-    ctx = objective.context(name, values, train=train)
-    found = sample(values.params[name], ctx)
+
+    def draw(one: Values) -> PyTree:
+        ctx = objective.context(name, one, train=train)
+        return _batch(name, sample(one.params[name], ctx))
+
+    return jax.lax.stop_gradient(_over_tasks(draw, name, values))
+
+
+def _over_tasks(
+    function: Callable[[Values], PyTree], name: str, values: Values
+) -> PyTree:
+    """Apply a function of values to those of each task of a problem, if it has any."""
+    tasks = values.draws[name].problem.tasks
+    return function(values) if tasks is None else values.each(tasks, function)
+
+
+def _batch(name: str, found: Any) -> PyTree:
     try:
-        batch = jax.tree.map(strong, found)
+        return jax.tree.map(strong, found)
     except TypeError as error:
         raise TypeError(
             f"problem {name!r}: sample returned something that is no array: {error} "
             "Expected a batch, a pytree of arrays."
         ) from error
-    return jax.lax.stop_gradient(batch)
 
 
 def passed(before: Problem, after: Problem) -> Problem:

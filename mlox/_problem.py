@@ -57,6 +57,7 @@ class Problem:
             neighbour's loss does, or None.
         method: How the problem's answer is differentiated by those above it.
         unroll_steps: Its steps per step of its uppers.
+        tasks: The leading axis of params, opt_state and model_state, or None.
         loss_scale, sample, reset, project, trainable, meta_trainable, warmup_steps: See
             `Problem.create`.
 
@@ -84,6 +85,7 @@ class Problem:
     apply_fn: Callable[..., Any] | None = field(metadata={"static": True})
     method: Method | Iterative = field(metadata={"static": True})
     unroll_steps: int = field(metadata={"static": True})
+    tasks: int | None = field(metadata={"static": True})
     sample: Callable[..., Any] | None = field(metadata={"static": True})
     reset: Callable[..., Any] | None = field(metadata={"static": True})
     project: Callable[..., Any] | None = field(metadata={"static": True})
@@ -102,6 +104,7 @@ class Problem:
         apply_fn: Callable[..., Any] | None = None,
         method: Method | Iterative | None = None,
         unroll_steps: int = 1,
+        tasks: int | None = None,
         sample: Callable[[PyTree, Context], PyTree] | None = None,
         reset: Callable[[PyTree, Context], PyTree] | None = None,
         project: Callable[[PyTree], PyTree] | None = None,
@@ -128,6 +131,14 @@ class Problem:
             method: How the answer is differentiated by those above, e.g.
                 `mlox.Unrolled()`; None means `mlox.Implicit()`.
             unroll_steps: Steps per step of the uppers, a positive integer.
+            tasks: How many tasks the problem stands for, each with parameters, an
+                optimizer state and a mutable state of its own; None for just one. All
+                other arguments are for one task, and so is what the functions see:
+                `jax.vmap` maps them, and the cost is the sum of the losses. params, opt_state and model_state of the problem,
+                and its batches, have a leading axis of tasks; so has what its uppers
+                see, unless they have tasks, too: then task i sees task i. Each task
+                makes steps of its own. Metrics are means over the tasks, besides
+                "loss_per_task" and the like, [tasks].
             sample: (params, ctx) -> batch, makes the batch of each step inside the
                 compiled step, from a key of its own in ctx.rng: rollouts in an
                 environment, synthetic data. The batch is a constant: no derivative
@@ -176,6 +187,8 @@ class Problem:
         check_optimizer(name, tx)
         check_steps(name, "unroll_steps", unroll_steps, least=1)
         check_steps(name, "warmup_steps", warmup_steps, least=0)
+        if tasks is not None:
+            check_steps(name, "tasks", tasks, least=1)
         method = Implicit() if method is None else method
         check_method(name, method)
         static = {"tx": tx, "loss_fn": loss_fn, "method": method, **hooks}
@@ -188,20 +201,23 @@ class Problem:
             ("meta_trainable", meta_trainable),
         ):
             check_mask(name, what, mask, params)
-        optimizer = _optimizer(tx, trainable)
+        optimizer = _optimizer(tx, trainable, None)
         if opt_state is None:
             opt_state = optimizer.init(params)
         check_opt_state(name, optimizer, params, opt_state)
         check_update(name, optimizer, params, opt_state)
+        opt_state = jax.tree.map(strong, opt_state)
+        model_state = checked_model_state(name, model_state)
         return cls(
-            params=params,
-            opt_state=jax.tree.map(strong, opt_state),
-            model_state=checked_model_state(name, model_state),
+            params=_repeated(params, tasks),
+            opt_state=_repeated(opt_state, tasks),
+            model_state=_repeated(model_state, tasks),
             rng=checked_key(name, rng),
             step=jnp.zeros((), jnp.int32),
             loss_scale=checked_loss_scale(name, loss_scale),
             name=name,
             unroll_steps=unroll_steps,
+            tasks=None if tasks is None else int(tasks),
             warmup_steps=warmup_steps,
             **static,
         )
@@ -225,7 +241,8 @@ class Problem:
         updates, opt_state = self._update(grads, loss)
         params = optax.apply_updates(self.params, updates)
         if self.project is not None:
-            params = self._alike("project", self.project(params))
+            project = self.project if self.tasks is None else jax.vmap(self.project)
+            params = self._alike("project", project(params))
         return self.replace(
             params=params,
             # Some transformations promote their state among parameters of mixed dtypes.
@@ -234,17 +251,15 @@ class Problem:
             step=self.step + 1,
         )
 
-    def restarted(self, ctx: Context) -> Problem:
-        """Return the problem at the start of an inner loop, as `reset` has it."""
-        if self.reset is None:
-            return self
-        params = self._alike("reset", self.reset(self.params, ctx))
+    def restarted(self, params: PyTree) -> Problem:
+        """Return the problem at the start of an inner loop, where `reset` has it."""
+        params = self._alike("reset", params)
         return self.replace(params=params, opt_state=self.optimizer.init(params))
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """The optimizer of what is trainable; the rest stays."""
-        return _optimizer(self.tx, self.trainable)
+        """The optimizer of what is trainable, for all tasks; the rest stays."""
+        return _optimizer(self.tx, self.trainable, self.tasks)
 
     def answer(self, params: PyTree) -> PyTree:
         """Return the part of `params` that responds to uppers, None for the rest.
@@ -254,9 +269,10 @@ class Problem:
         """
         iterative = isinstance(self.method, Iterative)
         part = params
+        one = params if self.tasks is None else jax.tree.map(lambda x: x[0], params)
         for mask in (self.meta_trainable, None if iterative else self.trainable):
             if mask is not None:
-                part = pruned(mask(params), part)
+                part = pruned(mask(one), part)
         return part
 
     def seen(self, params: PyTree) -> PyTree:
@@ -292,8 +308,10 @@ class Problem:
 # One value for equal arguments, or every new problem would be compiled anew.
 @functools.lru_cache(maxsize=64)
 def _optimizer(
-    tx: optax.GradientTransformation, trainable: Mask | None
+    tx: optax.GradientTransformation, trainable: Mask | None, tasks: int | None
 ) -> optax.GradientTransformation:
+    if tasks is not None:
+        return _each_task(_optimizer(tx, trainable, None), tasks)
     if trainable is None:
         return tx
     parts: dict[Hashable, Any] = {"trained": tx, "frozen": optax.set_to_zero()}
@@ -302,6 +320,30 @@ def _optimizer(
         return jax.tree.map(lambda m: "trained" if m else "frozen", trainable(params))
 
     return optax.partition(parts, labels)
+
+
+def _each_task(
+    tx: optax.GradientTransformation, tasks: int
+) -> optax.GradientTransformationExtraArgs:
+    """Make an optimizer that has a state, and makes an update, for each task."""
+    single = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        def one(value: Any, *args: PyTree) -> Any:
+            return single.update(*args, value=value)
+
+        losses = jnp.broadcast_to(extra["value"], (tasks,))
+        return jax.vmap(one)(losses, updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(jax.vmap(single.init), update)
+
+
+def _repeated(tree: PyTree, tasks: int | None) -> PyTree:
+    if tasks is None:
+        return tree
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (tasks, *x.shape)), tree)
 
 
 def _like(new: Any, old: jax.Array) -> jax.Array:
