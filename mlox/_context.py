@@ -64,6 +64,8 @@ class Context:
         model_state: The problem's mutable state, or None.
         train: False in `Engine.evaluate`, True in every evaluation that a step or a
             hypergradient makes; a plain bool, so that a loss may branch on it.
+        task_index: int32 scalar, the task at hand of a problem with `tasks`, from 0;
+            None for a problem without.
 
     Example:
         >>> from mlox import Context, Neighbour
@@ -78,6 +80,7 @@ class Context:
     step: jax.Array | int
     model_state: PyTree
     train: bool = True
+    task_index: jax.Array | None = None
 
     def __getitem__(self, name: str) -> Neighbour:
         if name not in self.neighbours:

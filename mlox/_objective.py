@@ -104,7 +104,13 @@ class Objective:
             for n, p in problems.items()
         }
         return Context(
-            name, neighbours, draw.rng, draw.step, draw.model_state, train=train
+            name,
+            neighbours,
+            draw.rng,
+            draw.step,
+            draw.model_state,
+            train=train,
+            task_index=draw.task_index,
         )
 
     def lagrangian(self, name: str, values: Values) -> jax.Array:

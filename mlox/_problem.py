@@ -134,11 +134,11 @@ class Problem:
             tasks: How many tasks the problem stands for, each with parameters, an
                 optimizer state and a mutable state of its own; None for just one. All
                 other arguments are for one task, and so is what the functions see:
-                `jax.vmap` maps them, and the cost is the sum of the losses. params, opt_state and model_state of the problem,
-                and its batches, have a leading axis of tasks; so has what its uppers
-                see, unless they have tasks, too: then task i sees task i. Each task
-                makes steps of its own. Metrics are means over the tasks, besides
-                "loss_per_task" and the like, [tasks].
+                `jax.vmap` maps them, and the cost is the sum of the losses. params,
+                opt_state and model_state of the problem, and its batches, have a
+                leading axis of tasks; so has what neighbours see, unless they have
+                tasks, too: then task i sees task i. Metrics are means over the tasks,
+                besides "loss_per_task" and the like, [tasks].
             sample: (params, ctx) -> batch, makes the batch of each step inside the
                 compiled step, from a key of its own in ctx.rng: rollouts in an
                 environment, synthetic data. The batch is a constant: no derivative

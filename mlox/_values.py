@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from mlox._problem import Problem
 from mlox._tree import merged
@@ -27,6 +28,7 @@ class Draw(NamedTuple):
         window: params -> params: runs the problem's last window again, from where it
             started, with the given parameters of the problems above; None where nobody
             needs it. A `jax.tree_util.Partial`, so that its arrays are arguments.
+        task_index: The task at hand; None if the problem has no tasks, or for all.
     """
 
     problem: Problem
@@ -35,6 +37,7 @@ class Draw(NamedTuple):
     step: jax.Array
     model_state: PyTree
     window: Any
+    task_index: jax.Array | None = None
 
     @classmethod
     def make(
@@ -53,14 +56,16 @@ class Draw(NamedTuple):
 
     def single(self) -> Draw:
         """Return the draw of a problem of one task; the arrays stay stacked."""
-        return self._replace(problem=self.problem.replace(tasks=None), window=None)
+        single = self.problem.replace(tasks=None)
+        index = jnp.arange(self.problem.tasks, dtype=jnp.int32)
+        return self._replace(problem=single, window=None, task_index=index)
 
     def axes(self) -> Draw:
         """Return the axes of tasks, for `jax.vmap` over a draw that is `single`."""
         problem = self.problem.replace(
             params=0, opt_state=0, model_state=0, rng=None, step=None, loss_scale=None
         )
-        return Draw(problem, batch=0, rng=0, step=None, model_state=0, window=None)  # pyright: ignore[reportArgumentType]
+        return Draw(problem, 0, 0, None, 0, None, 0)  # pyright: ignore[reportArgumentType]
 
 
 class Unknowns(NamedTuple):

@@ -332,6 +332,20 @@ def test_each_task_has_a_key_of_its_own():
     assert len(set(moves.reshape(-1).tolist())) == 8
 
 
+def test_a_task_knows_its_number():
+    problem = mlox.Problem.create(
+        name="x",
+        params=jnp.zeros(()),
+        tx=optax.sgd(1.0),
+        loss_fn=lambda params, batch, ctx: (params - batch) ** 2 / 2 + 0 * ctx.step,
+        sample=lambda params, ctx: 1.0 * ctx.task_index,
+        tasks=TASKS,
+    )
+    engine = mlox.Engine([problem])
+    state, _ = quick(engine)(engine.init(), {"x": None})
+    assert state["x"].params.tolist() == [0.0, 1.0, 2.0]
+
+
 def test_calling_a_neighbour_maps_over_its_tasks():
     def apply_fn(params, x):
         return x @ params
