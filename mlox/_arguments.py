@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -10,20 +11,68 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mlox._tree import pruned, strong
+from mlox._context import calling
+from mlox._tree import brief, pruned, stray, strong
 from mlox.methods import Iterative
 
 PyTree = Any
 Mask = Callable[[PyTree], PyTree]
 
 
-def check_callables(name: str, loss_fn: Any, hooks: Mapping[str, Any]) -> None:
-    for what, value in {"loss_fn": loss_fn, **hooks}.items():
-        if not callable(value) and (what == "loss_fn" or value is not None):
-            raise TypeError(
-                f"problem {name!r}: {what} is {value!r}; expected a function"
-                + (" (params, batch, ctx) -> loss." if what == "loss_fn" else ".")
-            )
+# The functions of a problem, with what they are called; `apply_fn` is the user's.
+LOSS = "(params, batch, ctx) -> loss"
+FUNCTIONS = {
+    "loss_fn": LOSS,
+    "apply_fn": None,
+    "sample": "(params, ctx) -> batch",
+    "reset": "(params, ctx) -> params",
+    "project": "(params) -> params",
+    "trainable": "(params) -> bools",
+    "meta_trainable": "(params) -> bools",
+}
+COUNTS = {"unroll_steps": 1, "warmup_steps": 0, "tasks": 1}  # the least of each
+
+
+def check_parts(name: str, parts: Mapping[str, Any]) -> None:
+    """Refuse static parts of a problem that are of a wrong kind: those given."""
+    for what, value in parts.items():
+        if what == "tasks" and value is None:
+            continue
+        if what in COUNTS:
+            check_steps(name, what, value, COUNTS[what])
+            continue
+        if what == "tx":
+            check_optimizer(name, value)
+        elif what == "method":
+            check_method(name, value)
+        elif value is not None or what == "loss_fn":
+            check_function(f"problem {name!r}: {what}", value, FUNCTIONS[what])
+        check_hashable(name, what, value)
+
+
+def check_function(whose: str, value: Any, form: str | None) -> None:
+    """Refuse what is no function, or one of another number of arguments.
+
+    Args:
+        whose: What it is, for errors.
+        value: What was passed.
+        form: Its arguments and its value; None for any.
+    """
+    expected = "a function" + (f" {form}" if form else "")
+    if not callable(value):
+        raise TypeError(f"{whose} is {brief(value)}; expected {expected}.")
+    if form is None:
+        return
+    try:
+        signature = inspect.signature(value, follow_wrapped=False)
+    except (TypeError, ValueError):  # some of those that are written in C have none
+        return
+    count = form.split(")")[0].count(",") + 1
+    try:
+        signature.bind(*range(count))
+    except TypeError as error:
+        takes = ", ".join(signature.parameters)
+        raise TypeError(f"{whose} takes ({takes}); expected {expected}.") from error
 
 
 def check_optimizer(name: str, tx: Any) -> None:
@@ -83,17 +132,20 @@ def check_params(name: str, params: Any) -> None:
                 f"{where} is {leaf!r} of type {type(leaf).__name__}; expected a "
                 "floating array. Keep what is not trained out of params."
             )
-        if not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
+        array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
+        dtype = leaf.dtype if array else jnp.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"{where} has dtype {jnp.asarray(leaf).dtype}; expected a floating "
-                "dtype. Convert it, or keep it in model_state or the batch."
+                f"{where} has dtype {dtype}; expected a floating dtype. Convert it, or "
+                "keep it in model_state or the batch."
             )
 
 
 def check_mask(name: str, what: str, mask: Mask | None, params: PyTree) -> None:
     if mask is None:
         return
-    found = mask(params)
+    with calling(f"{what} of problem {name!r}", params=params):
+        found = mask(params)
     wrong = [m for m in jax.tree.leaves(found) if not isinstance(m, bool | np.bool_)]
     remedy = (
         "Return a pytree of bools like params, or a prefix of one, e.g. "
@@ -109,7 +161,7 @@ def check_mask(name: str, what: str, mask: Mask | None, params: PyTree) -> None:
     except ValueError as error:
         raise ValueError(
             f"problem {name!r}: {what}(params) is {found!r}, which does not fit "
-            f"params: {error}. {remedy}"
+            f"params, {brief(params)}. {remedy}"
         ) from error
     if not jax.tree.leaves(kept):
         raise ValueError(
@@ -120,13 +172,12 @@ def check_mask(name: str, what: str, mask: Mask | None, params: PyTree) -> None:
 def check_opt_state(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
     """Refuse a state that the optimizer would not make for these parameters."""
     expected = jax.eval_shape(tx.init, params)
-    try:
-        found = jax.eval_shape(lambda state: state, opt_state)
-    except TypeError as error:
+    if wrong := stray(opt_state):
         raise TypeError(
-            f"problem {name!r}: opt_state holds something that is no array: {error}. "
+            f"problem {name!r}: opt_state holds something that is no array: {wrong}. "
             "Make it with tx.init(params)."
-        ) from error
+        )
+    found = jax.eval_shape(lambda state: state, opt_state)
     pairs = (described(found), described(expected))
     if pairs[0] == pairs[1]:
         pairs = (jax.tree.structure(found), jax.tree.structure(expected))
@@ -158,47 +209,77 @@ def check_update(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
 
 
 def checked_model_state(name: str, given: PyTree) -> PyTree:
-    try:
-        return jax.tree.map(strong, given)
-    except (TypeError, ValueError) as error:
+    check_model_state(name, given)
+    return jax.tree.map(strong, given)
+
+
+def check_model_state(name: str, given: PyTree) -> None:
+    if wrong := stray(given):
         raise TypeError(
-            f"problem {name!r}: model_state holds something that is no array: {error} "
+            f"problem {name!r}: model_state holds something that is no array: {wrong}. "
             "Expected a pytree of arrays, or None."
-        ) from error
+        )
 
 
 def checked_loss_scale(name: str, given: Any) -> Any:
     """Refuse what is no scale, and make arrays of its numbers."""
     if given is None:
         return None
-    # Imported here, as it takes long and few need it.
-    from flax.training.dynamic_scale import DynamicScale
-
-    if not isinstance(given, DynamicScale):
-        raise TypeError(
-            f"problem {name!r}: loss_scale is {given!r}; expected a "
-            "flax.training.dynamic_scale.DynamicScale, or None."
-        )
+    check_loss_scale(name, given)
     return given.replace(
         fin_steps=jnp.asarray(given.fin_steps, jnp.int32),
         scale=jnp.asarray(given.scale, jnp.float32),
     )
 
 
+def check_loss_scale(name: str, given: Any) -> None:
+    if given is None:
+        return
+    # Imported here, as it takes long and few need it.
+    from flax.training.dynamic_scale import DynamicScale
+
+    if not isinstance(given, DynamicScale):
+        raise TypeError(
+            f"problem {name!r}: loss_scale is {brief(given)}; expected a "
+            "flax.training.dynamic_scale.DynamicScale, or None."
+        )
+
+
 def checked_key(name: str, given: Any) -> jax.Array | None:
+    whole = isinstance(given, int | np.integer) and not isinstance(given, bool)
+    if whole and -(2**63) <= given < 2**63:
+        return jax.random.key(int(given))
     if given is None:
         return None
-    if isinstance(given, int | np.integer) and not isinstance(given, bool):
-        return jax.random.key(int(given))
-    if isinstance(given, jax.Array):
-        if jnp.issubdtype(given.dtype, jax.dtypes.prng_key) and given.shape == ():
-            return given
-        if given.dtype == jnp.uint32 and given.ndim == 1:  # jax.random.PRNGKey
-            return given
+    if isinstance(given, jax.Array) and _is_key(given):
+        return given
     raise TypeError(
-        f"problem {name!r}: rng is {given!r}; expected one PRNG key, e.g. "
-        "jax.random.key(0), an integer seed, or None."
+        f"problem {name!r}: rng is {brief(given)}; expected one PRNG key, e.g. "
+        "jax.random.key(0), an integer seed of 64 bits, or None."
     )
+
+
+def check_counts(name: str, step: Any, rng: Any) -> None:
+    """Refuse a step or a key that `replace` was given, and that no step could use."""
+    kind = jax.eval_shape(lambda x: x, step) if stray(step) is None else None
+    leaf = isinstance(kind, jax.ShapeDtypeStruct)
+    if not leaf or kind.shape or not jnp.issubdtype(kind.dtype, jnp.integer):
+        raise TypeError(
+            f"problem {name!r}: step is {brief(step)}; expected an int32 scalar, e.g. "
+            "jnp.int32(0). For several states at once, pass engine.step to jax.vmap."
+        )
+    if rng is not None and not (isinstance(rng, jax.Array) and _is_key(rng)):
+        raise TypeError(
+            f"problem {name!r}: rng is {brief(rng)}; expected one PRNG key, e.g. "
+            "jax.random.key(0), or None."
+        )
+
+
+def _is_key(given: jax.Array) -> bool:
+    if jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
+        return given.shape == ()
+    raw = jax.eval_shape(jax.random.PRNGKey, 0)
+    return (given.shape, given.dtype) == (raw.shape, raw.dtype)
 
 
 def described(tree: PyTree) -> Mapping[str, str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 
@@ -94,6 +95,11 @@ class Checkpoint:
         return None if math.isnan(signed) else signed
 
     @property
+    def of_scores(self) -> bool:
+        """Whether the best is by a score of the validation."""
+        return self.best is not None and self.best.startswith("validation/")
+
+    @property
     def path(self) -> pathlib.Path:
         """The folder, as an absolute path."""
         return pathlib.Path(self.directory).absolute()
@@ -125,9 +131,10 @@ def check_checkpoint(checkpoint: Any, resume: Any, every: Mapping[str, int]) -> 
             f"`checkpoint` is {checkpoint!r}; expected a mlox.Checkpoint, e.g. "
             "mlox.Checkpoint('runs/first', every=100)."
         )
+    _check_folder(checkpoint.path)
     if checkpoint.best is None:
         return
-    kind = "score" if checkpoint.best.startswith("validation/") else "mean"
+    kind = "score" if checkpoint.of_scores else "mean"
     if kind not in every:
         raise ValueError(
             f"`checkpoint` keeps the best {checkpoint.best!r}, but there is no "
@@ -139,4 +146,50 @@ def check_checkpoint(checkpoint: Any, resume: Any, every: Mapping[str, int]) -> 
             f"`checkpoint` keeps the best {checkpoint.best!r}, which is recorded "
             f"every {every[kind]} cycles, but saves every {checkpoint.every}: "
             f"make its `every` a multiple of `{option}`."
+        )
+
+
+def check_best(checkpoint: Checkpoint | None, recorded: Iterable[str]) -> None:
+    """Refuse a best by a scalar that is not among those that were recorded."""
+    if checkpoint is None or checkpoint.best is None or checkpoint.best in recorded:
+        return
+    raise ValueError(
+        f"`checkpoint` keeps the best {checkpoint.best!r}, but no scalar is recorded "
+        f"under this name. There are {sorted(recorded)}."
+    )
+
+
+def check_wanted(cycle: Any, state: Any) -> None:
+    """Refuse what names no checkpoint, and a state that holds no arrays."""
+    for leaf in jax.tree.leaves(state):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            raise TypeError(
+                f"restore: state holds a leaf of type {type(leaf).__name__}; expected "
+                "a state like the one that was saved, e.g. engine.init()."
+            )
+    whole = isinstance(cycle, int | np.integer) and not isinstance(cycle, bool)
+    if not whole and cycle not in ("newest", "best"):
+        raise ValueError(
+            f"restore: cycle is {cycle!r}; expected 'newest', 'best', or a number of "
+            "cycles."
+        )
+
+
+def check_reached(cycle: int, train_iters: int) -> None:
+    """Refuse to resume a run that has gone on for longer."""
+    if cycle > train_iters:
+        raise ValueError(
+            f"`train_iters` is {train_iters}, but the run that is resumed has reached "
+            f"cycle {cycle}: pass as many or more, or mlox.restore an earlier "
+            "checkpoint."
+        )
+
+
+def _check_folder(path: pathlib.Path) -> None:
+    """Refuse a path where no folder can be, before anything runs."""
+    files = [p for p in (path, *path.parents) if p.exists() and not p.is_dir()]
+    if files:
+        raise NotADirectoryError(
+            f"`checkpoint`: {str(files[0])!r} is a file; expected a folder, or a path "
+            "where one can be made. Choose another directory."
         )

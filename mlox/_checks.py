@@ -9,12 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from mlox._arguments import check_opt_state
+from mlox._arguments import (
+    check_counts,
+    check_loss_scale,
+    check_model_state,
+    check_opt_state,
+    check_params,
+)
 from mlox._cycle import Batches, State
 from mlox._graph import Graph
 from mlox._plan import Block, Plan
 from mlox._problem import Problem
+from mlox._tree import brief, stray
 from mlox.methods import Iterative, Unrolled, reach
 from mlox.solvers import System
 
@@ -28,8 +36,8 @@ def check_problems(problems: Any) -> None:
     for problem in problems:
         if not isinstance(problem, Problem):
             raise TypeError(
-                f"Engine got {problem!r} of type {type(problem).__name__} among its "
-                "problems; make each with mlox.Problem.create."
+                f"Engine got {brief(problem)} of type {type(problem).__name__} among "
+                "its problems; make each with mlox.Problem.create."
             )
 
 
@@ -132,13 +140,25 @@ def warn_of_adaptive(plan: Plan, problems: Sequence[Problem]) -> None:
 
 def check_state(plan: Plan, state: State) -> None:
     """Refuse a state that the engine was not built for."""
-    if set(state) != set(plan.graph.names):
-        raise ValueError(
-            f"state has the problems {sorted(state)}, the engine "
-            f"{sorted(plan.graph.names)}. Start from engine.init(), and change "
-            "problems with replace."
+    names, remedy = sorted(plan.graph.names), "Start from engine.init(), and change"
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"state is a {type(state).__name__}; expected a dict of the problems "
+            f"{names} by name. {remedy} problems with replace."
         )
-    check_problems(list(state.values()))
+    if set(state) != set(names):
+        raise ValueError(
+            f"state has the problems {sorted(map(str, state))}, the engine {names}. "
+            f"{remedy} problems with replace."
+        )
+    for name, problem in state.items():
+        if not isinstance(problem, Problem) or problem.name != name:
+            named = isinstance(problem, Problem)
+            found = f"problem {problem.name!r}" if named else brief(problem)
+            raise TypeError(
+                f"state[{name!r}] is {found}; expected the problem {name!r}. {remedy} "
+                "problems with replace."
+            )
     check_methods(plan, state)
     steps = dict(zip(plan.graph.names, plan.graph.unroll_steps, strict=True))
     for name, problem in state.items():
@@ -152,13 +172,39 @@ def check_state(plan: Plan, state: State) -> None:
                 "engine was built with. Build a new Engine with the changed problem; "
                 "the state can stay."
             )
-        check_opt_state(name, problem.optimizer, problem.params, problem.opt_state)
+        _check_arrays(problem)
+
+
+def _check_arrays(problem: Problem) -> None:
+    """Refuse arrays that `replace` was given, and that `create` would not take."""
+    name = problem.name
+    check_counts(name, problem.step, problem.rng)
+    check_params(name, problem.params)
+    check_model_state(name, problem.model_state)
+    check_loss_scale(name, problem.loss_scale)
+    check_opt_state(name, problem.optimizer, problem.params, problem.opt_state)
+
+
+def check_donated(state: State) -> None:
+    """Refuse a state whose buffers an earlier call was given to reuse."""
+    for name, problem in state.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(problem):
+            # A traced array is none that could be gone.
+            concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+            if concrete and leaf.is_deleted():
+                raise ValueError(
+                    f"state[{name!r}]{jax.tree_util.keystr(path)} was donated to an "
+                    "earlier call, which used its memory. Go on with the state that "
+                    "the call returned, or pass donate=False to it."
+                )
 
 
 def check_batches(graph: Graph, state: State, batches: Batches) -> None:
     """Refuse batches that do not fit the schedule."""
     if not isinstance(batches, Mapping) or set(batches) != set(graph.names):
-        given = sorted(batches) if isinstance(batches, Mapping) else batches
+        given = brief(batches)
+        if isinstance(batches, Mapping):
+            given = sorted(map(str, batches))
         raise ValueError(
             f"batches has {given}; expected one entry for each of {sorted(graph.names)}"
             ", None for a problem without data. engine.stack makes them."
@@ -169,6 +215,11 @@ def check_batches(graph: Graph, state: State, batches: Batches) -> None:
             raise ValueError(
                 f"batches has data for {name!r}, which samples its own: pass None, or "
                 "make the problem without sample=."
+            )
+        if wrong := stray(batch):
+            raise TypeError(
+                f"batches[{name!r}] holds something that is no array: {wrong}. "
+                "Expected a pytree of arrays of numbers."
             )
         for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
             if np.shape(leaf)[:1] != (steps,):

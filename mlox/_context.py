@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from mlox._tree import brief, stray
 
 PyTree = Any
 
@@ -85,7 +88,7 @@ class Context:
     def __getitem__(self, name: str) -> Neighbour:
         if name not in self.neighbours:
             raise ValueError(
-                f"loss of {self.name!r} reads ctx[{name!r}], but no edge between them "
+                f"problem {self.name!r} reads ctx[{name!r}], but no edge between them "
                 f"is declared. If {name!r} is an upper of {self.name!r}, add "
                 f"u2l={{{name!r}: [{self.name!r}]}}; if it is a lower, add "
                 f"l2u={{{name!r}: [{self.name!r}]}}. Declared: "
@@ -115,6 +118,22 @@ def check_name(name: Any) -> None:
             f"Reserved are {', '.join(RESERVED)} and names that start with two "
             "underscores."
         )
+
+
+@contextlib.contextmanager
+def calling(what: str, **given: Any) -> Iterator[None]:
+    """Note at an error that a user's function raises which one it was, and what it got.
+
+    Args:
+        what: The function.
+        **given: Its arguments.
+    """
+    try:
+        yield
+    except Exception as error:
+        got = ", ".join(f"{name}={brief(value)}" for name, value in given.items())
+        error.add_note(f"Raised in {what}" + (f", which got {got}." if got else "."))
+        raise
 
 
 def parts_of(returned: Any) -> dict[str, Any]:
@@ -147,11 +166,16 @@ def split_loss(
     new_state = _new_state(name, parts, model_state)
     metrics: dict[str, jax.Array] = {}
     for key, value in parts.items():
+        if str(key) in metrics:
+            raise ValueError(
+                f"loss of {name!r} returned two metrics called {str(key)!r}, one by "
+                "another type of key; expected strings that differ."
+            )
         try:
             metrics[str(key)] = jnp.asarray(value)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"loss of {name!r} returned {key!r} = {value!r}; expected "
+                f"loss of {name!r} returned {key!r} = {brief(value)}; expected "
                 + ("one floating scalar." if key == "loss" else "an array.")
                 + " Return the loss, or a dict {'loss': loss, 'a metric': array}."
             ) from error
@@ -170,13 +194,12 @@ def _new_state(name: str, parts: dict[str, Any], model_state: PyTree) -> PyTree:
     if "model_state" not in parts:
         return model_state
     new_state = parts.pop("model_state")
-    try:
-        new_state = jax.tree.map(jnp.asarray, new_state)
-    except (TypeError, ValueError) as error:
+    if found := stray(new_state):
         raise ValueError(
             f"loss of {name!r} returned a model_state that holds something that is no "
-            f"array: {error}"
-        ) from error
+            f"array: {found}."
+        )
+    new_state = jax.tree.map(jnp.asarray, new_state)
     old, new = (
         jax.tree.map(lambda x: jax.typeof(x).str_short(), tree)
         for tree in (model_state, new_state)

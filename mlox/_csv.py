@@ -4,9 +4,9 @@ import csv
 import io
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from mlox._log import Functions, Logger, appendable, replace_text
+from mlox._log import Functions, Logger, appendable, replace_text, writing
 
 
 def csv_logger(path: str | os.PathLike[str]) -> Logger:
@@ -45,26 +45,32 @@ def csv_logger(path: str | os.PathLike[str]) -> Logger:
         50,0.5,
         99,0.25,0.75
     """
-    file = appendable(path)
+    file = appendable("csv_logger", path)
     _mend(file)
 
     def log(step: int, metrics: dict[str, float]) -> None:
-        with file.open(newline="", encoding="utf-8") as table:
-            header = next(csv.reader(table), [])
-        columns = list(dict.fromkeys(["cycle", *header, *metrics]))
-        if columns != header:
-            rows = _rows(file)[1:]
-            blank = [""] * (len(columns) - len(header))
-            _replace(file, [columns, *([*row, *blank] for row in rows)])
-        cells = {"cycle": step, **metrics}
-        with file.open("a", newline="", encoding="utf-8") as table:
-            table.write(_text([[cells.get(name, "") for name in columns]]))
+        with writing("csv_logger", file):
+            _append(file, step, metrics)
 
     def resume(step: int) -> None:
         header, *rows = _rows(file) or [["cycle"]]
-        _replace(file, [header, *(row for row in rows if int(row[0]) <= step)])
+        _replace(file, [header, *(row for row in rows if _cycle(file, row) <= step)])
 
     return Functions(log=log, close=lambda: None, resume=resume)
+
+
+def _append(file: pathlib.Path, step: int, metrics: Mapping[str, float]) -> None:
+    """Append a row, to a table with all the columns that it needs."""
+    with file.open(newline="", encoding="utf-8") as table:
+        header = next(csv.reader(table), [])
+    columns = list(dict.fromkeys(["cycle", *header, *metrics]))
+    if columns != header:
+        rows = _rows(file)[1:]
+        blank = [""] * (len(columns) - len(header))
+        _replace(file, [columns, *([*row, *blank] for row in rows)])
+    cells = {"cycle": step, **metrics}
+    with file.open("a", newline="", encoding="utf-8") as table:
+        table.write(_text([[cells.get(name, "") for name in columns]]))
 
 
 def _mend(file: pathlib.Path) -> None:
@@ -78,6 +84,17 @@ def _mend(file: pathlib.Path) -> None:
         )
     if text and not text.endswith("\n"):
         _replace(file, _rows(file)[:-1])
+
+
+def _cycle(file: pathlib.Path, row: Sequence[str]) -> int:
+    """Read the cycle of a row."""
+    if not row or not row[0].isdecimal():
+        raise ValueError(
+            f"csv_logger: {str(file)!r} has the row {','.join(row)!r}, which does not "
+            "begin with a cycle, so that a run cannot be resumed in it. Mend the row, "
+            "or move the file away."
+        )
+    return int(row[0])
 
 
 def _rows(file: pathlib.Path) -> list[list[str]]:

@@ -46,6 +46,10 @@ class Steps(_faults.Guarded, Protocol):
         """Make one cycle: a pure function."""
         ...
 
+    def check(self, state: Any) -> None:
+        """Refuse a state with which no cycle can begin."""
+        ...
+
     @property
     def steps_per_cycle(self) -> Mapping[str, int]:
         """The number of steps that each problem makes in one cycle."""

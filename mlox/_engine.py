@@ -27,8 +27,9 @@ from mlox._log import Logger
 from mlox._plan import Plan
 from mlox._problem import Problem
 from mlox._run import run
-from mlox._step import Step
+from mlox._step import Compiled, Step
 from mlox._stopping import EarlyStopping
+from mlox._tree import brief
 from mlox.methods import Iterative, reach
 from mlox.solvers import System
 
@@ -189,9 +190,17 @@ class Engine:
                 returned; the one that was passed can then not be used again.
 
         Returns:
-            The jitted function; equal engines share what was compiled.
+            The jitted function, with `lower` as JAX's; equal engines share what was
+            compiled.
+
+        Raises:
+            TypeError: If `donate` is no bool; when called, if state or batches hold
+                something that is no array.
+            ValueError: When called, with a state that was donated before; else as
+                `step` says.
         """
-        return _jitted(self.traced, donate)
+        _check_flag("donate", donate, (True, False))
+        return Compiled(_jitted(self.traced, donate))
 
     def hypergradient(
         self, state: State, batches: Batches, name: str | Problem
@@ -407,7 +416,7 @@ class Engine:
         name = name.name if isinstance(name, Problem) else name
         if name not in self.names:
             raise ValueError(
-                f"{task} of {name!r}: no such problem; the engine has "
+                f"{task} of {brief(name)}: no such problem; the engine has "
                 f"{sorted(self.names)}."
             )
         return name
@@ -447,6 +456,11 @@ def _named(kind: str, edges: Edges | None) -> dict[str, Sequence[str]]:
         )
     named: dict[str, Sequence[str]] = {}
     for start, ends in (edges or {}).items():
+        if name(start) in named:
+            raise ValueError(
+                f"{kind} names {name(start)!r} twice, as a string and as a Problem. "
+                "Put its edges into one list."
+            )
         if isinstance(ends, Problem) or not isinstance(ends, Iterable):
             raise TypeError(
                 f"{kind}[{name(start)!r}] is a {type(ends).__name__}; expected a list "

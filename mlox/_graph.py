@@ -210,6 +210,11 @@ def _edges(kind: str, given: Mapping[str, Sequence[str]], names: Sequence[str]):
                         f"{name!r}; the engine's problems are {sorted(names)}. "
                         "Correct the name, or add the problem to the list."
                     )
+            if start == end:
+                raise ValueError(
+                    f"{kind} edge {start!r} -> {end!r} leads from a problem to itself. "
+                    "Drop it: a loss gets its own params as an argument."
+                )
             if (start, end) in edges:
                 raise ValueError(
                     f"{kind} edge {start!r} -> {end!r} is given twice. Drop one."

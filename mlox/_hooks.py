@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
+from mlox._context import calling
 from mlox._objective import Objective
 from mlox._problem import Problem
-from mlox._tree import strong
+from mlox._tree import stray, strong
 from mlox._values import Values
 
 PyTree = Any
@@ -35,10 +36,13 @@ def restarted(objective: Objective, name: str, values: Values) -> Problem:
     """Return a problem at the start of an inner loop, as `reset` has it."""
     problem = values.draws[name].problem
     reset: Any = problem.reset
-    params = _over_tasks(
-        lambda one: reset(one.params[name], objective.context(name, one)), name, values
-    )
-    return problem.restarted(params)
+
+    def begin(one: Values) -> PyTree:
+        params = one.params[name]
+        with calling(f"reset of problem {name!r}", params=params):
+            return reset(params, objective.context(name, one))
+
+    return problem.restarted(_over_tasks(begin, name, values))
 
 
 def drawn(
@@ -63,7 +67,9 @@ def sampled_at(
 
     def draw(one: Values) -> PyTree:
         ctx = objective.context(name, one, train=train)
-        return _batch(name, sample(one.params[name], ctx))
+        params = one.params[name]
+        with calling(f"sample of problem {name!r}", params=params, rng=ctx.rng):
+            return _batch(name, sample(params, ctx))
 
     return jax.lax.stop_gradient(_over_tasks(draw, name, values))
 
@@ -77,13 +83,12 @@ def _over_tasks(
 
 
 def _batch(name: str, found: Any) -> PyTree:
-    try:
-        return jax.tree.map(strong, found)
-    except TypeError as error:
+    if wrong := stray(found):
         raise TypeError(
-            f"problem {name!r}: sample returned something that is no array: {error} "
+            f"problem {name!r}: sample returned something that is no array: {wrong}. "
             "Expected a batch, a pytree of arrays."
-        ) from error
+        )
+    return jax.tree.map(strong, found)
 
 
 def passed(before: Problem, after: Problem) -> Problem:

@@ -4,6 +4,7 @@ A logger is anything with the two functions of `Logger`. Those of this file hold
 settings that a user could change later, and none of them prints unless it is asked to.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,7 +12,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
@@ -191,11 +192,11 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
         ...     path.read_text()
         '{"cycle": 50, "classifier/loss": 0.5}\n'
     """
-    file = appendable(path)
+    file = appendable("json_logger", path)
 
     def log(step: int, metrics: dict[str, float]) -> None:
         finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        with file.open("a") as lines:
+        with writing("json_logger", file), file.open("a") as lines:
             lines.write(json.dumps({"cycle": step, **finite}, allow_nan=False) + "\n")
 
     def resume(step: int) -> None:
@@ -220,12 +221,28 @@ def replace_text(file: pathlib.Path, text: str) -> None:
     beside.replace(file)
 
 
-def appendable(path: str | os.PathLike[str]) -> pathlib.Path:
+def appendable(whose: str, path: str | os.PathLike[str]) -> pathlib.Path:
     """Return a file that exists and can be written, in a folder that is made."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{whose}: path is {path!r}; expected the path of a file.")
     file = pathlib.Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.open("a").close()
+    with writing(whose, file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
     return file
+
+
+@contextlib.contextmanager
+def writing(whose: str, file: pathlib.Path) -> Iterator[None]:
+    """Note at an error of the system which logger could not write, and where."""
+    try:
+        yield
+    except OSError as error:
+        error.add_note(
+            f"{whose} cannot write to {str(file)!r}; expected the path of a file with "
+            "room for it, in a folder that exists or can be made."
+        )
+        raise
 
 
 def note(loggers: Iterable[Logger], step: int, text: str) -> None:

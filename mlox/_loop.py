@@ -16,7 +16,7 @@ import jax
 from tqdm import tqdm
 
 from mlox import _faults, _log, _points, _saving, _stopping
-from mlox._checkpoint import Checkpoint
+from mlox._checkpoint import Checkpoint, check_best
 from mlox._dispatch import Steps, compiled, copied, gather, lengths, zero_totals
 from mlox._points import Clock, Validation
 from mlox._saving import Found
@@ -134,6 +134,9 @@ def _started(run: Run, found: Found | None, count: int) -> Start:
     if plan.stopping is not None and not plan.judges_scores:
         trail.stage = "the early stopping after"
         _stopping.check_metric(plan.stopping, zeros.shown)
+    if plan.checkpoint is not None and not plan.checkpoint.of_scores:
+        trail.stage = "the checkpoints after"
+        check_best(plan.checkpoint, zeros.shown)
     point = Point(trail.safe.cycle, state, zeros, trail.safe.since)
     safe = trail.safe.state if plan.policy == "restore" else None
     if found is not None:
@@ -221,7 +224,10 @@ def _scalars(
     plan, trail, point = run.plan, run.trail, reached.point
     scalars = _points.measure(trail, point, reached.clock, plan.donate) if logs else {}
     if validates and plan.validation is not None:
-        scalars |= _points.validate(plan.validation, trail, point)
+        scores = _points.validate(plan.validation, trail, point)
+        if plan.checkpoint is not None and plan.checkpoint.of_scores:
+            check_best(plan.checkpoint, scores)
+        scalars |= scores
     return scalars
 
 

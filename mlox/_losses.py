@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mlox._arguments import LOSS, check_function
 from mlox._context import Context, parts_of
 from mlox._loops import unrolls
+from mlox._tree import stray
 
 PyTree = Any
 LossFn = Callable[[PyTree, PyTree, Context], Any]
@@ -53,7 +55,7 @@ class Accumulated:
     steps: int
 
     def __post_init__(self) -> None:
-        _check_loss("Accumulated", self.loss_fn)
+        check_function("Accumulated: loss_fn", self.loss_fn, LOSS)
         steps = self.steps
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(
@@ -125,7 +127,7 @@ class MixedPrecision:
     dtype: Any = jnp.bfloat16
 
     def __post_init__(self) -> None:
-        _check_loss("MixedPrecision", self.loss_fn)
+        check_function("MixedPrecision: loss_fn", self.loss_fn, LOSS)
         try:
             floating = jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating)
         except TypeError:
@@ -145,12 +147,11 @@ class MixedPrecision:
         here = dataclasses.replace(ctx, neighbours=neighbours)
         found = parts_of(self.loss_fn(self._cast(params), self._cast(batch), here))
         if "model_state" in found:
-            kept = jax.tree.map(
-                lambda new, old: jnp.asarray(new, old.dtype),
-                found.pop("model_state"),
-                ctx.model_state,
-            )
-            return {**jax.tree.map(_widened, found), "model_state": kept}
+            new, old = found.pop("model_state"), ctx.model_state
+            # One of another structure is refused by whoever called the loss.
+            if jax.tree.structure(new) == jax.tree.structure(old):
+                new = jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), new, old)
+            return {**jax.tree.map(_widened, found), "model_state": new}
         return jax.tree.map(_widened, found)
 
     def _cast(self, tree: PyTree) -> PyTree:
@@ -161,15 +162,9 @@ class MixedPrecision:
         return jax.tree.map(cast, tree)
 
 
-def _widened(leaf: Any) -> jax.Array:
+def _widened(leaf: Any) -> Any:
+    if stray(leaf):  # refused by whoever called the loss
+        return leaf
     array = jnp.asarray(leaf)
     narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
     return array.astype(jnp.float32) if narrow else array
-
-
-def _check_loss(what: str, loss_fn: Any) -> None:
-    if not callable(loss_fn):
-        raise TypeError(
-            f"{what}(loss_fn={loss_fn!r}): expected a function (params, batch, ctx) -> "
-            "loss."
-        )

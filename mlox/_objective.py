@@ -16,18 +16,18 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mlox._context import Context, Neighbour, split_loss
+from mlox._context import Context, Neighbour, calling, split_loss
 from mlox._plan import Block, Plan
 from mlox._problem import Problem
 from mlox._scaling import scaled
-from mlox._tree import beside_zero
+from mlox._tree import beside_zero, brief
 from mlox._values import Params, Unknowns, Values
 from mlox.methods import Answer, attached
 from mlox.solvers import Info
@@ -89,7 +89,10 @@ class Objective:
             reads = {n: values.params[n] for n in (name, *self.plan.graph.reads(name))}
             values = values.moved(scaled(reads, 1 / scale.scale))
         ctx = self.context(name, values, train=train)
-        returned = draw.problem.loss_fn(values.params[name], draw.batch, ctx)
+        given = {"params": values.params[name], "batch": draw.batch}
+        seen = {"rng": ctx.rng, "model_state": ctx.model_state}
+        with calling(f"loss_fn of problem {name!r}", **given, **seen):
+            returned = draw.problem.loss_fn(*given.values(), ctx)
         loss, metrics, model_state = split_loss(name, returned, draw.model_state)
         if scale is not None:
             loss = scaled(loss, scale.scale)
@@ -234,9 +237,7 @@ class Objective:
             multiplier, info = self._solve(block, Unknowns(arrived, nothing), values)
             multipliers.params.update(multiplier.params)
             multipliers.multipliers.update(multiplier.multipliers)
-            metrics |= {
-                f"{block.tops[0]}/{key}": jnp.asarray(x) for key, x in info.items()
-            }
+            metrics |= _reported(name, block.tops[0], info, metrics)
             touched = set(cotangents) if owners else self.plan.touched(block)
             reads = {n: moved[n] for n in cotangents if n in touched}
             slopes = jax.grad(
@@ -273,7 +274,10 @@ class Objective:
             system=block.system,
             pull_update=pull_update,
         )
-        return method.multiplier(answer, cotangent, None)
+        with calling(f"method of problem {top.name!r}, {method}"):
+            found = method.multiplier(answer, cotangent, None)
+            _check_multiplier(found, cotangent)
+        return found
 
     def _apart(self, block: Block, values: Values) -> int | None:
         """Count the tasks of a block that has a linear system for each of them.
@@ -338,3 +342,35 @@ def _over_tasks(metrics: Metrics) -> Metrics:
     """Add the means of metrics over their leading axis, the tasks."""
     means = {key: jnp.mean(x, axis=0) for key, x in metrics.items()}
     return {**{f"{key}{PER_TASK}": x for key, x in metrics.items()}, **means}
+
+
+def _check_multiplier(found: Any, cotangent: Unknowns) -> None:
+    """Refuse what a method of the user's own returned in place of a multiplier."""
+    pair = isinstance(found, tuple) and len(found) == 2
+    if not pair or not isinstance(found[1], Mapping):
+        raise TypeError(
+            f"a method's multiplier is {brief(found)}; expected a pair (multiplier, "
+            "report), the report a dict of scalars."
+        )
+    given, expected = (
+        (jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (found[0], cotangent)
+    )
+    if given != expected:
+        raise ValueError(
+            f"a method's multiplier is {brief(found[0])}; expected one like the "
+            f"cotangent that it got, {brief(cotangent)}."
+        )
+
+
+def _reported(
+    upper: str, lower: str, info: Info, metrics: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Name a solver's report among the metrics of an upper."""
+    named = {f"{lower}/{key}": jnp.asarray(x) for key, x in info.items()}
+    for key in sorted(set(named).intersection(metrics)):
+        raise ValueError(
+            f"loss of {upper!r} returned the metric {key!r}, which the solver of "
+            f"{lower!r} reports: rename the metric."
+        )
+    return named

@@ -77,6 +77,12 @@ def validate(validation: Validation, trail: Trail, point: Point) -> dict[str, fl
             f"`validation` must return a dict of scalars, got {type(found).__name__}. "
             f'Return e.g. {{"accuracy": accuracy}}.'
         )
+    for name in found:
+        if not isinstance(name, str) or name == "cycle":
+            raise ValueError(
+                f"`validation` returned a score called {name!r}; expected a string "
+                "other than 'cycle', under which the history holds the cycles."
+            )
     scores = {}
     for name, value in jax.device_get(dict(found)).items():
         score = np.asarray(value)

@@ -13,22 +13,18 @@ import jax.numpy as jnp
 import optax
 
 from mlox._arguments import (
-    check_callables,
-    check_hashable,
     check_mask,
-    check_method,
     check_opt_state,
-    check_optimizer,
     check_params,
-    check_steps,
+    check_parts,
     check_update,
     checked_key,
     checked_loss_scale,
     checked_model_state,
     described,
 )
-from mlox._context import Context, check_name
-from mlox._tree import merged, pruned, strong
+from mlox._context import Context, calling, check_name
+from mlox._tree import brief, merged, pruned, stray, strong
 from mlox.methods import Implicit, Iterative, Method
 
 PyTree = Any
@@ -175,7 +171,14 @@ class Problem:
             ValueError: If a part has a wrong value.
         """
         check_name(name)
-        hooks = {
+        method = Implicit() if method is None else method
+        static = {
+            "loss_fn": loss_fn,
+            "tx": tx,
+            "method": method,
+            "unroll_steps": unroll_steps,
+            "tasks": tasks,
+            "warmup_steps": warmup_steps,
             "apply_fn": apply_fn,
             "sample": sample,
             "reset": reset,
@@ -183,17 +186,7 @@ class Problem:
             "trainable": trainable,
             "meta_trainable": meta_trainable,
         }
-        check_callables(name, loss_fn, hooks)
-        check_optimizer(name, tx)
-        check_steps(name, "unroll_steps", unroll_steps, least=1)
-        check_steps(name, "warmup_steps", warmup_steps, least=0)
-        if tasks is not None:
-            check_steps(name, "tasks", tasks, least=1)
-        method = Implicit() if method is None else method
-        check_method(name, method)
-        static = {"tx": tx, "loss_fn": loss_fn, "method": method, **hooks}
-        for what, value in static.items():
-            check_hashable(name, what, value)
+        check_parts(name, static)
         check_params(name, params)
         params = jax.tree.map(strong, params)
         for what, mask in (
@@ -216,9 +209,6 @@ class Problem:
             step=jnp.zeros((), jnp.int32),
             loss_scale=checked_loss_scale(name, loss_scale),
             name=name,
-            unroll_steps=unroll_steps,
-            tasks=None if tasks is None else int(tasks),
-            warmup_steps=warmup_steps,
             **static,
         )
 
@@ -229,11 +219,25 @@ class Problem:
             **changes: New values by attribute.
 
         Returns:
-            The changed copy; the original stays as it is.
+            The changed copy; the original stays as it is. Its arrays are checked by the
+            next step.
 
         Raises:
-            TypeError: If an attribute does not exist.
+            TypeError: If an attribute does not exist, or one that is no array is of a
+                wrong kind.
+            ValueError: If such a one has a wrong value.
         """
+        static = {f.name: bool(f.metadata) for f in dataclasses.fields(self)}
+        unknown = sorted(set(changes) - set(static))
+        if unknown:
+            raise TypeError(
+                f"problem {self.name!r}: replace got {unknown[0]!r}, which is no "
+                f"attribute; there are {', '.join(static)}."
+            )
+        if "name" in changes:
+            check_name(changes["name"])
+        parts = {n: x for n, x in changes.items() if static[n] and n != "name"}
+        check_parts(self.name, parts)
         return dataclasses.replace(self, **changes)
 
     def updated(self, grads: PyTree, model_state: PyTree, loss: Any) -> Problem:
@@ -241,8 +245,10 @@ class Problem:
         updates, opt_state = self._update(grads, loss)
         params = optax.apply_updates(self.params, updates)
         if self.project is not None:
-            project = self.project if self.tasks is None else jax.vmap(self.project)
-            params = self._alike("project", project(params))
+            with calling(f"project of problem {self.name!r}", params=params):
+                project = self.project if self.tasks is None else jax.vmap(self.project)
+                params = project(params)
+            self._check_alike("project", params)
         return self.replace(
             params=params,
             # Some transformations promote their state among parameters of mixed dtypes.
@@ -253,7 +259,7 @@ class Problem:
 
     def restarted(self, params: PyTree) -> Problem:
         """Return the problem at the start of an inner loop, where `reset` has it."""
-        params = self._alike("reset", params)
+        self._check_alike("reset", params)
         return self.replace(params=params, opt_state=self.optimizer.init(params))
 
     @property
@@ -279,16 +285,16 @@ class Problem:
         """Return `params`, constant where no upper sees a derivative through them."""
         return merged(self.answer(params), jax.lax.stop_gradient(params))
 
-    def _alike(self, what: str, params: PyTree) -> PyTree:
-        found, expected = (
-            described(jax.eval_shape(lambda p: p, p)) for p in (params, self.params)
+    def _check_alike(self, what: str, params: PyTree) -> None:
+        given = (params, self.params)
+        if not stray(params):
+            found, expected = (described(jax.eval_shape(lambda p: p, p)) for p in given)
+            if found == expected:
+                return
+        raise ValueError(
+            f"problem {self.name!r}: {what} returned {brief(params)}; expected params "
+            f"as they were, {brief(self.params)}."
         )
-        if found != expected:
-            raise ValueError(
-                f"problem {self.name!r}: {what} returned {found}; expected params "
-                f"as they were, {expected}."
-            )
-        return params
 
     def pull_update(self, gradient: PyTree, cotangent: PyTree, loss: Any) -> PyTree:
         """Return (du/dg)^T cotangent for the optimizer's next update u(g)."""
@@ -302,7 +308,8 @@ class Problem:
     def _update(self, grads: PyTree, loss: Any) -> tuple[PyTree, PyTree]:
         # Some transformations go by the loss: reduce_on_plateau, polyak_sgd.
         tx = optax.with_extra_args_support(self.optimizer)
-        return tx.update(grads, self.opt_state, self.params, value=loss)
+        with calling(f"tx of problem {self.name!r}", gradient=grads):
+            return tx.update(grads, self.opt_state, self.params, value=loss)
 
 
 # One value for equal arguments, or every new problem would be compiled anew.

@@ -41,11 +41,14 @@ def run(
     trail = Trail(safe=Point(0, state, None, 0))
     failure: BaseException | None = None
     store: Store | None = None
-    opened = [_log.stdout_logger()] if loggers is None else list(loggers)
+    opened: list[_log.Logger] = []
     try:
+        _open(opened, loggers)
         series = {} if data is None else data
         _data.check_data(engine.steps_per_cycle, series)
-        _check(engine, validation, valid_every, opened)
+        _check(engine, validation, valid_every)
+        _check_flags({"donate": (donate, False), "progress": (progress, True)})
+        engine.check(state)
         train_iters = _positive("train_iters", train_iters)
         log_every = max(1, train_iters // 20) if log_every is None else log_every
         plan = Plan(
@@ -64,6 +67,7 @@ def run(
         if checkpoint is not None:
             store = _store.opened(checkpoint, engine.about)
         found = None if store is None else _saving.begin(store, trail, resume)
+        _checkpoint.check_reached(trail.safe.cycle, train_iters)
         positions = {} if found is None else found.positions
         sources = {
             name: repeat(name, value, positions.get(name))
@@ -97,6 +101,8 @@ def _check_values(engine: Steps, plan: Plan, resume: bool) -> None:
 def _files(logdir: str | os.PathLike[str] | None) -> list[_log.Logger]:
     if logdir is None:
         return []
+    if not isinstance(logdir, str | os.PathLike):
+        raise TypeError(f"`logdir` is {logdir!r}; expected the path of a folder.")
     lines = _log.json_logger(pathlib.Path(logdir, "metrics.jsonl"))
     return [lines, _log.tensorboard_logger(logdir)]
 
@@ -135,7 +141,6 @@ def _check(
     engine: Steps,
     validation: Validation | None,
     valid_every: int | None,
-    loggers: list[_log.Logger],
 ) -> None:
     """Check what can be checked of the hooks before anything runs."""
     if validation is None and valid_every is not None:
@@ -153,7 +158,29 @@ def _check(
             "a problem is called 'validation', so its metrics would be mixed with "
             "those of `validation`: rename the problem."
         )
-    for logger in loggers:
+
+
+def _check_flags(flags: Mapping[str, tuple[Any, bool]]) -> None:
+    """Refuse what is neither True nor False, nor None where that has a meaning."""
+    for name, (value, optional) in flags.items():
+        if not isinstance(value, bool) and not (optional and value is None):
+            choices = "True, False or None" if optional else "True or False"
+            raise TypeError(f"`{name}` is {value!r}; expected {choices}.")
+
+
+def _open(opened: list[_log.Logger], loggers: Iterable[_log.Logger] | None) -> None:
+    """Take over the loggers, to close them however the run ends, and refuse others."""
+    if loggers is None:
+        opened.append(_log.stdout_logger())
+        return
+    if isinstance(loggers, _log.Logger) or not isinstance(loggers, Iterable):
+        raise TypeError(
+            f"`loggers` is a {type(loggers).__name__}; expected a list of loggers, "
+            "e.g. [mlox.stdout_logger()], or () for none."
+        )
+    given: list[Any] = list(loggers)
+    opened += [logger for logger in given if isinstance(logger, _log.Logger)]
+    for logger in given:
         if not isinstance(logger, _log.Logger):
             raise TypeError(
                 f"`loggers` must be loggers, with `log` and `close`, got "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlox._stopping import Best
-from mlox._store import Snapshot, Store, filled
+from mlox._store import Snapshot, Store, filled, flattened
 from mlox._trail import Point, State, Trail
 
 Positions = Mapping[str, Any]
@@ -111,6 +111,14 @@ def begin(store: Store, trail: Trail, resume: bool) -> Found | None:
 
 def totals(found: Found, zeros: Any) -> Any:
     """Return the sums of metrics that were saved, placed like those to start from."""
+    saved = {path for path in found.arrays if path.startswith("totals|")}
+    here = set(flattened({"totals": zeros}))
+    if saved != here:
+        differ = ", ".join(sorted(p.split("'")[1] for p in saved ^ here))
+        raise ValueError(
+            f"the run that is resumed recorded other metrics: {differ} on one side "
+            "only. Pass the losses and the `on_nonfinite` with which it began."
+        )
     return filled("totals", zeros, found.arrays)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlox._data import check_series
-from mlox._sources import Position, Shuffled, opened
+from mlox._sources import Position, Shuffled, check_position, opened
 
 
 class Opened(Protocol):
@@ -149,6 +149,8 @@ class _Together:
 
     def opened(self, whose: str, position: Position) -> Opened:
         positions = [None] * len(self.sources) if position is None else position
+        same = isinstance(positions, list) and len(positions) == len(self.sources)
+        check_position(whose, same)
         keys = tuple(key for key, _ in self.sources)
         parts = tuple(
             _opened(f"source {key!r} of {whose}", series, where)

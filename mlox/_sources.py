@@ -129,6 +129,7 @@ def opened(
     batches = iter(series)
     if position is None:
         return Source(whose, series, ended, Course(batches))
+    check_position(whose, isinstance(position, dict))
     inner, passed = position["inner"], position["drawn"] - position["before"]
     if inner is not None and isinstance(batches, Positioned):
         batches.set_state(_decoded(inner))
@@ -144,6 +145,16 @@ def opened(
             )
     course = Course(batches, position["drawn"], position["before"], position["passes"])
     return Source(whose, series, ended, course)
+
+
+def check_position(whose: str, fits: bool) -> None:
+    """Refuse to go on with a series of another kind than the one that was saved."""
+    if not fits:
+        raise ValueError(
+            f"{whose} is another kind of series than when the checkpoint was saved: "
+            "mlox.together of other series, or in place of one. Pass the same data as "
+            "before."
+        )
 
 
 def shuffled(arrays: PyTree, batch_size: int, *, seed: int = 0) -> Iterable[Any]:
@@ -162,8 +173,8 @@ def shuffled(arrays: PyTree, batch_size: int, *, seed: int = 0) -> Iterable[Any]
         A series for `data` of `mlox.Engine.run`.
 
     Raises:
-        ValueError: If there are no arrays, their leading axes differ, or the batch is
-            no positive number of examples, at most all.
+        ValueError: If there are no arrays, their leading axes differ, the batch is no
+            positive number of examples, at most all, or the seed is no count.
 
     Example:
         >>> import itertools, mlox, numpy as np
@@ -188,7 +199,13 @@ def shuffled(arrays: PyTree, batch_size: int, *, seed: int = 0) -> Iterable[Any]
             f"mlox.shuffled got batch_size={batch_size!r}; expected a positive int, at "
             f"most {length}, the number of examples."
         )
-    return Shuffled(jax.tree.map(np.asarray, arrays), int(batch_size), length, seed)
+    counts = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not counts or seed < 0:
+        raise ValueError(
+            f"mlox.shuffled got seed={seed!r}; expected an int, 0 or more."
+        )
+    arrays = jax.tree.map(np.asarray, arrays)
+    return Shuffled(arrays, int(batch_size), length, int(seed))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 
-from mlox._checks import check_batches, check_state
+from mlox._checks import check_batches, check_donated, check_state
 from mlox._cycle import Batches, Cycle, Metrics, State
 from mlox._finite import faulty
 from mlox._loops import unrolls
+from mlox._tree import stray
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Step:
         """Return an earlier state, with the counts of steps of a later one."""
         return {name: p.replace(step=after[name].step) for name, p in to.items()}
 
+    def check(self, state: Any) -> None:
+        """Refuse a state that the engine was not built for, or that was donated."""
+        check_state(self.cycle.plan, state)
+        check_donated(state)
+
     def prepared(self, state: State, batches: Batches) -> Cycle:
         """Check the arguments of a step, and decide whether loops are written out."""
         plan = self.cycle.plan
@@ -75,3 +81,33 @@ class Step:
             for name in looped
         )
         return self.cycle.unrolled(unroll)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A jitted step that says in words what JAX refuses before it traces.
+
+    Attributes:
+        jitted: JAX's function.
+    """
+
+    jitted: Any
+
+    def __call__(self, state: State, batches: Batches) -> tuple[State, Metrics]:
+        """Run one cycle; nothing is looked at unless it fails."""
+        try:
+            return self.jitted(state, batches)
+        except Exception as error:
+            if "deleted" in str(error):
+                check_donated(state)
+            for what, tree in {"state": state, "batches": batches}.items():
+                if wrong := stray(tree):
+                    raise TypeError(
+                        f"{what} holds something that is no array: {what}{wrong}. "
+                        "Expected a pytree of arrays of numbers."
+                    ) from error
+            raise
+
+    def lower(self, state: State, batches: Batches) -> Any:
+        """Lower the step for these arguments, as `jax.jit` does."""
+        return self.jitted.lower(state, batches)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlox._checkpoint import Checkpoint
+from mlox._checkpoint import Checkpoint, check_wanted
 
 PyTree = Any
 Arrays = dict[str, Any]
@@ -380,7 +380,8 @@ def restore(
         >>> [float(state["x"].params) for state in states]
         [0.5, 0.25]
     """
-    folder = pathlib.Path(directory)
+    check_wanted(cycle, state)
+    folder = Checkpoint(directory).path
     if not folder.is_dir():
         raise FileNotFoundError(f"No checkpoints: {str(folder)!r} is no folder.")
     with contextlib.closing(opened(Checkpoint(folder), {})) as store:

@@ -164,10 +164,20 @@ def stopped(
         where = f"cycle {first}" if last == first else f"cycles {first} to {last}"
     interrupted = isinstance(failure, KeyboardInterrupt)
     verb = "was interrupted" if interrupted else "failed"
-    cause = type(failure).__name__ + (f": {failure}" if str(failure) else "")
+    cause = _told(failure)
     message = (
         f"The run {verb} at {trail.stage} {where} of {train_iters}. `.state` holds "
         f"the state after cycle {good.cycle}, `.history` its metrics. {cause}"
     )
     kind = RunInterrupted if interrupted else RunError
     return kind(message, good.state, history_of(trail), good.cycle)
+
+
+def _told(failure: BaseException) -> str:
+    """Say what failed, with its notes; a traceback that it quotes stays its own."""
+    text, quoted, rest = str(failure).partition("Traceback (most recent call last):")
+    if quoted:
+        text += rest.strip().splitlines()[-1]
+    notes = vars(failure).get("__notes__", ())
+    own = [note for note in notes if not note.startswith("-----")]  # not those of JAX
+    return " ".join([type(failure).__name__ + (f": {text}" if text else ""), *own])

@@ -170,6 +170,44 @@ def strong(value: Any) -> jax.Array:
     return array.astype(array.dtype) if number and array.weak_type else array
 
 
+def brief(tree: Any, limit: int = 200) -> str:
+    """Show a pytree for an error: arrays as dtype and shape, traced ones too.
+
+    Example:
+        >>> brief({"w": jnp.ones(2, jnp.float32), "name": "x"})
+        "{'name': 'x', 'w': 'float32[2]'}"
+    """
+
+    def shown(leaf: Any) -> Any:
+        array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
+        return f"{leaf.dtype}{list(leaf.shape)}" if array else leaf
+
+    if isinstance(tree, jax.Array | np.ndarray | np.generic):
+        return shown(tree)
+    text = repr(jax.tree.map(shown, tree))
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def stray(tree: Any) -> str | None:
+    """Describe the first leaf that is neither an array of numbers nor a number.
+
+    Returns:
+        Its path, value and type, or None if there is none.
+
+    Example:
+        >>> stray({"w": 1.0, "name": "x"})
+        "['name'] is 'x' of type str"
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array):  # keys of random numbers, too
+            continue
+        dtype = np.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, np.number) and dtype != np.bool_:
+            name = jax.tree_util.keystr(path)
+            return f"{name} is {brief(leaf)} of type {type(leaf).__name__}".strip()
+    return None
+
+
 def _widen(tree: Tree) -> Tree:
     """Cast leaves of fewer than 32 bits to float32."""
 

@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 from flax.training.train_state import TrainState
 
+from mlox._arguments import check_function
 from mlox._context import Context, Neighbour, parts_of
 from mlox._problem import Problem
+from mlox._tree import brief
 
 PyTree = Any
 LossFn = Callable[[Any, PyTree, Context], Any]
@@ -143,6 +146,12 @@ def from_linen(
             f"from_linen got variables with {held}; expected what module.init returns, "
             "a dict with 'params'."
         )
+    if not isinstance(module, linen.Module):
+        raise TypeError(
+            f"from_linen got {brief(module)} of type {type(module).__name__}; expected "
+            "a module of flax.linen, e.g. nn.Dense(1)."
+        )
+    _check_free("from_linen", parts, "params", "apply_fn", "model_state")
     rest = {name: tree for name, tree in variables.items() if name != "params"}
     return Problem.create(
         params=variables["params"],
@@ -179,6 +188,13 @@ def from_nnx(
         >>> fit.apply_fn(fit.params, jnp.ones((5, 3))).shape
         (5, 1)
     """
+    _check_free("from_nnx", parts, "params", "apply_fn", "model_state")
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"from_nnx got {brief(model)} of type {type(model).__name__}; expected a "
+            "module of flax.nnx, e.g. nnx.Linear(3, 1, rngs=nnx.Rngs(0))."
+        )
+    check_function("from_nnx: loss_fn", loss_fn, "(model, batch, ctx) -> loss")
     graph, params, rest = nnx.split(model, wrt, ...)
     kinds = (type(leaf).__name__ for _, leaf in nnx.to_flat_state(rest))
     apply_fn = _NNX(graph, wrt, tuple(sorted(set(kinds))))
@@ -212,6 +228,7 @@ def to_nnx(problem: Problem) -> Any:
         >>> mlox.flax.to_nnx(fit)(jnp.ones((5, 3))).shape
         (5, 1)
     """
+    _check_problem("to_nnx", problem)
     if not isinstance(problem.apply_fn, _NNX):
         raise TypeError(
             f"to_nnx got problem {problem.name!r}, whose apply_fn is "
@@ -244,6 +261,8 @@ def from_train_state(state: TrainState, **parts: Any) -> Problem:
         >>> fit.apply_fn(fit.params, jnp.ones((5, 3))).shape
         (5, 1)
     """
+    _check_free("from_train_state", parts, "params", "tx", "opt_state", "apply_fn")
+    _check_train_state("from_train_state", state)
     problem = Problem.create(
         params=state.params,
         tx=state.tx,
@@ -279,6 +298,14 @@ def to_train_state(problem: Problem, state: TrainState) -> TrainState:
         >>> int(mlox.flax.to_train_state(after["fit"], state).step)
         1
     """
+    _check_problem("to_train_state", problem)
+    _check_train_state("to_train_state", state)
+    if jax.tree.structure(problem.params) != jax.tree.structure(state.params):
+        raise ValueError(
+            f"to_train_state got problem {problem.name!r} with params "
+            f"{brief(problem.params)}, and a training state with "
+            f"{brief(state.params)}; expected the state from which it was made."
+        )
     return state.replace(
         params=problem.params, opt_state=problem.opt_state, step=problem.step
     )
@@ -317,6 +344,32 @@ def apply(neighbour: Neighbour, *args: Any, **kwargs: Any) -> Any:
         )
     stateful = neighbour.apply_fn.stateful
     return stateful(neighbour.params, neighbour.model_state, *args, **kwargs)
+
+
+def _check_free(adapter: str, parts: Mapping[str, Any], *taken: str) -> None:
+    """Refuse what an adapter takes from elsewhere."""
+    for name in taken:
+        if name in parts:
+            raise TypeError(
+                f"{adapter} got {name}=, which it takes from its first argument: leave "
+                "it out, or use mlox.Problem.create."
+            )
+
+
+def _check_problem(adapter: str, problem: Any) -> None:
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"{adapter} got a {type(problem).__name__}; expected a mlox.Problem, e.g. "
+            "state['fit']."
+        )
+
+
+def _check_train_state(adapter: str, state: Any) -> None:
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"{adapter} got a {type(state).__name__}; expected a "
+            "flax.training.train_state.TrainState."
+        )
 
 
 def _check_stateless(collections: tuple[str, ...]) -> None:

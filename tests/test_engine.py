@@ -277,7 +277,9 @@ class TestArguments:
             traced(pair(), batches)
 
     def test_batches_that_are_no_dict(self):
-        with pytest.raises(ValueError, match=r"batches has \[.*\]; expected one entry"):
+        with pytest.raises(
+            ValueError, match=r"batches has float64\[3\]; expected one entry"
+        ):
             pair().step(pair().init(), jnp.ones(3))
 
     def test_problems_of_the_state(self):
@@ -286,7 +288,7 @@ class TestArguments:
         message = "state has the problems ['outer'], the engine ['inner', 'outer']. "
         with pytest.raises(ValueError, match=re.escape(message)):
             traced(engine, state=state)
-        with pytest.raises(TypeError, match="3 of type int among its problems"):
+        with pytest.raises(TypeError, match=r"state\['inner'\] is 3; expected the pr"):
             engine.step({**engine.init(), "inner": 3}, NO_DATA)
 
     @pytest.mark.parametrize(
@@ -347,7 +349,7 @@ class TestLosses:
     @pytest.mark.parametrize("read", [lambda c: c["other"], lambda c: c.other])
     def test_undeclared_neighbour(self, read):
         message = (
-            "loss of 'inner' reads ctx['other'], but no edge between them is declared. "
+            "problem 'inner' reads ctx['other'], but no edge between them is declared. "
             "If 'other' is an upper of 'inner', add u2l={'other': ['inner']}; if it is "
             "a lower, add l2u={'other': ['inner']}. Declared: ['outer']."
         )

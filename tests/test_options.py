@@ -182,8 +182,8 @@ class TestReset:
         other = lambda *args: jnp.zeros(2)
         engine = self.engine(mlox.Unrolled(), **{option: other})
         message = (
-            f"problem 'low': {option} returned {{'': 'float64[2]'}}; expected params "
-            "as they were, {'': 'float64[3]'}."
+            f"problem 'low': {option} returned float64[2]; expected params as they "
+            "were, float64[3]."
         )
         refuses(message, lambda: engine.step(engine.init(), NO_DATA))
 
@@ -392,7 +392,7 @@ class TestParts:
         [
             (None, "is False everywhere, so nothing is left."),
             ({"a": 1, "b": 0}, "holds 1 of type int; expected bools. Return a pytree"),
-            ({"a": True}, "is {'a': True}, which does not fit params: "),
+            ({"a": True}, "is {'a': True}, which does not fit params, {'a': "),
             (False, "is False everywhere, so nothing is left."),
         ],
     )

@@ -11,6 +11,7 @@ import pytest
 
 import mlox
 from mlox._context import RESERVED
+from mlox._tree import brief
 
 SGD = optax.sgd(0.1)
 ADAM = optax.adam(0.1)
@@ -267,10 +268,19 @@ class TestRandomness:
         assert (create(rng=key).rng == key).all()
 
     @pytest.mark.parametrize(
-        "rng", ["seed", 1.5, True, jnp.ones(2), jax.random.split(jax.random.key(0))]
+        "rng",
+        [
+            "seed",
+            1.5,
+            True,
+            2**64,
+            jnp.ones(2),
+            jnp.zeros(3, jnp.uint32),
+            jax.random.split(jax.random.key(0)),
+        ],
     )
     def test_no_key(self, rng):
-        message = f"problem 'inner': rng is {rng!r}; expected one PRNG key, e.g. "
+        message = f"problem 'inner': rng is {brief(rng)}; expected one PRNG key, e.g. "
         refuses(TypeError, message, rng=rng)
 
     def test_model_state_that_is_no_array(self):
@@ -462,7 +472,7 @@ class TestContext:
     @pytest.mark.parametrize("read", [lambda c: c["other"], lambda c: c.other])
     def test_undeclared_neighbour(self, read):
         message = (
-            "loss of 'inner' reads ctx['other'], but no edge between them is declared. "
+            "problem 'inner' reads ctx['other'], but no edge between them is declared. "
             "If 'other' is an upper of 'inner', add u2l={'other': ['inner']}; if it is "
             "a lower, add l2u={'other': ['inner']}. Declared: ['outer']."
         )
@@ -471,7 +481,7 @@ class TestContext:
 
     @pytest.mark.parametrize("read", [lambda c: c["other"], lambda c: c.other])
     def test_undeclared_neighbour_in_a_loss(self, read):
-        message = r"loss of 'inner' reads ctx\['other'\].* Declared: \[\]"
+        message = r"problem 'inner' reads ctx\['other'\].* Declared: \[\]"
         with pytest.raises(ValueError, match=message):
             step_of(lambda params, batch, ctx: read(ctx).params.sum())
 

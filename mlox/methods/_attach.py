@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from mlox._tree import brief
 from mlox.methods._contract import Answer
 from mlox.methods._implicit import Implicit
 from mlox.solvers import Solver, System
@@ -62,6 +63,18 @@ def attach(
         >>> print(round(float(jax.grad(jax.grad(root))(4.0)), 6))
         -0.03125
     """
+    method = Implicit(solver)
+    if not callable(residual):
+        raise TypeError(
+            f"attach: residual is {brief(residual)}; expected a function (answer, "
+            "*args) -> a pytree like the answer."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(answer):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"attach: answer{jax.tree_util.keystr(path)} is {brief(leaf)}; "
+                "expected a floating array."
+            )
 
     def solve(point: PyTree, args: PyTree, cotangent: PyTree) -> PyTree:
         problem = Answer(
@@ -70,10 +83,19 @@ def attach(
             system=system,
             pull_update=lambda v: v,
         )
-        return Implicit(solver).multiplier(problem, cotangent)[0]
+        return method.multiplier(problem, cotangent)[0]
+
+    def like_answer(y: PyTree, args: PyTree) -> PyTree:
+        found = residual(y, *args)
+        if brief(found, 10**6) != brief(y, 10**6):
+            raise ValueError(
+                f"attach: the residual is {brief(found)}; expected a pytree like the "
+                f"answer, {brief(y)}."
+            )
+        return found
 
     answer = jax.tree.map(jnp.asarray, answer)
-    return attached(lambda y, args: residual(y, *args), solve, answer, args)
+    return attached(like_answer, solve, answer, args)
 
 
 def attached(

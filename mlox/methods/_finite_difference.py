@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,8 @@ def central_difference(
 
 def check_epsilon(method: str, epsilon: float) -> None:
     """Refuse an epsilon that is no positive Python number."""
-    if not isinstance(epsilon, int | float) or not epsilon > 0:
+    number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
+    if not number or not 0 < epsilon < math.inf:
         raise ValueError(
             f"{method}(epsilon={epsilon!r}): expected a positive Python number, the "
             "length of the perturbation, e.g. 0.01."

@@ -1,12 +1,13 @@
 """Derivatives of a linear solve, for every solver at once."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlox._tree import Tree, linked
+from mlox._tree import Tree, brief, linked, stray
 from mlox.solvers._contract import Info, MatVec, Solver, System, serves
 
 
@@ -50,6 +51,12 @@ def linear_solve(
         >>> print(solution(2.0), jax.grad(solution)(2.0), jax.hessian(solution)(2.0))
         1.5 -0.75 0.75
     """
+    _check_callable("solver", solver, "a value such as mlox.CG()")
+    _check_callable("matvec", matvec, "a function x -> A x")
+    if wrong := stray((b, guess)):
+        raise TypeError(
+            f"linear_solve: (b, guess){wrong}; expected pytrees of floating arrays."
+        )
     b = jax.tree.map(jnp.asarray, b)
     _check(b, guess)
     if serves(solver) is System.NONE:
@@ -57,6 +64,12 @@ def linear_solve(
     # The rule traces the map four to six times; jit keeps the first trace, which halves
     # the time to trace a solve with Hessian products of a deep network.
     matvec = jax.jit(lambda x, matvec=matvec: matvec(x))
+    product = jax.eval_shape(matvec, b)
+    if _form(product) != _form(b):
+        raise ValueError(
+            f"linear_solve: matvec(b) is {brief(product)}; expected a pytree like b, "
+            f"{brief(b)}."
+        )
 
     def transposed(y: Tree) -> Tree:
         return matvec(y) if symmetric else jax.linear_transpose(matvec, b)(y)[0]
@@ -67,12 +80,12 @@ def linear_solve(
     # zero, and that is where the derivative's solve starts.
     def solve(_: Any, rhs: tuple[Tree, Tree | None]) -> tuple[Tree, Info]:
         b, guess = rhs
-        x, info = solver(matvec, b, guess)
+        x, info = _checked(solver(matvec, b, guess), b)
         return (x, guess), info
 
     def transpose_solve(_: Any, rhs: tuple[Tree, Tree | None]) -> tuple[Tree, Info]:
         b, guess = rhs
-        x, info = solver(transposed, b, None)
+        x, info = _checked(solver(transposed, b, None), b)
         return (x, guess), info
 
     # JAX differentiates this map and never multiplies by it: the links cost the solves
@@ -123,6 +136,27 @@ def _check(b: Tree, guess: Tree | None) -> None:
             "linear_solve: `guess` and `b` differ in structure or shapes: "
             f"{given} and {expected}. Give a guess like `b`, or None to start at zero."
         )
+
+
+def _check_callable(what: str, value: Any, expected: str) -> None:
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"linear_solve: {what} is {brief(value)}; expected {expected}.")
+
+
+def _checked(found: Any, b: Tree) -> tuple[Tree, Info]:
+    """Refuse what is no solution and report, from a solver of the user's own."""
+    pair = isinstance(found, tuple) and len(found) == 2
+    if not pair or not isinstance(found[1], Mapping):
+        raise TypeError(
+            f"a solver returned {brief(found)}; expected a pair (x, report), the "
+            "report a dict of scalars."
+        )
+    if _form(found[0]) != _form(b):
+        raise ValueError(
+            f"a solver returned x = {brief(found[0])}; expected a pytree like b, "
+            f"{brief(b)}."
+        )
+    return found
 
 
 def _form(tree: Tree) -> tuple[Any, list[tuple[int, ...]]]:
