@@ -88,7 +88,7 @@ def _returned() -> list[Case]:
         "Losses: what they return",
         [
             ("a vector", lambda _: returns(lambda p: p**2)),
-            ("an integer", lambda _: returns(lambda p: 3)),
+            ("an integer", lambda _: returns(lambda p: jnp.int32(3))),
             ("None", lambda _: returns(lambda p: None)),
             ("a pair (loss, aux)", lambda _: returns(lambda p: (p[0], {"a": p[1]}))),
             ("a string", lambda _: returns(lambda p: "low")),

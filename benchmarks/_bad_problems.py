@@ -78,7 +78,10 @@ def _arrays() -> list[Case]:
         "Problem.create: arrays",
         [
             ("params={}", lambda _: problem(params={})),
-            ("integer params", lambda _: problem(params={"w": jnp.arange(3)})),
+            (
+                "integer params",
+                lambda _: problem(params={"w": jnp.zeros(3, jnp.int32)}),
+            ),
             ("complex params", lambda _: problem(params=jnp.ones(2, jnp.complex64))),
             ("a string among params", lambda _: problem(params={"w": "zeros"})),
             (

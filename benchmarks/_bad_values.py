@@ -85,7 +85,10 @@ def _solves() -> list[Case]:
             ("an integer right-hand side", lambda _: solved(jnp.ones(2, jnp.int32))),
             ("a string for b", lambda _: solved("b")),
             ("a guess of another shape", lambda _: solved(guess=jnp.ones(3))),
-            ("a matrix for matvec", lambda _: solved(matvec=jnp.eye(2))),
+            (
+                "a matrix for matvec",
+                lambda _: solved(matvec=jnp.ones((2, 2), jnp.float32)),
+            ),
             (
                 "a matvec of another shape",
                 lambda _: solved(matvec=lambda x: jnp.ones(3, jnp.float32)),
@@ -126,7 +129,7 @@ def _losses() -> list[Case]:
             ("steps=0", lambda _: mlox.Accumulated(alone_loss, 0)),
             ("a loss with two parameters", lambda _: mlox.Accumulated(min_loss, 2)),
             ("dtype=int8", lambda _: mlox.MixedPrecision(alone_loss, jnp.int8)),
-            ("dtype='half'", lambda _: mlox.MixedPrecision(alone_loss, "halve")),
+            ("dtype='halve'", lambda _: mlox.MixedPrecision(alone_loss, "halve")),
         ],
     )
 

@@ -18,6 +18,7 @@ SAME = {
     r" at 0x[0-9a-f]+": "",
     r"\b[0-9a-f]{32}\b": "HASH",
     r"'\w*Tracer'": "'Tracer'",
+    r"OUT_OF_RANGE: .*": "OUT_OF_RANGE: ...",
 }
 NOTHING = "nothing"
 
@@ -71,8 +72,8 @@ def told(error: BaseException, folder: pathlib.Path) -> str:
     """Return message and notes of an error in one line, without what differs."""
     # JAX notes at every error that it leaves out its own frames.
     notes = [n for n in vars(error).get("__notes__", ()) if not n.startswith("---")]
-    lines = [str(error), *notes]
-    text = " ".join(" ".join(lines).split()).replace(str(folder), "FOLDER")
+    text = " ".join("; ".join([str(error), *notes]).split())
+    text = text.replace(str(folder), "FOLDER")
     for different, same in SAME.items():
         text = re.sub(different, same, text)
     return text if len(text) <= LONGEST else text[:LONGEST].rstrip() + " …"

@@ -71,8 +71,11 @@ def ending(folder: pathlib.Path, run: Callable[[], Any]) -> Handled:
         except Exception as error:
             return Handled(f"{type(error).__name__}: {told(error, folder)}", "-")
     warned = [f"warns: {told(w.message, folder)}" for w in came]
+    does = f"runs until cycle {history['cycle'][-1]}"
+    if "run/nonfinite" in history:
+        does += f", {int(history['run/nonfinite'].sum())} of them left out"
     return Handled(
-        " ".join(warned) or "goes on to the end",
+        "; ".join([*warned, does]),
         f"the last state, {_sound(state)}; {_history(history)}",
     )
 

@@ -1,13 +1,9 @@
-"""Faults of runs: numbers, data, hooks, devices, signals, disks."""
+"""Faults inside a run: its numbers, its data, its hooks, its devices."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import pathlib
-import resource
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,7 +27,7 @@ ENGINE = mlox.Engine([problem("fit", loss_fn=fit_loss)])
 
 
 def cases() -> list[Fault]:
-    return [*_numbers(), *_data(), *_hooks(), *_signals(), *_disks()]
+    return [*_numbers(), *_data(), *_hooks()]
 
 
 def run(data: Any, engine: mlox.Engine = ENGINE, **options: Any) -> Any:
@@ -234,165 +230,3 @@ def _simulator(folder: pathlib.Path) -> Handled:
 
     engine = mlox.Engine([problem("fit", loss_fn=loss)])
     return ending(folder, lambda: run(GOOD, engine))
-
-
-def _signals() -> list[Fault]:
-    def sent(number: int, saves: bool) -> Callable[[pathlib.Path], Handled]:
-        return lambda folder: _signalled(folder, number, saves)
-
-    return of_area(
-        "Signals",
-        [
-            ("SIGTERM in cycle 3, with a checkpoint", sent(signal.SIGTERM, True)),
-            (
-                "SIGINT (Ctrl-C) in cycle 3, with a checkpoint",
-                sent(signal.SIGINT, True),
-            ),
-            ("SIGINT (Ctrl-C) in cycle 3, without one", sent(signal.SIGINT, False)),
-        ],
-    )
-
-
-def _signalled(folder: pathlib.Path, number: int, saves: bool) -> Handled:
-    """Send this process a signal while it computes, and go on after it."""
-
-    def kill(state: Any) -> Any:
-        if int(state["fit"].step) == BAD:
-            os.kill(os.getpid(), number)
-        return {"error": 0.5}
-
-    checkpoint = mlox.Checkpoint(folder, every=2) if saves else None
-    options = {"checkpoint": checkpoint, "valid_every": 1}
-    with _default(signal.SIGINT, signal.default_int_handler):
-        found = ending(folder, lambda: run(GOOD, validation=kill, **options))
-    if not saves:
-        return found
-    state, history = run(
-        GOOD, validation=lambda state: {"error": 0.5}, resume=True, **options
-    )
-    return Handled(found.does, f"{found.kept}. {_resumed(state, history)}")
-
-
-def _resumed(state: Any, history: Any) -> str:
-    whole, other = run(GOOD)
-    equal = all(
-        np.array_equal(a, b)
-        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True)
-    ) and np.array_equal(history["fit/loss"], other["fit/loss"])
-    return "Resumed, it ends " + (
-        "as if nothing had happened, bit for bit" if equal else "elsewhere"
-    )
-
-
-@contextlib.contextmanager
-def _default(number: int, handler: Any) -> Iterator[None]:
-    before = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
-
-
-def _disks() -> list[Fault]:
-    return of_area(
-        "Disks",
-        [
-            ("a disk that is full, at a checkpoint", _full_of_checkpoints),
-            ("a disk that is full, at a line of metrics.csv", _full_of_lines),
-            ("the folder of checkpoints is deleted in cycle 3", _deleted),
-            ("a last line of metrics.csv that was cut off", _cut_table),
-            ("a last line of metrics.jsonl that was cut off", _cut_lines),
-        ],
-    )
-
-
-@contextlib.contextmanager
-def _room(size: int) -> Iterator[None]:
-    """Let no file grow beyond a size, as a full disk would."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def _full_of_checkpoints(folder: pathlib.Path) -> Handled:
-    """Fill the disk in the third cycle: checkpoints of 1 and 2 are there."""
-    big = mlox.Engine([problem("fit", params=jnp.ones(4096), loss_fn=_noisy, rng=0)])
-    checkpoint = mlox.Checkpoint(folder, every=1, async_=False)
-    room = contextlib.ExitStack()
-
-    def fill(state: Any) -> Any:
-        if int(state["fit"].step) == BAD:
-            room.enter_context(_room(2048))
-        return {"error": 0.5}
-
-    with room:
-        found = ending(
-            folder, lambda: run(None, big, validation=fill, checkpoint=checkpoint)
-        )
-    state, _ = run(
-        None,
-        big,
-        validation=lambda state: {"error": 0.5},
-        checkpoint=checkpoint,
-        resume=True,
-    )
-    whole, _ = run(None, big)
-    same = bool(jnp.array_equal(state["fit"].params, whole["fit"].params))
-    kept = f"{found.kept}. Resumed with room, it ends bit for bit as one run: {same}"
-    return Handled(found.does, kept)
-
-
-def _noisy(params: Any, batch: Any, ctx: mlox.Context) -> Any:
-    noise = jax.random.normal(ctx.rng, params.shape, params.dtype)
-    return jnp.sum((params - noise) ** 2)
-
-
-def _full_of_lines(folder: pathlib.Path) -> Handled:
-    table = folder / "metrics.csv"
-    logger = mlox.csv_logger(table)
-    with _room(60):
-        found = ending(folder, lambda: run(GOOD, loggers=[logger]))
-    rows = len(table.read_text().splitlines())
-    again = mlox.csv_logger(table)
-    again.close()
-    whole = len(table.read_text().splitlines()) - 1
-    kept = f"{found.kept}; {rows} lines are in the table, {whole} whole rows stay"
-    return Handled(found.does, kept)
-
-
-def _deleted(folder: pathlib.Path) -> Handled:
-    checkpoint = mlox.Checkpoint(folder / "run", every=1, async_=False)
-
-    def delete(state: Any) -> Any:
-        if int(state["fit"].step) == BAD:
-            (folder / "run").rename(folder / "elsewhere")
-        return {"error": 0.5}
-
-    found = ending(folder, lambda: run(GOOD, validation=delete, checkpoint=checkpoint))
-    there = sorted(p.name for p in (folder / "elsewhere").iterdir())
-    return Handled(found.does, f"{found.kept}; elsewhere the checkpoints {there}")
-
-
-def _cut(folder: pathlib.Path, name: str, logger: Any) -> Handled:
-    """Stop after three cycles, cut the last line, and resume until the fifth."""
-    file, checkpoint = folder / name, mlox.Checkpoint(folder / "run", every=1)
-    run(GOOD, train_iters=BAD, loggers=[logger(file)], checkpoint=checkpoint)
-    with file.open("a") as lines:
-        lines.write(file.read_text().splitlines()[-1][:9])
-    found = ending(
-        folder,
-        lambda: run(GOOD, loggers=[logger(file)], checkpoint=checkpoint, resume=True),
-    )
-    lines = file.read_text().splitlines()
-    return Handled(f"drops it, and {found.does}", f"{len(lines)} lines, all whole")
-
-
-def _cut_table(folder: pathlib.Path) -> Handled:
-    return _cut(folder, "metrics.csv", mlox.csv_logger)
-
-
-def _cut_lines(folder: pathlib.Path) -> Handled:
-    return _cut(folder, "metrics.jsonl", mlox.json_logger)

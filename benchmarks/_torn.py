@@ -101,7 +101,7 @@ def _resumed(checkpoint: mlox.Checkpoint) -> Handled:
     equal &= history["cycle"].tolist() == other["cycle"].tolist()
     warned = "; ".join(f"warns: {_short(w.message)}" for w in came)
     ends = "all: it ends as one run does, bit for bit" if equal else "elsewhere"
-    return Handled(warned or "goes on, as nothing that matters is lost", ends)
+    return Handled(warned or "goes on without a word", ends)
 
 
 def _short(error: Any) -> str:

@@ -23,6 +23,7 @@ import _bad_problems
 import _bad_runs
 import _bad_values
 import _faults
+import _faults_outside
 import _torn
 from _case import NOTHING, Case, outcome
 from _fault import Fault, handled
@@ -36,7 +37,29 @@ Written by `python benchmarks/reliability.py`, which tries everything below, one
 the test suite does so, too, and holds this page against what it finds. Messages longer
 than 420 signs are cut; `FOLDER` is a folder of the run. Where a function of the user's
 raises, its own error arrives, with a note that names the problem, the function and what
-it got.
+it got. Once a run has begun, whatever stops it hands back the last good state:
+
+```python
+import jax.numpy as jnp
+import optax
+
+import mlox
+
+fit = mlox.Problem.create(
+    name="fit",
+    params=jnp.zeros(2),
+    tx=optax.sgd(0.1),
+    loss_fn=lambda params, batch, ctx: jnp.sum((params - batch) ** 2),
+)
+engine = mlox.Engine([fit])
+batches = iter([jnp.ones(2), jnp.ones(2)])  # too few for ten cycles
+try:
+    engine.run(engine.init(), {"fit": batches}, train_iters=10, loggers=())
+except mlox.RunError as error:
+    print(error)  # what failed, where, and why
+    state, cycles = error.state, error.cycle  # to go on from, by another run
+assert cycles == 2
+```
 """
 
 
@@ -55,7 +78,7 @@ def bad_inputs() -> list[Case]:
 
 
 def faults() -> list[Fault]:
-    return [*_faults.cases(), *_torn.cases()]
+    return [*_faults.cases(), *_faults_outside.cases(), *_torn.cases()]
 
 
 def tried(cases: Iterable[Case]) -> list[Row]:

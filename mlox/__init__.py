@@ -1,5 +1,6 @@
 """Multilevel optimization in JAX: a graph of problems, one compiled step."""
 
+from mlox._archive import restore as restore
 from mlox._checkpoint import Checkpoint as Checkpoint
 from mlox._context import Context as Context
 from mlox._context import Neighbour as Neighbour
@@ -8,7 +9,6 @@ from mlox._engine import Engine as Engine
 from mlox._log import Logger as Logger
 from mlox._log import json_logger as json_logger
 from mlox._log import stdout_logger as stdout_logger
-from mlox._log import tensorboard_logger as tensorboard_logger
 from mlox._losses import Accumulated as Accumulated
 from mlox._losses import MixedPrecision as MixedPrecision
 from mlox._problem import Problem as Problem
@@ -16,7 +16,7 @@ from mlox._series import on_epoch_end as on_epoch_end
 from mlox._series import together as together
 from mlox._sources import shuffled as shuffled
 from mlox._stopping import EarlyStopping as EarlyStopping
-from mlox._store import restore as restore
+from mlox._tensorboard import tensorboard_logger as tensorboard_logger
 from mlox._trail import RunError as RunError
 from mlox._trail import RunInterrupted as RunInterrupted
 from mlox.methods import SAMA as SAMA

@@ -27,7 +27,7 @@ from mlox._log import Logger
 from mlox._plan import Plan
 from mlox._problem import Problem
 from mlox._run import run
-from mlox._step import Compiled, Step
+from mlox._step import Step
 from mlox._stopping import EarlyStopping
 from mlox._tree import brief
 from mlox.methods import Iterative, reach
@@ -190,17 +190,13 @@ class Engine:
                 returned; the one that was passed can then not be used again.
 
         Returns:
-            The jitted function, with `lower` as JAX's; equal engines share what was
-            compiled.
+            The jitted function; equal engines share what was compiled.
 
         Raises:
-            TypeError: If `donate` is no bool; when called, if state or batches hold
-                something that is no array.
-            ValueError: When called, with a state that was donated before; else as
-                `step` says.
+            TypeError: If `donate` is no bool.
         """
         _check_flag("donate", donate, (True, False))
-        return Compiled(_jitted(self.traced, donate))
+        return _jitted(self.traced, donate)
 
     def hypergradient(
         self, state: State, batches: Batches, name: str | Problem

@@ -1,4 +1,4 @@
-"""Loggers as values: a pair of functions for the terminal, TensorBoard or JSON lines.
+"""Loggers as values: a pair of functions, for the terminal or for JSON lines.
 
 A logger is anything with the two functions of `Logger`. Those of this file hold no
 settings that a user could change later, and none of them prints unless it is asked to.
@@ -11,7 +11,6 @@ import math
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
@@ -124,49 +123,6 @@ def stdout_logger() -> Logger:
     )
 
 
-def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
-    """Write an event file for TensorBoard (through tensorboardX).
-
-    Every log point is on the disk when `log` returns. A run that is resumed writes
-    another file, which tells TensorBoard to forget the steps that are logged again.
-
-    Args:
-        logdir: A folder; it is made if it does not exist.
-
-    Returns:
-        A `Logger`.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     logger = tensorboard_logger(folder)
-        ...     logger.log(50, {"classifier/loss": 0.6931})
-        ...     logger.close()
-        ...     len(list(pathlib.Path(folder).glob("events.out.tfevents.*")))
-        1
-    """
-    # Imported here: it takes longer than all else that `import mlox` adds to JAX.
-    from tensorboardX import SummaryWriter
-
-    def opened(first: int | None) -> SummaryWriter:
-        # Without a suffix, a file of the same second would be written over.
-        suffix = f".{time.time_ns()}"
-        return SummaryWriter(str(logdir), purge_step=first, filename_suffix=suffix)
-
-    writers = [opened(None)]
-
-    def log(step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            writers[-1].add_scalar(name, value, step)
-        writers[-1].flush()
-
-    def resume(step: int) -> None:
-        writers[-1].close()
-        writers.append(opened(step + 1))
-
-    return Functions(log=log, close=lambda: writers[-1].close(), resume=resume)
-
-
 def json_logger(path: str | os.PathLike[str]) -> Logger:
     r"""Append one JSON object per log point to a file.
 
@@ -216,8 +172,12 @@ def _until(step: int, line: str) -> bool:
 
 def replace_text(file: pathlib.Path, text: str) -> None:
     """Write a text beside a file, and let it take the file's place at once."""
-    beside = file.with_name(file.name + ".new")
-    beside.write_text(text, newline="", encoding="utf-8")
+    replace_bytes(file, file.with_name(file.name + ".new"), text.encode())
+
+
+def replace_bytes(file: pathlib.Path, beside: pathlib.Path, content: bytes) -> None:
+    """Write a content beside a file, and let it take the file's place at once."""
+    beside.write_bytes(content)
     beside.replace(file)
 
 

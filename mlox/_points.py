@@ -85,7 +85,7 @@ def validate(validation: Validation, trail: Trail, point: Point) -> dict[str, fl
             )
     scores = {}
     for name, value in jax.device_get(dict(found)).items():
-        score = np.asarray(value)
+        score = np.array(value)  # a copy: else the record holds a buffer of the device
         if score.ndim or not _data.is_numeric(score) or np.iscomplexobj(score):
             raise ValueError(
                 f"`validation` must return real scalars, but {name!r} is "

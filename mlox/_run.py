@@ -15,6 +15,7 @@ from mlox._points import Validation
 from mlox._series import repeat
 from mlox._stopping import EarlyStopping
 from mlox._store import Store
+from mlox._tensorboard import tensorboard_logger
 from mlox._trail import History, Point, State, Trail, history_of, stopped
 
 
@@ -64,9 +65,10 @@ def run(
         )
         _check_values(engine, plan, resume)
         opened += _files(logdir)
+        found = None
         if checkpoint is not None:
+            found = _saving.begin(checkpoint, engine.about, trail, resume)
             store = _store.opened(checkpoint, engine.about)
-        found = None if store is None else _saving.begin(store, trail, resume)
         _checkpoint.check_reached(trail.safe.cycle, train_iters)
         positions = {} if found is None else found.positions
         sources = {
@@ -104,7 +106,7 @@ def _files(logdir: str | os.PathLike[str] | None) -> list[_log.Logger]:
     if not isinstance(logdir, str | os.PathLike):
         raise TypeError(f"`logdir` is {logdir!r}; expected the path of a folder.")
     lines = _log.json_logger(pathlib.Path(logdir, "metrics.jsonl"))
-    return [lines, _log.tensorboard_logger(logdir)]
+    return [lines, tensorboard_logger(logdir)]
 
 
 def _close(

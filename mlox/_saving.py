@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlox._archive import Archive, Snapshot
+from mlox._checkpoint import Checkpoint
+from mlox._packing import filled, flattened, owned
 from mlox._stopping import Best
-from mlox._store import Snapshot, Store, filled, flattened
+from mlox._store import Store, tidy
 from mlox._trail import Point, State, Trail
 
 Positions = Mapping[str, Any]
@@ -20,7 +23,7 @@ class Found(NamedTuple):
 
     Attributes:
         cycle: The cycles behind.
-        arrays: What was read, by name and path.
+        arrays: What the first dispatch takes besides the state, by name and path.
         positions: Where the data go on.
     """
 
@@ -53,13 +56,14 @@ def save(
         "records": _columns(trail.records),
         "validations": _columns(trail.validations),
     }
-    if trail.restored is not None:
+    if trail.restored is not None and trail.restored is not point.state:
         arrays["best"] = trail.restored
     if safe is not None and safe is not point.state:
         arrays["safe"] = safe
     notes = {
         "since": point.since,
         "best": [trail.best.cycle, repr(float(trail.best.value)), trail.best.waited],
+        "restores": trail.restored is not None,
         "positions": dict(positions),
         "records": list(arrays["records"]),
         "validations": list(arrays["validations"]),
@@ -68,11 +72,14 @@ def save(
     store.save(Snapshot(point.cycle, arrays, notes), score)
 
 
-def begin(store: Store, trail: Trail, resume: bool) -> Found | None:
-    """Read the newest checkpoint, and lay the trail as it was.
+def begin(
+    checkpoint: Checkpoint, about: Mapping[str, Any], trail: Trail, resume: bool
+) -> Found | None:
+    """Read the newest checkpoint, tidy up behind it, and lay the trail as it was.
 
     Args:
-        store: The checkpoints.
+        checkpoint: Where the checkpoints are.
+        about: The description of the engine.
         trail: The trail of a run that has not begun; its `safe` point has a state like
             the one that was saved.
         resume: Whether to go on from what is there, if there is anything.
@@ -84,19 +91,20 @@ def begin(store: Store, trail: Trail, resume: bool) -> Found | None:
         FileExistsError: If something is there, and the run should not go on from it.
         ValueError: If it is of another engine, or no checkpoint is whole.
     """
+    archive = Archive(checkpoint.path)
     if not resume:
-        if store.cycles:
+        if archive.cycles:
             raise FileExistsError(
-                f"`checkpoint`: {str(store.checkpoint.path)!r} holds a run that has "
-                f"reached cycle {store.cycles[-1]}. Go on from there with "
+                f"`checkpoint`: {str(checkpoint.path)!r} holds a run that has "
+                f"reached cycle {archive.cycles[-1]}. Go on from there with "
                 "`resume=True`, or choose another directory."
             )
         return None
     state = trail.safe.state
-    read = store.newest({"state": state})
+    read = archive.newest({"state": state}, about)
     if read is None:
         return None
-    store.set_aside(read.cycle)
+    tidy(checkpoint, read.cycle)
     notes, arrays = read.notes, read.arrays
     state = filled("state", state, arrays)
     trail.safe = Point(read.cycle, state, None, notes["since"])
@@ -104,9 +112,12 @@ def begin(store: Store, trail: Trail, resume: bool) -> Found | None:
     trail.validations.extend(_rows("validations", notes, arrays))
     cycle, value, waited = notes["best"]
     trail.best = Best(cycle, float(value), waited)
-    if any(path.startswith("best|") for path in arrays):
-        trail.restored = filled("best", state, arrays)
-    return Found(read.cycle, arrays, notes["positions"])
+    if notes["restores"]:
+        trail.restored = _best(state, arrays)
+    first = {
+        k: owned(x) for k, x in arrays.items() if k.startswith(("totals|", "safe|"))
+    }
+    return Found(read.cycle, first, notes["positions"])
 
 
 def totals(found: Found, zeros: Any) -> Any:
@@ -129,6 +140,13 @@ def safe(found: Found, safe: State) -> State:
     return safe
 
 
+def _best(state: State, arrays: Mapping[str, Any]) -> State:
+    """Return the state of the best point, which may be the state itself."""
+    if any(path.startswith("best|") for path in arrays):
+        return filled("best", state, arrays)
+    return state
+
+
 def _columns(records: Records) -> dict[str, np.ndarray]:
     names = records[0] if records else ()
     return {name: np.stack([record[name] for record in records]) for name in names}
@@ -137,4 +155,4 @@ def _columns(records: Records) -> dict[str, np.ndarray]:
 def _rows(kind: str, notes: Mapping[str, Any], arrays: Mapping[str, Any]) -> Records:
     columns = [np.asarray(arrays[f"{kind}|[{name!r}]"]) for name in notes[kind]]
     rows = zip(*columns, strict=True)
-    return [dict(zip(notes[kind], map(np.asarray, row), strict=True)) for row in rows]
+    return [dict(zip(notes[kind], map(np.array, row), strict=True)) for row in rows]

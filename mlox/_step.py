@@ -13,7 +13,6 @@ from mlox._checks import check_batches, check_donated, check_state
 from mlox._cycle import Batches, Cycle, Metrics, State
 from mlox._finite import faulty
 from mlox._loops import unrolls
-from mlox._tree import stray
 
 
 @dataclass(frozen=True)
@@ -81,33 +80,3 @@ class Step:
             for name in looped
         )
         return self.cycle.unrolled(unroll)
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A jitted step that says in words what JAX refuses before it traces.
-
-    Attributes:
-        jitted: JAX's function.
-    """
-
-    jitted: Any
-
-    def __call__(self, state: State, batches: Batches) -> tuple[State, Metrics]:
-        """Run one cycle; nothing is looked at unless it fails."""
-        try:
-            return self.jitted(state, batches)
-        except Exception as error:
-            if "deleted" in str(error):
-                check_donated(state)
-            for what, tree in {"state": state, "batches": batches}.items():
-                if wrong := stray(tree):
-                    raise TypeError(
-                        f"{what} holds something that is no array: {what}{wrong}. "
-                        "Expected a pytree of arrays of numbers."
-                    ) from error
-            raise
-
-    def lower(self, state: State, batches: Batches) -> Any:
-        """Lower the step for these arguments, as `jax.jit` does."""
-        return self.jitted.lower(state, batches)

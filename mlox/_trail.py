@@ -120,7 +120,7 @@ def mean_metrics(point: Point) -> dict[str, np.ndarray]:
         name: np.asarray(total / cycles if cycles else np.full_like(total, np.nan))
         for name, total in sums.items()
     }
-    return {**means, **{name: np.asarray(count) for name, count in counts.items()}}
+    return {**means, **{name: np.array(count) for name, count in counts.items()}}
 
 
 def last_good(trail: Trail) -> tuple[Point, int]:
@@ -180,4 +180,4 @@ def _told(failure: BaseException) -> str:
         text += rest.strip().splitlines()[-1]
     notes = vars(failure).get("__notes__", ())
     own = [note for note in notes if not note.startswith("-----")]  # not those of JAX
-    return " ".join([type(failure).__name__ + (f": {text}" if text else ""), *own])
+    return "; ".join([type(failure).__name__ + (f": {text}" if text else ""), *own])

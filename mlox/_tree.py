@@ -177,14 +177,13 @@ def brief(tree: Any, limit: int = 200) -> str:
         >>> brief({"w": jnp.ones(2, jnp.float32), "name": "x"})
         "{'name': 'x', 'w': 'float32[2]'}"
     """
+    arrays = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
 
     def shown(leaf: Any) -> Any:
-        array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
+        array = isinstance(leaf, arrays)
         return f"{leaf.dtype}{list(leaf.shape)}" if array else leaf
 
-    if isinstance(tree, jax.Array | np.ndarray | np.generic):
-        return shown(tree)
-    text = repr(jax.tree.map(shown, tree))
+    text = shown(tree) if isinstance(tree, arrays) else repr(jax.tree.map(shown, tree))
     return text if len(text) <= limit else text[:limit] + "..."
 
 

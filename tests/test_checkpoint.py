@@ -1,16 +1,16 @@
 """Checkpoints: a run that stops and goes on is one that never stopped."""
 
 import contextlib
-import gc
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 
-import event_files
+import _event_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +18,7 @@ import optax
 import pytest
 
 import mlox
-
-UNFINISHED = "ignore::pytest.PytestUnraisableExceptionWarning"
-pytestmark = pytest.mark.filterwarnings(UNFINISHED)
+from mlox import _packing
 
 DATA = {"x": np.arange(12.0).reshape(6, 2), "y": np.arange(6.0) % 3}
 
@@ -208,7 +206,7 @@ def test_logs_have_no_holes_and_no_doubled_steps(engine, tmp_path):
         for row in table:
             row.pop(speed)
     assert tables[0] == tables[1]
-    scalars = [event_files.scalars(tmp_path / x) for x in ("parts", "whole")]
+    scalars = [_event_files.scalars(tmp_path / x) for x in ("parts", "whole")]
     for found in scalars:
         found.pop("cycles_per_second")
     assert scalars[0] == scalars[1]
@@ -255,50 +253,43 @@ def test_what_restore_does_not_find_is_told(engine, tmp_path):
 #
 
 
-def largest_file(folder):
-    return max(folder.rglob("*"), key=lambda x: x.stat().st_size if x.is_file() else 0)
-
-
 def truncate(folder):
-    for file in folder.rglob("d/*"):
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    file = folder / "arrays" / "bytes"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(folder):
+    """Change one bit of one array."""
+    file = folder / "arrays" / "bytes"
+    content = bytearray(file.read_bytes())
+    content[3] ^= 1
+    file.write_bytes(content)
+
+
+def without_arrays(folder):
+    (folder / "arrays" / "bytes").unlink()
 
 
 def empty_notes(folder):
     (folder / "notes" / "metadata").write_text("")
 
 
+def change_notes(folder):
+    """Change what is valid JSON before and after: where the data go on."""
+    file = folder / "notes" / "metadata"
+    text = file.read_text()
+    assert '"positions": {' in text
+    file.write_text(text.replace('"positions": {', '"positions": {"x": 1, '))
+
+
 def without_notes(folder):
     (folder / "notes" / "metadata").unlink()
 
 
-def flip(folder):
-    """Change the numbers of one array, in a way that Orbax cannot see."""
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        arrays = checkpointer.restore(folder / "arrays")
-        arrays["0"] = arrays["0"] + 1
-        checkpointer.save(folder / "arrays", arrays, force=True)
+HARMS = [truncate, flip, without_arrays, empty_notes, change_notes, without_notes]
 
 
-def without_arrays(folder):
-    for file in folder.joinpath("arrays").rglob("*"):
-        if file.is_file():
-            file.unlink()
-
-
-@pytest.fixture
-def swept():
-    """Collect the task of asyncio that a failed reading of Orbax may leave behind."""
-    yield
-    gc.collect()
-
-
-@pytest.mark.usefixtures("swept")
-@pytest.mark.parametrize(
-    "harm", [truncate, empty_notes, without_notes, flip, without_arrays]
-)
+@pytest.mark.parametrize("harm", HARMS)
 def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(
     engine, tmp_path, harm
 ):
@@ -317,7 +308,6 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(
     assert folders(tmp_path) == [4, 6, 8]
 
 
-@pytest.mark.usefixtures("swept")
 def test_without_a_whole_checkpoint_nothing_runs(engine, tmp_path):
     folder = mlox.Checkpoint(tmp_path, every=2)
     run(engine, 4, checkpoint=folder)
@@ -326,6 +316,115 @@ def test_without_a_whole_checkpoint_nothing_runs(engine, tmp_path):
     with pytest.raises(ValueError, match=r"No checkpoint is whole.*/4' is.*/2' is"):
         run(engine, 4, checkpoint=folder, resume=True)
     assert folders(tmp_path) == [2, 4]
+
+
+@pytest.mark.parametrize("harm", [empty_notes, change_notes])
+def test_damaged_notes_of_an_old_checkpoint_stop_nothing(engine, tmp_path, harm):
+    given = {"keep": 2, "best": "validation/error", "mode": "max", "every": 2}
+    folder = mlox.Checkpoint(tmp_path, **given)
+    run(engine, 8, checkpoint=folder)
+    harm(tmp_path / "6")
+    with pytest.warns(UserWarning, match=r"/6' is broken .* It is left out"):
+        mlox.restore(tmp_path, engine.init(), cycle="best")
+    with pytest.warns(UserWarning, match=r"/6' is broken .* It is set aside"):
+        found = run(engine, 12, checkpoint=folder, resume=True)
+    assert bits(found) == bits(run(engine, 12))
+    assert (tmp_path / "broken-6-0").is_dir()
+    assert folders(tmp_path)[-2:] == [10, 12]
+
+
+def test_notes_that_are_damaged_while_a_run_goes_on_stop_nothing(engine, tmp_path):
+    given = {"keep": 2, "best": "validation/error", "every": 2}
+    folder = mlox.Checkpoint(tmp_path, **given)
+    run(engine, 4, checkpoint=folder)
+
+    def damaging(state):
+        if int(state["outer"].step) == 7:
+            empty_notes(tmp_path / "4")
+        return score(state)
+
+    run(engine, 12, checkpoint=folder, resume=True, validation=damaging)
+    assert folders(tmp_path)[-2:] == [10, 12]
+
+
+def test_what_a_killed_run_was_about_to_delete_is_deleted(engine, tmp_path):
+    folder = mlox.Checkpoint(tmp_path, every=2, keep=2)
+    run(engine, 8, checkpoint=folder)
+    shutil.copytree(tmp_path / "6", tmp_path / "2")
+    shutil.copytree(tmp_path / "6", tmp_path / "4")
+    without_notes(tmp_path / "2")  # deletion had begun
+    run(engine, 8, checkpoint=folder, resume=True)
+    assert folders(tmp_path) == [6, 8]
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["6", "8"]
+
+
+#
+# Reading changes nothing
+#
+
+
+def content(path):
+    return {x: x.read_bytes() for x in path.rglob("*") if x.is_file()}
+
+
+def test_reading_changes_nothing_in_a_folder_in_which_a_run_writes(engine, tmp_path):
+    folder = mlox.Checkpoint(tmp_path, every=2, keep=2, best="validation/error")
+    run(engine, 6, checkpoint=folder)
+    shutil.copytree(tmp_path / "6", tmp_path / "8.orbax-checkpoint-tmp-12/notes")
+    empty_notes(tmp_path / "6")
+    shutil.copytree(tmp_path / "4", tmp_path / "2", dirs_exist_ok=True)
+    before = content(tmp_path)
+    with pytest.warns(UserWarning, match="is broken"):
+        mlox.restore(tmp_path, engine.init())
+    with pytest.warns(UserWarning, match="is broken"):
+        mlox.restore(tmp_path, engine.init(), cycle="best")
+    mlox.restore(tmp_path, engine.init(), cycle=4)
+    with pytest.raises(FileExistsError, match="holds a run"):
+        run(engine, 6, checkpoint=folder)
+    assert content(tmp_path) == before
+    with pytest.warns(UserWarning, match="is broken"):
+        run(engine, 8, checkpoint=folder, resume=True)
+    assert not list(tmp_path.glob("*tmp*"))
+
+
+def test_orbax_alone_can_read_what_was_saved(engine, tmp_path):
+    import orbax.checkpoint as ocp
+
+    from mlox import _orbax
+
+    run(engine, 2, checkpoint=mlox.Checkpoint(tmp_path))
+    with ocp.CheckpointManager(tmp_path) as manager:
+        notes, arrays = _orbax.Bytes(file="metadata"), _orbax.Bytes()
+        args = ocp.args.Composite(notes=notes, arrays=arrays)
+        read = manager.restore(2, args=args)
+    assert json.loads(read.notes.tobytes())["notes"]["cycle"] == 2
+    assert read.arrays.tobytes() == (tmp_path / "2/arrays/bytes").read_bytes()
+
+
+def test_all_kinds_of_arrays_are_packed_wherever_they_begin():
+    trees = {
+        "a": {
+            "flags": jnp.array([True, False, True]),
+            "half": jnp.arange(5, dtype=jnp.bfloat16),
+            "key": jax.random.key(3),
+            "complex": jnp.array([1 + 2j]),
+            "none": jnp.zeros((0, 3)),
+            "number": 0.5,
+            "numpy": np.arange(6.0).reshape(2, 3)[:, ::2],
+            "int8": jnp.arange(-3, 2, dtype=jnp.int8),
+        }
+    }
+    pack = _packing.packed(_packing.flattened(trees))
+    assert pack.data.nbytes == sum(leaf.size for leaf in pack.leaves.values())
+    arrays = _packing.unpacked(pack.leaves, pack.data)
+    assert bits(_packing.filled("a", trees["a"], arrays)) == bits(trees["a"])
+    with pytest.raises(ValueError, match=r"there are 1 bytes of arrays instead of \d+"):
+        _packing.unpacked(pack.leaves, pack.data[:1])
+
+
+#
+# Other engines
+#
 
 
 @pytest.mark.parametrize(
@@ -508,3 +607,72 @@ def test_options_of_checkpoints_are_checked(engine, options, kind, message, tmp_
     with pytest.raises(kind, match=message):
         engine.run(engine.init(), series(), 4, loggers=(), log_every=2, **options)
     assert not pathlib.Path("x").exists()
+
+
+class TestRefusals:
+    """What cannot be saved to, restored from, or resumed."""
+
+    def problem(self, **metrics):
+        return mlox.Engine(
+            [
+                mlox.Problem.create(
+                    name="x",
+                    params=jnp.ones(()),
+                    tx=optax.sgd(0.25),
+                    loss_fn=lambda p, batch, ctx: {"loss": p**2, **metrics},
+                )
+            ]
+        )
+
+    def run(self, engine, folder, train_iters=2, **options):
+        checkpoint = mlox.Checkpoint(folder, every=1)
+        given = {"checkpoint": checkpoint, "loggers": (), **options}
+        return engine.run(engine.init(), None, train_iters, **given)
+
+    @pytest.mark.parametrize("path", ["file", "file/first"])
+    def test_a_folder_that_is_a_file(self, tmp_path, path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(
+            NotADirectoryError, match=r"^`checkpoint`: .*file' is a file"
+        ):
+            self.run(self.problem(), tmp_path / path)
+
+    @pytest.mark.parametrize("best", ["x/error", "y/loss", "validation/error"])
+    def test_a_best_that_nothing_records(self, tmp_path, best):
+        message = f"keeps the best '{best}', but no scalar is recorded under this name"
+        with pytest.raises(mlox.RunError, match=message):
+            self.run(
+                self.problem(),
+                tmp_path,
+                checkpoint=mlox.Checkpoint(tmp_path, every=1, best=best),
+                validation=lambda state: {"accuracy": 0.5},
+            )
+
+    @pytest.mark.parametrize("options", [{}, {"on_nonfinite": "skip"}])
+    def test_other_metrics(self, tmp_path, options):
+        before, after = self.problem(), self.problem(**({} if options else {"a": 0.0}))
+        self.run(before, tmp_path)
+        message = "the run that is resumed recorded other metrics: .* on one side only"
+        with pytest.raises(mlox.RunError, match=message):
+            self.run(after, tmp_path, 4, resume=True, **options)
+
+    @pytest.mark.parametrize("cycles", [1, 2])
+    def test_fewer_cycles_than_are_behind(self, tmp_path, cycles):
+        engine = self.problem()
+        self.run(engine, tmp_path, 3)
+        message = f"`train_iters` is {cycles}, but the run that is resumed has reached "
+        with pytest.raises(ValueError, match=message):
+            self.run(engine, tmp_path, cycles, resume=True, cycles_per_dispatch=3)
+
+    @pytest.mark.parametrize("cycle", ["last", 1.0, True])
+    def test_cycles_that_are_none(self, tmp_path, cycle):
+        with pytest.raises(
+            ValueError, match=r"restore: cycle is .*; expected 'newest'"
+        ):
+            mlox.restore(tmp_path, self.problem().init(), cycle=cycle)
+
+    def test_states_and_folders_that_are_none(self, tmp_path):
+        with pytest.raises(TypeError, match="restore: state holds a leaf of type str"):
+            mlox.restore(tmp_path, {"x": "text"})
+        with pytest.raises(TypeError, match="directory is 3; expected a path"):
+            mlox.restore(3, self.problem().init())

@@ -96,3 +96,31 @@ def test_a_table_that_cannot_be_written_is_an_error_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         mlox.csv_logger(tmp_path / "file" / "m.csv")
+
+
+def test_a_row_that_is_none_of_ours_is_shown_when_a_run_resumes(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("cycle,a\n1,0.5\ntwo,0.25\n")
+    with pytest.raises(ValueError, match=r"m.csv' has the row 'two,0.25', which does "):
+        mlox.csv_logger(path).resume(1)
+
+
+@pytest.mark.parametrize("logger", [mlox.csv_logger, mlox.json_logger])
+def test_a_file_that_cannot_be_written_is_named_with_its_logger(tmp_path, logger):
+    with pytest.raises(IsADirectoryError) as caught:
+        logger(tmp_path)
+    (note,) = caught.value.__notes__
+    assert note.startswith(f"{logger.__name__} cannot write to {str(tmp_path)!r}; ")
+    with pytest.raises(TypeError, match=f"{logger.__name__}: path is 3; expected the"):
+        logger(3)
+
+
+@pytest.mark.parametrize("logger", [mlox.csv_logger, mlox.json_logger])
+def test_a_line_that_cannot_be_written_is_noted(tmp_path, logger):
+    path = tmp_path / "new" / "log"
+    opened = logger(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        opened.log(1, {"a": 0.5})
+    assert caught.value.__notes__[0].startswith(f"{logger.__name__} cannot write to ")

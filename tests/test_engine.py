@@ -4,6 +4,7 @@ Numbers are held against loops written out by hand in plain JAX; hypergradients 
 deep graphs against solved nested problems are in `test_laws.py`.
 """
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -998,3 +999,150 @@ class TestExplanations:
         solid, dotted = pairs["--"], pairs["-."]
         assert solid == {("c", "p"), ("p", "t"), ("t", "s")}
         assert dotted == {("s", "t"), ("t", "p"), ("p", "c")}
+
+
+class TestStates:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (
+                {"step": None},
+                "step is None; expected an int32 scalar, e.g. jnp.int32(0)",
+            ),
+            ({"step": jnp.ones(())}, "step is float64[]; expected an int32 scalar"),
+            ({"step": jnp.zeros(2, int)}, "step is int64[2]; expected an int32 scalar"),
+            ({"rng": 0}, "rng is 0; expected one PRNG key"),
+            ({"params": None}, "params are empty (None)"),
+            ({"params": jnp.arange(2)}, "params has dtype int64"),
+            (
+                {"model_state": "a"},
+                "model_state holds something that is no array: is 'a'",
+            ),
+            ({"loss_scale": 2.0}, "loss_scale is 2.0; expected a flax.training"),
+        ],
+    )
+    def test_arrays_are_checked_by_the_next_step(self, changes, message):
+        engine = pair()
+        state = engine.init()
+        state["inner"] = state["inner"].replace(**changes)
+        with pytest.raises((TypeError, ValueError), match=re.escape(message)) as caught:
+            engine.step(state, NO_DATA)
+        assert str(caught.value).startswith("problem 'inner': ")
+
+    @pytest.mark.parametrize("state", [None, [problem("outer")]])
+    def test_what_is_no_dict(self, state):
+        message = (
+            r"state is a \w+; expected a dict of the problems \['inner', 'outer'\]"
+        )
+        with pytest.raises(TypeError, match=message):
+            pair().step(state, NO_DATA)
+
+    def test_problems_that_are_exchanged(self):
+        state = pair().init()
+        message = r"state\['outer'\] is problem 'inner'; expected the problem 'outer'"
+        with pytest.raises(TypeError, match=message):
+            pair().step({"outer": state["inner"], "inner": state["outer"]}, NO_DATA)
+
+    def test_batches_that_are_no_arrays(self):
+        message = r"batches\['inner'\] holds something that is no array: \['x'\] is"
+        with pytest.raises(TypeError, match=message):
+            pair().step(pair().init(), {"outer": None, "inner": {"x": np.array(["a"])}})
+
+
+class TestCompiled:
+    def test_it_is_the_jitted_function(self):
+        step = pair().compile()
+        assert isinstance(step, jax.stages.Wrapped)
+        assert pair().compile() is step
+
+    def test_donate_is_a_flag(self):
+        with pytest.raises(TypeError, match="donate is 'yes'; expected True or False"):
+            pair().compile(donate="yes")
+
+
+class TestNotes:
+    """An error of a user's function comes with the problem and what it got."""
+
+    GOT = "Raised in loss_fn of problem 'inner', which got params=float64[2], batch="
+
+    def notes(self, batches=None, **parts):
+        problems = [problem("outer"), problem("inner", **parts)]
+        with pytest.raises((KeyError, TypeError)) as caught:
+            traced(mlox.Engine(problems, U2L, L2U), batches)
+        return caught.value.__notes__[0]
+
+    def test_a_loss(self):
+        loss = lambda params, batch, ctx: jnp.sum(params - batch)
+        assert (
+            self.notes(loss_fn=loss) == self.GOT + "None, rng=None, model_state=None."
+        )
+
+    def test_a_batch_that_does_not_fit(self):
+        loss = lambda params, batch, ctx: jnp.sum(params - batch)
+        found = self.notes({"outer": None, "inner": np.ones((1, 3))}, loss_fn=loss)
+        assert found == self.GOT + "float64[3], rng=None, model_state=None."
+
+    def test_an_optimizer_and_a_solver(self):
+        def fails(*args):
+            raise KeyError("spectrum")
+
+        tx = optax.GradientTransformation(lambda params: (), fails)
+        assert self.notes(tx=tx).startswith(
+            "Raised in tx of problem 'inner', which got"
+        )
+        solver = self.notes(method=mlox.Implicit(fails))
+        assert solver.startswith("Raised in method of problem 'inner', Implicit(")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Own:
+    """A method whose multiplier is what it was told."""
+
+    found: object
+
+    def multiplier(self, answer, cotangent, guess=None):
+        return self.found
+
+    def pairing(self, cost, point, multiplier):
+        return cost(point)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (3, "a method's multiplier is 3; expected a pair (multiplier, report)"),
+        (((), 3), "expected a pair (multiplier, report), the report a dict"),
+        (((), {}), "a method's multiplier is (); expected one like the cotangent"),
+    ],
+)
+def test_multipliers_of_another_form(found, message):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)) as caught:
+        traced(pair(Own(found)))
+    assert "Raised in method of problem 'inner', Own(" in caught.value.__notes__[0]
+
+
+def test_a_metric_that_a_solver_reports():
+    loss = lambda params, batch, ctx: {"loss": params.sum(), "inner/residual": 0.0}
+    problems = [problem("outer", loss_fn=loss), problem("inner")]
+    message = (
+        "loss of 'outer' returned the metric 'inner/residual', which the solver of"
+    )
+    with pytest.raises(ValueError, match=message):
+        traced(mlox.Engine(problems, U2L, L2U))
+
+
+def test_two_metrics_of_one_name():
+    loss = lambda params, batch, ctx: {"loss": params.sum(), 1: 0.0, "1": 1.0}
+    with pytest.raises(ValueError, match="loss of 'a' returned two metrics called '1'"):
+        mlox.Engine([problem("a", loss_fn=loss)]).step(
+            {"a": problem("a", loss_fn=loss)}, {"a": None}
+        )
+
+
+def test_edges_of_a_problem_in_two_lists():
+    a, b = problem("a"), problem("b")
+    message = (
+        "l2u names 'a' twice, as a string and as a Problem. Put its edges into one"
+    )
+    with pytest.raises(ValueError, match=message):
+        mlox.Engine([a, b], l2u={"a": ["b"], a: ["b"]})

@@ -256,3 +256,55 @@ class TestTrainState:
 def test_mlox_alone_does_not_load_flax():
     program = "import sys, mlox; sys.exit('flax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+PARAMS = {"w": jnp.ones(3, jnp.float32)}
+PARTS = {"name": "net", "loss_fn": lambda params, batch, ctx: 0.0}
+
+
+class TestRefusals:
+    def refuses(self, message, build):
+        with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+            build()
+
+    def test_modules(self):
+        variables = nn.Dense(1).init(KEY, X[0])
+        parts = {**PARTS, "tx": TX}
+        for module in (nn.Dense, len):
+            self.refuses(
+                "expected a module of flax.linen, e.g. nn.Dense(1).",
+                lambda module=module: mlox.flax.from_linen(module, variables, **parts),
+            )
+        for module in (nnx.Linear, nn.Dense(1), X):
+            self.refuses(
+                "expected a module of flax.nnx, e.g. nnx.Linear(3, 1, rngs=nnx.Rngs(0)",
+                lambda module=module: mlox.flax.from_nnx(module, **parts),
+            )
+
+    def test_losses(self):
+        model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+        made = lambda loss: mlox.flax.from_nnx(model, loss_fn=loss, name="net", tx=TX)
+        self.refuses("from_nnx: loss_fn is None; expected", lambda: made(None))
+        self.refuses("loss_fn takes (m, b); expected", lambda: made(lambda m, b: 0.0))
+
+    def test_parts_that_are_taken_from_elsewhere(self):
+        state = TrainState.create(apply_fn=len, params=PARAMS, tx=TX)
+        message = "from_train_state got tx=, which it takes from its first argument"
+        self.refuses(message, lambda: mlox.flax.from_train_state(state, tx=TX, **PARTS))
+
+    def test_training_states(self):
+        state = TrainState.create(apply_fn=len, params=PARAMS, tx=TX)
+        other = scale_problem(lambda params, batch, ctx: params)
+        back = mlox.flax.to_train_state
+        message = "from_train_state got a dict; expected a flax.training.train_state."
+        self.refuses(message, lambda: mlox.flax.from_train_state({}, **PARTS))
+        message = "to_train_state got a TrainState; expected a mlox.Problem"
+        self.refuses(message, lambda: back(state, state))
+        message = "to_train_state got a Problem; expected a flax.training.train_state."
+        self.refuses(message, lambda: back(other, other))
+        message = (
+            "to_train_state got problem 'scale' with params float32[], and a train"
+        )
+        self.refuses(message, lambda: back(other, state))
+        message = "to_nnx got a dict; expected a mlox.Problem"
+        self.refuses(message, lambda: mlox.flax.to_nnx({}))

@@ -404,3 +404,26 @@ class TestLossScale:
         message = "problem 'low': loss_scale is 1024.0; expected a flax.training.dyn"
         with pytest.raises(TypeError, match=re.escape(message)):
             engine(loss_scale=1024.0)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("kind", [mlox.Accumulated, mlox.MixedPrecision])
+    def test_a_loss_of_two_arguments(self, kind):
+        message = re.escape(": loss_fn takes (params, batch); expected a function (par")
+        with pytest.raises(TypeError, match=kind.__name__ + message):
+            kind(lambda params, batch: 0.0, 2)
+
+    @pytest.mark.parametrize(
+        ("found", "message"),
+        [
+            ("low", "loss of 'low' returned 'loss' = 'low'; expected one floating"),
+            (
+                {"loss": 0.0, "model_state": {"mean": 0.0}},
+                "loss of 'low' returned a model_state unlike the one that it got",
+            ),
+        ],
+    )
+    def test_what_a_loss_in_lower_precision_returns(self, found, message):
+        made = engine(mlox.MixedPrecision(lambda params, batch, ctx: found))
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(made.step, made.init(), BATCHES)

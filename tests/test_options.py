@@ -593,3 +593,30 @@ class TestRollBack:
         assert state["alone"].params == 3.0
         assert state["alone"].step == 3
         assert state["low"].step == 1
+
+
+class TestNotes:
+    @pytest.mark.parametrize("option", ["sample", "reset", "project"])
+    def test_an_error_names_the_problem_and_its_function(self, option):
+        def fails(*args):
+            raise KeyError("scale")
+
+        engine = two(mlox.Unrolled(), **{option: fails})
+        with pytest.raises(KeyError) as caught:
+            jax.eval_shape(engine.step, engine.init(), NO_DATA)
+        note = f"Raised in {option} of problem 'low', which got params={{'a': "
+        assert caught.value.__notes__[0].startswith(note)
+
+    def test_a_read_without_an_edge_is_said_of_the_problem(self):
+        engine = two(sample=lambda params, ctx: ctx.noise.params)
+        with pytest.raises(
+            ValueError, match=r"problem 'low' reads ctx\['noise'\]"
+        ) as e:
+            jax.eval_shape(engine.step, engine.init(), NO_DATA)
+        assert e.value.__notes__[0].startswith("Raised in sample of problem 'low'")
+
+    @pytest.mark.parametrize("option", ["reset", "project"])
+    def test_what_is_no_array(self, option):
+        engine = two(mlox.Unrolled(), **{option: lambda *args: "start"})
+        message = f"problem 'low': {option} returned 'start'; expected params as they"
+        refuses(message, lambda: engine.step(engine.init(), NO_DATA))

@@ -1,6 +1,7 @@
 """Problems and what their losses see and return: values, copies, refusals."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -496,3 +497,78 @@ class TestContext:
     def test_protocols_of_python_find_no_neighbour(self):
         assert dataclasses.replace(self.CTX, step=1).step == 1
         assert not hasattr(self.CTX, "__array__")
+
+
+class TestFunctions:
+    @pytest.mark.parametrize(
+        ("part", "value", "message"),
+        [
+            (
+                "loss_fn",
+                lambda p, b: 0.0,
+                "takes (p, b); expected a function (params, ",
+            ),
+            ("sample", lambda p: p, "takes (p); expected a function (params, ctx) -> "),
+            (
+                "project",
+                lambda p, c: p,
+                "takes (p, c); expected a function (params) ->",
+            ),
+            ("apply_fn", 3, "is 3; expected a function."),
+            ("loss_fn", jnp.ones(2), "is float64[2]; expected a function (params, bat"),
+        ],
+    )
+    def test_wrong_kinds_and_numbers_of_arguments(self, part, value, message):
+        refuses(TypeError, f"problem 'inner': {part} {message}", **{part: value})
+
+    def test_a_wrapper_is_taken_by_its_own_arguments(self):
+        def two(params, batch):
+            return jnp.sum(params**2)
+
+        @functools.wraps(two)
+        def three(params, batch, ctx):
+            return two(params, batch)
+
+        assert create(loss_fn=three).loss_fn is three
+        assert create(loss_fn=jax.jit(square)).loss_fn
+
+    def test_an_error_in_a_mask_names_problem_and_mask(self):
+        with pytest.raises(KeyError) as caught:
+            create(params={"w": jnp.ones(2)}, trainable=lambda params: params["head"])
+        assert caught.value.__notes__ == [
+            "Raised in trainable of problem 'inner', which got params="
+            "{'w': 'float64[2]'}."
+        ]
+
+
+class TestReplace:
+    def test_an_unknown_attribute(self):
+        message = "problem 'inner': replace got 'lr', which is no attribute; there are "
+        with pytest.raises(TypeError, match=message):
+            create().replace(lr=0.1)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"name": "a b"}, "Problem name 'a b' is no identifier"),
+            ({"method": "sama"}, "problem 'inner': method is 'sama'; expected a value"),
+            ({"unroll_steps": 0}, "problem 'inner': unroll_steps must be a positive "),
+            ({"tx": 0.1}, "problem 'inner': tx is 0.1; expected an optax"),
+            ({"loss_fn": None}, "problem 'inner': loss_fn is None; expected a funct"),
+        ],
+    )
+    def test_what_is_no_array_is_checked_as_when_created(self, changes, message):
+        with pytest.raises((TypeError, ValueError), match=message):
+            create().replace(**changes)
+
+    def test_functions_may_be_dropped(self):
+        assert create(project=lambda p: p).replace(project=None).project is None
+
+
+def test_arrays_of_objects_are_no_params():
+    refuses(TypeError, "params has dtype object", params=np.array([None, 1.0]))
+
+
+def test_a_state_of_an_optimizer_that_is_no_array():
+    message = "problem 'inner': opt_state holds something that is no array: is 'fresh' "
+    refuses(TypeError, message, opt_state="fresh")

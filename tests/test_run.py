@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 
-import event_files
+import _event_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ import optax
 import pytest
 
 import mlox
-from mlox import _log
+from mlox import _log, _points, _trail
 
 TX = optax.sgd(0.1)
 BATCHES = [{"x": np.array([i, 1.0 - i])} for i in (0.5, -1.0, 2.0, 0.0)]
@@ -285,6 +285,17 @@ def test_validation_is_called_at_its_cycles_and_at_the_end(engine, by_hand):
     assert collect.closed == 1
 
 
+def test_records_hold_no_buffers_of_the_device():
+    """A view of a fetched scalar would keep some kilobytes for every record."""
+    totals = {"x/loss": jnp.ones(())}, {"run/nonfinite": jnp.zeros((), int)}
+    point = _trail.Point(1, {"x": jnp.ones(3)}, totals, 0)
+    trail = _trail.Trail(safe=point)
+    _points.validate(lambda state: {"sum": state["x"].sum()}, trail, point)
+    for record in (*trail.validations, _trail.mean_metrics(point)):
+        for name, value in record.items():
+            assert value.flags.owndata, name
+
+
 def test_validation_follows_the_log_points_by_default(engine):
     _, history = engine.run(
         engine.init(),
@@ -313,7 +324,7 @@ def test_logdir_holds_the_history_for_tensorboard_and_as_json(engine, tmp_path):
     ]
     found = {
         (step, tag): value
-        for tag, steps in event_files.scalars(logdir).items()
+        for tag, steps in _event_files.scalars(logdir).items()
         for step, value in steps.items()
     }
     assert [row["cycle"] for row in rows] == [4, 8, 10]
@@ -690,3 +701,95 @@ def test_a_problem_called_validation_does_not_mix_with_the_validation():
         engine.run(engine.init(), train_iters=1, validation=lambda state: {"loss": 1.0})
     _, history = engine.run(engine.init(), train_iters=1)
     assert history["validation/loss"].tolist() == [1.0]
+
+
+#
+# Arguments that are refused before anything runs
+#
+
+
+class Closes:
+    def __init__(self):
+        self.closed = []
+
+    def log(self, step, metrics):
+        raise AssertionError("nothing runs")
+
+    def close(self):
+        self.closed.append(True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"donate": "yes"}, "`donate` is 'yes'; expected True or False."),
+        ({"donate": None}, "`donate` is None; expected True or False."),
+        ({"progress": 1}, "`progress` is 1; expected True, False or None."),
+        ({"logdir": 3}, "`logdir` is 3; expected the path of a folder."),
+        ({"state": None}, "state is a NoneType; expected a dict of the problems"),
+        ({"state": {}}, "state has the problems [], the engine ['inner', 'outer']"),
+    ],
+)
+def test_what_is_refused_closes_the_loggers(engine, options, message):
+    logger = Closes()
+    given = {"state": engine.init(), "data": {"inner": BATCHES}, **options}
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)) as caught:
+        engine.run(**given, loggers=[logger])
+    assert not isinstance(caught.value, mlox.RunError)
+    assert logger.closed == [True]
+
+
+def test_loggers_are_closed_beside_one_that_is_none(engine):
+    logger = Closes()
+    with pytest.raises(TypeError, match=r"must be loggers, .* got str") as caught:
+        engine.run(engine.init(), {"inner": BATCHES}, loggers=[logger, "metrics.csv"])
+    assert logger.closed == [True]
+    assert "__notes__" not in vars(caught.value)
+
+
+def test_loggers_that_are_no_list(engine):
+    message = "`loggers` is a Closes; expected a list of loggers, e.g. "
+    with pytest.raises(TypeError, match=message):
+        engine.run(engine.init(), {"inner": BATCHES}, loggers=Closes())
+
+
+def test_a_state_that_was_donated(engine):
+    state = engine.init()
+    jax.jit(lambda state: state, donate_argnums=0)(state)
+    with pytest.raises(ValueError, match=r"^state.* was donated to an earlier call"):
+        engine.run(state, {"inner": BATCHES}, loggers=())
+
+
+@pytest.mark.parametrize("name", ["cycle", 1])
+def test_names_of_scores_that_are_taken(engine, name):
+    message = f"`validation` returned a score called {name!r}; expected a string other"
+    with pytest.raises(mlox.RunError, match=message):
+        engine.run(
+            engine.init(), {"inner": BATCHES}, 1, validation=lambda s: {name: 0.5}
+        )
+
+
+def test_a_run_that_fails_says_in_whose_loss():
+    def loss(params, batch, ctx):
+        return jnp.sum(params - batch["z"])
+
+    broken = make_engine(loss)
+    message = "KeyError: 'z'; Raised in loss_fn of problem 'inner', which got params="
+    with pytest.raises(mlox.RunError, match=message):
+        broken.run(broken.init(), {"inner": BATCHES}, 1, loggers=())
+
+
+def test_a_traceback_of_the_device_stays_with_the_cause():
+    def fails(step):
+        raise RuntimeError("the simulator has stopped")
+
+    def loss(params, batch, ctx):
+        like = jax.ShapeDtypeStruct((), jnp.float64)
+        found = jax.pure_callback(fails, like, ctx.step, vmap_method="sequential")
+        return jnp.sum(params) + jax.lax.stop_gradient(found)
+
+    broken = make_engine(loss)
+    with pytest.raises(mlox.RunError, match="the simulator has stopped") as caught:
+        broken.run(broken.init(), {"inner": BATCHES}, 1, loggers=())
+    assert "Traceback" not in str(caught.value)
+    assert "Traceback" in str(caught.value.__cause__)

@@ -167,3 +167,23 @@ def test_a_callback_that_raises_keeps_the_state():
 def test_arguments_of_on_epoch_end_are_checked(series, callback, kind, message):
     with pytest.raises(kind, match=message):
         mlox.on_epoch_end(series, callback)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, -1, True])
+def test_seeds_that_are_none(seed):
+    with pytest.raises(ValueError, match=r"mlox.shuffled got seed=.*; expected an int"):
+        mlox.shuffled(np.ones((4, 2)), 2, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([0.0], mlox.together([0.0], [1.0])),
+        (mlox.together([0.0], [1.0]), [0.0]),
+        (mlox.together([0.0], [1.0]), mlox.together([0.0])),
+    ],
+)
+def test_a_series_of_another_kind_cannot_go_on(before, after):
+    position = repeat("x", before).position()
+    with pytest.raises(ValueError, match="data of 'x' is another kind of series than"):
+        repeat("x", after, position)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import hypothesis
 import hypothesis.strategies as st
@@ -12,6 +13,7 @@ import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from mlox import FiniteDifference, attach
 from mlox._loops import has_convolution, unrolls
 from mlox._tree import add_scaled, epsilon, linked, vdot
 from mlox.solvers import (
@@ -904,3 +906,69 @@ def test_fields_are_checked(make, message):
 def test_right_hand_side_and_guess_are_checked(b, guess, message):
     with pytest.raises(ValueError, match=message):
         linear_solve(CG(), lambda x: x, b, guess)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"solver": CG},
+            "linear_solve: solver is <class .*>; expected a value such as",
+        ),
+        (
+            {"matvec": np.eye(2)},
+            r"linear_solve: matvec is float64\[2, 2\]; expected a ",
+        ),
+        ({"b": "b"}, r"linear_solve: \(b, guess\)\[0\] is 'b' of type str; expected "),
+        (
+            {"matvec": lambda x: x[:1]},
+            r"matvec\(b\) is float64\[1\]; expected a pytree",
+        ),
+        (
+            {"solver": lambda *a: a[1]},
+            r"a solver returned float64\[2\]; expected a pair",
+        ),
+        ({"solver": lambda *a: (a[1], 3)}, "the report a dict of scalars"),
+        ({"solver": lambda *a: (a[1][:1], {})}, r"a solver returned x = float64\[1\]"),
+    ],
+)
+def test_what_is_no_system_or_no_solver(arguments, message):
+    given = {"solver": CG(), "matvec": lambda x: x, "b": jnp.ones(2), **arguments}
+    with pytest.raises((TypeError, ValueError), match=message):
+        linear_solve(**given)
+
+
+@pytest.mark.parametrize(
+    ("residual", "answer", "message"),
+    [
+        (
+            jnp.ones(2),
+            jnp.ones(2),
+            r"attach: residual is float64\[2\]; expected a func",
+        ),
+        (
+            lambda y, x: y - x,
+            jnp.ones(2, int),
+            r"attach: answer is int64\[2\]; expecte",
+        ),
+        (
+            lambda y, x: y.sum(),
+            jnp.ones(2),
+            r"the residual is float64\[\]; expected a ",
+        ),
+    ],
+)
+def test_what_cannot_be_attached(residual, answer, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        jax.grad(lambda x: jnp.sum(attach(residual, answer, x)))(jnp.ones(2))
+
+
+def test_a_name_for_the_solver_is_refused_before_a_derivative_is_asked_for():
+    with pytest.raises(TypeError, match=r"Implicit.solver='cg'.: expected a solver"):
+        attach(lambda y, x: y - x, jnp.ones(2), jnp.ones(2), solver="cg")
+
+
+@pytest.mark.parametrize("epsilon", [math.inf, True])
+def test_lengths_of_a_difference(epsilon):
+    with pytest.raises(ValueError, match=rf"epsilon={epsilon!r}.: expected a positive"):
+        FiniteDifference(epsilon)

@@ -7,10 +7,15 @@ from tensorboardX.proto.event_pb2 import Event
 
 
 def read(path):
-    """Parse an event file: length, checksum, protocol buffer, checksum, and so on."""
+    """Parse an event file: length, checksum, protocol buffer, checksum, and so on.
+
+    The end may be torn, as it is if a process was killed while it wrote.
+    """
     content, events = path.read_bytes(), []
-    while content:
+    while len(content) >= 8:
         (length,) = struct.unpack("<Q", content[:8])
+        if len(content) < 16 + length:
+            break
         events.append(Event.FromString(content[12 : 12 + length]))
         content = content[16 + length :]
     return events

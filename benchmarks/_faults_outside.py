@@ -1,0 +1,198 @@
+"""Faults from outside of a run: signals, and disks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _fault import Fault, Handled, ending, of_area
+from _faults import BAD, GOOD, run
+from _small import problem
+
+import mlox
+
+
+def cases() -> list[Fault]:
+    return [*_signals(), *_disks()]
+
+
+def _signals() -> list[Fault]:
+    def sent(number: int, saves: bool) -> Callable[[pathlib.Path], Handled]:
+        return lambda folder: _signalled(folder, number, saves)
+
+    return of_area(
+        "Signals",
+        [
+            ("SIGTERM in cycle 3, with a checkpoint", sent(signal.SIGTERM, True)),
+            (
+                "SIGINT (Ctrl-C) in cycle 3, with a checkpoint",
+                sent(signal.SIGINT, True),
+            ),
+            ("SIGINT (Ctrl-C) in cycle 3, without one", sent(signal.SIGINT, False)),
+        ],
+    )
+
+
+def _signalled(folder: pathlib.Path, number: int, saves: bool) -> Handled:
+    """Send this process a signal while it computes, and go on after it."""
+
+    def kill(state: Any) -> Any:
+        if int(state["fit"].step) == BAD:
+            os.kill(os.getpid(), number)
+        return {"error": 0.5}
+
+    checkpoint = mlox.Checkpoint(folder, every=2) if saves else None
+    options = {"checkpoint": checkpoint, "valid_every": 1}
+    with _default(signal.SIGINT, signal.default_int_handler):
+        found = ending(folder, lambda: run(GOOD, validation=kill, **options))
+    if not saves:
+        return found
+    state, history = run(
+        GOOD, validation=lambda state: {"error": 0.5}, resume=True, **options
+    )
+    return Handled(found.does, f"{found.kept}. {_resumed(state, history)}")
+
+
+def _resumed(state: Any, history: Any) -> str:
+    whole, other = run(GOOD)
+    equal = all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True)
+    ) and np.array_equal(history["fit/loss"], other["fit/loss"])
+    return "Resumed, it ends " + (
+        "as if nothing had happened, bit for bit" if equal else "elsewhere"
+    )
+
+
+@contextlib.contextmanager
+def _default(number: int, handler: Any) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _disks() -> list[Fault]:
+    return of_area(
+        "Disks",
+        [
+            ("a disk that is full, at a checkpoint", _full_of_checkpoints),
+            ("a disk that is full, at a line of metrics.csv", _full_of_lines),
+            ("the folder of checkpoints is deleted in cycle 3", _deleted),
+            ("a last line of metrics.csv that was cut off", _cut_table),
+            ("a last line of metrics.jsonl that was cut off", _cut_lines),
+        ],
+    )
+
+
+@contextlib.contextmanager
+def _room(size: int) -> Iterator[None]:
+    """Let no file grow beyond a size, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _full_of_checkpoints(folder: pathlib.Path) -> Handled:
+    """Fill the disk in the third cycle: checkpoints of 1 and 2 are there."""
+    big = mlox.Engine(
+        [problem("fit", params=jnp.ones(4096, jnp.float32), loss_fn=_noisy, rng=0)]
+    )
+    checkpoint = mlox.Checkpoint(folder, every=1, async_=False)
+    room = contextlib.ExitStack()
+
+    def fill(state: Any) -> Any:
+        if int(state["fit"].step) == BAD:
+            room.enter_context(_room(2048))
+        return {"error": 0.5}
+
+    with room:
+        found = ending(
+            folder, lambda: run(None, big, validation=fill, checkpoint=checkpoint)
+        )
+    state, _ = run(
+        None,
+        big,
+        validation=lambda state: {"error": 0.5},
+        checkpoint=checkpoint,
+        resume=True,
+    )
+    whole, _ = run(None, big)
+    same = bool(jnp.array_equal(state["fit"].params, whole["fit"].params))
+    kept = f"{found.kept}. Resumed with room, it ends bit for bit as one run: {same}"
+    return Handled(found.does, kept)
+
+
+def _noisy(params: Any, batch: Any, ctx: mlox.Context) -> Any:
+    noise = jax.random.normal(ctx.rng, params.shape, params.dtype)
+    return jnp.sum((params - noise) ** 2)
+
+
+def _full_of_lines(folder: pathlib.Path) -> Handled:
+    table = folder / "metrics.csv"
+    logger = mlox.csv_logger(table)
+    with _room(60):
+        found = ending(folder, lambda: run(GOOD, loggers=[logger]))
+    rows = len(table.read_text().splitlines())
+    again = mlox.csv_logger(table)
+    again.close()
+    whole = len(table.read_text().splitlines()) - 1
+    kept = f"{found.kept}; of {rows} lines in the table, rows that are whole: {whole}"
+    return Handled(found.does, kept)
+
+
+def _deleted(folder: pathlib.Path) -> Handled:
+    checkpoint = mlox.Checkpoint(folder / "run", every=1, async_=False)
+
+    def delete(state: Any) -> Any:
+        if int(state["fit"].step) == BAD:
+            (folder / "run").rename(folder / "elsewhere")
+        return {"error": 0.5}
+
+    found = ending(folder, lambda: run(GOOD, validation=delete, checkpoint=checkpoint))
+    there, here = (
+        sorted(p.name for p in (folder / name).iterdir())
+        for name in ("elsewhere", "run")
+    )
+    return Handled(
+        found.does, f"{found.kept}; checkpoints {there} elsewhere and {here} there"
+    )
+
+
+def _cut(
+    folder: pathlib.Path, name: str, logger: Any, cycle: Callable[[str], int]
+) -> Handled:
+    """Stop after three cycles, cut the last line, and resume until the fifth."""
+    file, checkpoint = folder / name, mlox.Checkpoint(folder / "run", every=1)
+    run(GOOD, train_iters=BAD, loggers=[logger(file)], checkpoint=checkpoint)
+    with file.open("a") as lines:
+        lines.write(file.read_text().splitlines()[-1][:9])
+    found = ending(
+        folder,
+        lambda: run(GOOD, loggers=[logger(file)], checkpoint=checkpoint, resume=True),
+    )
+    cycles = [cycle(line) for line in file.read_text().splitlines() if line[0] != "c"]
+    return Handled(f"drops it, and {found.does}", f"whole lines of cycles {cycles}")
+
+
+def _cut_table(folder: pathlib.Path) -> Handled:
+    first = lambda line: int(line.split(",")[0])
+    return _cut(folder, "metrics.csv", mlox.csv_logger, first)
+
+
+def _cut_lines(folder: pathlib.Path) -> Handled:
+    named = lambda line: json.loads(line)["cycle"]
+    return _cut(folder, "metrics.jsonl", mlox.json_logger, named)
