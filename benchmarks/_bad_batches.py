@@ -93,8 +93,6 @@ def _compiled() -> list[Case]:
         [
             ("donate='yes'", lambda _: ENGINE.compile(donate="yes")),
             ("a state donated twice", _donated_twice),
-            ("no batches", lambda _: ENGINE.compile()(STATE)),
-            ("strings for batches", lambda _: ENGINE.compile()(STATE, {"fit": "a"})),
         ],
     )
 
