@@ -40,6 +40,10 @@ def _batches() -> list[Case]:
             ("an unknown name", lambda _: _step(stacked, valid=stacked)),
             ("no leading axis", lambda _: _step(BATCH[0])),
             ("three batches for two steps", lambda _: _step(np.ones((3, 2), F32))),
+            (
+                "a batch without the axis of tasks",
+                lambda _: traced(pair({"tasks": 3})),
+            ),
             ("a list of batches", lambda _: _step([BATCH, BATCH])),
             ("strings", lambda _: _eager(np.array(["a", "b"]))),
             ("None where the loss reads a batch", lambda _: _step(None)),
@@ -93,8 +97,6 @@ def _compiled() -> list[Case]:
         [
             ("donate='yes'", lambda _: ENGINE.compile(donate="yes")),
             ("a state donated twice", _donated_twice),
-            ("no batches", lambda _: ENGINE.compile()(STATE)),
-            ("strings for batches", lambda _: ENGINE.compile()(STATE, {"fit": "a"})),
         ],
     )
 

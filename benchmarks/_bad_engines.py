@@ -50,6 +50,10 @@ def _edges() -> list[Case]:
                 "an edge by name and by value",
                 lambda _: _linked({"a": ["b"], A: [B]}, {"b": ["a"]}),
             ),
+            (
+                "neighbours of two and three tasks",
+                lambda _: pair({"tasks": 2}, {"tasks": 3}),
+            ),
             ("a u2l edge to itself", lambda _: _linked({"a": ["a"]})),
             ("an l2u edge to itself", lambda _: _linked(l2u={"a": ["a"]})),
             (

@@ -64,6 +64,7 @@ def _parts() -> list[Case]:
             ("unroll_steps=0", lambda _: problem(unroll_steps=0)),
             ("unroll_steps=2.0", lambda _: problem(unroll_steps=2.0)),
             ("warmup_steps=-1", lambda _: problem(warmup_steps=-1)),
+            ("tasks=0", lambda _: problem(tasks=0)),
             ("an argument that does not exist", lambda _: problem(lr=0.1)),
             (
                 "a required argument left out",

@@ -14,17 +14,23 @@ SHOTS, SHOWN = 10, (0, 1, 5, 10)
 network = nn.Sequential([nn.Dense(40), nn.relu, nn.Dense(40), nn.relu, nn.Dense(1)])
 
 
-def draw(cycle: Any, tasks: int) -> tuple[Points, Points]:
-    """Draw tasks: the points to learn from, and those that judge; one key, the cycle's.
+def draw(cycle: Any, number: Any) -> tuple[Points, Points]:
+    """Draw a task: the points to learn from, and those that judge.
 
     A task is a * sin(x + p), a in [0.1, 5], p in [0, pi], at x in [-5, 5].
     """
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), cycle), 3)
-    amplitude = jax.random.uniform(keys[0], (tasks, 1, 1), minval=0.1, maxval=5.0)
-    phase = jax.random.uniform(keys[1], (tasks, 1, 1), maxval=jnp.pi)
-    x = jax.random.uniform(keys[2], (tasks, 2 * SHOTS, 1), minval=-5.0, maxval=5.0)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), cycle), number)
+    keys = jax.random.split(key, 3)
+    amplitude = jax.random.uniform(keys[0], minval=0.1, maxval=5.0)
+    phase = jax.random.uniform(keys[1], maxval=jnp.pi)
+    x = jax.random.uniform(keys[2], (2 * SHOTS, 1), minval=-5.0, maxval=5.0)
     y = amplitude * jnp.sin(x + phase)
-    return (x[:, :SHOTS], y[:, :SHOTS]), (x[:, SHOTS:], y[:, SHOTS:])
+    return (x[:SHOTS], y[:SHOTS]), (x[SHOTS:], y[SHOTS:])
+
+
+def drawn(cycle: Any, tasks: int) -> tuple[Points, Points]:
+    """Draw all tasks of a cycle."""
+    return jax.vmap(draw, (None, 0))(cycle, jnp.arange(tasks))
 
 
 def error(params: Any, points: Points) -> Any:
@@ -56,7 +62,7 @@ def print_row(
         return jax.lax.scan(step, (init, tx.init(init)), length=max(SHOWN) + 1)[1]
 
     never_trained_on = 2**31 - 1  # no training has so many cycles
-    errors = jax.vmap(adapted)(*draw(never_trained_on, tasks))
+    errors = jax.vmap(adapted)(*drawn(never_trained_on, tasks))
     ends = 1.96 * errors.std(axis=0) / tasks**0.5
     cells = [f"{errors[:, i].mean():6.2f} ± {ends[i]:.2f}" for i in SHOWN]
     print(f"{name:18}" + "  ".join(cells), flush=True)

@@ -8,13 +8,13 @@ a few steps on the error of a task lead to weights w that are good at other poin
     such that       w_t(init) = where 5 steps on error_t lead from init           (MAML)
                     w_t(init) = argmin of error_t(w) + 5 |w - init|^2    (implicit MAML)
 
-The lower's params are the weights for 25 tasks, stacked; its loss is the sum of theirs,
-so that each makes steps of its own; `reset` sends all to init before each inner loop.
+The lower stands for 25 tasks, and says what one of them does: it has a loss and makes
+steps of its own; `reset` sends it to init before each inner loop.
 The upper sees through the steps (`Unrolled`), past them (`Detached`, first-order MAML),
 or solves for the change of the argmin (`Implicit`, Rajeswaran et al., NeurIPS 2019).
 
 Tasks are made inside the compiled step. All steps of an inner loop, and the upper's
-after it, must see the same tasks: so these are drawn with the key of their cycle.
+after it, must see the same tasks: so the key of a task is its cycle and its number.
 
     pip install "mlox[examples]"
     python examples/maml.py
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from _sinusoids import Points, draw, error, network, print_header, print_row
+from _sinusoids import Points, draw, drawn, error, network, print_header, print_row
 
 import mlox
 
@@ -49,13 +49,14 @@ class Way(NamedTuple):  # noqa: D101
 
 
 # The argmin knows no step size: unlike differentiated steps it does not keep errors
-# from becoming too steep for theirs. So these are short, and clipped.
+# from becoming too steep for theirs. So these are short, and clipped; and as they end
+# where the Hessian is not definite, two products with it are better than five.
 careful = optax.chain(optax.clip(5.0), optax.sgd(3e-3))
 WAYS = {
     "joint training": Way(None, careful),
     "MAML": Way(mlox.Unrolled(), optax.sgd(0.01)),
     "first-order MAML": Way(mlox.Detached(), optax.sgd(0.01)),
-    "implicit MAML": Way(mlox.Implicit(mlox.CG(5)), careful, 16, pull=10.0, rate=1e-3),
+    "implicit MAML": Way(mlox.Implicit(mlox.CG(2)), careful, 16, pull=10.0, rate=1e-3),
 }
 
 
@@ -66,30 +67,28 @@ def build(way: Way, cycles: int) -> mlox.Engine:
     def init_loss(params: Any, batch: Points, ctx: mlox.Context) -> Any:
         return jax.vmap(error)(ctx.tasks.params, batch).mean()
 
-    def tasks_loss(params: Any, batch: Points, ctx: mlox.Context) -> Any:
-        return jax.vmap(way.loss, (0, 0, None))(params, batch, ctx.init.params).sum()
-
-    def copies(init: Any) -> Any:
-        return jax.tree.map(lambda w: jnp.broadcast_to(w, (TASKS, *w.shape)), init)
+    def task_loss(params: Any, batch: Points, ctx: mlox.Context) -> Any:
+        return way.loss(params, batch, ctx.init.params)
 
     init = mlox.Problem.create(
         name="init",
         params=network.init(jax.random.key(0), jnp.zeros(1)),
         tx=optax.adam(optax.cosine_decay_schedule(way.rate, cycles)),
         loss_fn=init_loss if way.method else joint_loss,
-        sample=lambda params, ctx: draw(ctx.step, TASKS)[1],
+        sample=lambda params, ctx: drawn(ctx.step, TASKS)[1],
     )
     if not way.method:
         return mlox.Engine([init])
     tasks = mlox.Problem.create(
         name="tasks",
-        params=copies(init.params),
+        params=init.params,
         tx=way.tx,
-        loss_fn=tasks_loss,
+        loss_fn=task_loss,
         method=way.method,
         unroll_steps=way.steps,
-        reset=lambda params, ctx: copies(ctx.init.params),
-        sample=lambda params, ctx: draw(ctx.step // way.steps, TASKS)[0],
+        tasks=TASKS,
+        reset=lambda params, ctx: ctx.init.params,
+        sample=lambda params, ctx: draw(ctx.step // way.steps, ctx.task_index)[0],
     )
     return mlox.Engine([init, tasks], u2l={init: [tasks]}, l2u={tasks: [init]})
 

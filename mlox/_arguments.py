@@ -30,14 +30,16 @@ FUNCTIONS = {
     "trainable": "(params) -> bools",
     "meta_trainable": "(params) -> bools",
 }
-LEAST_STEPS = {"unroll_steps": 1, "warmup_steps": 0}
+COUNTS = {"unroll_steps": 1, "warmup_steps": 0, "tasks": 1}  # the least of each
 
 
 def check_parts(name: str, parts: Mapping[str, Any]) -> None:
     """Refuse static parts of a problem that are of a wrong kind: those given."""
     for what, value in parts.items():
-        if what in LEAST_STEPS:
-            check_steps(name, what, value, LEAST_STEPS[what])
+        if what == "tasks" and value is None:
+            continue
+        if what in COUNTS:
+            check_steps(name, what, value, COUNTS[what])
             continue
         if what == "tx":
             check_optimizer(name, value)

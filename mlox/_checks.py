@@ -43,6 +43,7 @@ def check_problems(problems: Any) -> None:
 
 def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
     """Refuse methods that cannot serve where their problems stand."""
+    check_tasks(plan.graph, problems)
     for name, problem in problems.items():
         if problem.reset is not None and name not in plan.graph.inner_layer:
             raise ValueError(
@@ -72,6 +73,20 @@ def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
                 f"of {per_round} steps of {name!r} in the window of {above!r}. Choose "
                 f"a multiple of {per_round}."
             )
+
+
+def check_tasks(graph: Graph, problems: Mapping[str, Problem]) -> None:
+    """Refuse an edge between problems of different numbers of tasks."""
+    for kind, edges in (("u2l", graph.u2l), ("l2u", graph.l2u)):
+        for edge in edges:
+            counts = [problems[n].tasks for n in edge]
+            if None not in counts and counts[0] != counts[1]:
+                raise ValueError(
+                    f"{kind} edge {edge[0]!r} -> {edge[1]!r}: the problems have "
+                    f"tasks={counts[0]} and tasks={counts[1]}; expected one number, "
+                    "since task i sees task i of the other, or None for one of them, "
+                    "which then is shared by all tasks."
+                )
 
 
 def _check_block(block: Block, upper: str, problems: Mapping[str, Problem]) -> None:
@@ -213,4 +228,12 @@ def check_batches(graph: Graph, state: State, batches: Batches) -> None:
                     f"{np.shape(leaf)}; expected a leading axis of {steps}, since "
                     f"{name!r} makes {steps} steps in a cycle. engine.stack stacks "
                     "them so."
+                )
+            tasks = state[name].tasks
+            if tasks is not None and np.shape(leaf)[1:2] != (tasks,):
+                raise ValueError(
+                    f"batches[{name!r}]{jax.tree_util.keystr(path)} has shape "
+                    f"{np.shape(leaf)}; expected [{steps}, {tasks}, ...], since "
+                    f"{name!r} has {tasks} tasks, each with data of its own: every "
+                    "batch needs them as its leading axis."
                 )

@@ -24,6 +24,8 @@ class Neighbour:
         model_state: Its mutable state at present, or None.
         apply_fn: Its function (params, *args) -> output, or None.
         name: Its name.
+        tasks: The number of its tasks, the leading axis of all else; None if it has
+            none. Calling it then maps over the leading axis of the arguments, too.
 
     Example:
         >>> from mlox import Neighbour
@@ -36,6 +38,7 @@ class Neighbour:
     model_state: PyTree
     apply_fn: Callable[..., Any] | None
     name: str = ""
+    tasks: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the neighbour's function to its parameters and the arguments."""
@@ -44,7 +47,9 @@ class Neighbour:
                 f"neighbour {self.name!r} was called, but has no apply_fn. Pass "
                 f"apply_fn= to Problem.create of {self.name!r}, or use its params."
             )
-        return self.apply_fn(self.params, *args, **kwargs)
+        if self.tasks is None:
+            return self.apply_fn(self.params, *args, **kwargs)
+        return jax.vmap(self.apply_fn)(self.params, *args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Context:
         model_state: The problem's mutable state, or None.
         train: False in `Engine.evaluate`, True in every evaluation that a step or a
             hypergradient makes; a plain bool, so that a loss may branch on it.
+        task_index: int32 scalar, the task at hand of a problem with `tasks`, from 0;
+            None for a problem without.
 
     Example:
         >>> from mlox import Context, Neighbour
@@ -76,6 +83,7 @@ class Context:
     step: jax.Array | int
     model_state: PyTree
     train: bool = True
+    task_index: jax.Array | None = None
 
     def __getitem__(self, name: str) -> Neighbour:
         if name not in self.neighbours:

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 from mlox import _batches, _hooks
 from mlox._finite import all_finite, backed_off, chosen, kept_finite
 from mlox._graph import Graph
-from mlox._objective import Draw, Gradient, Objective, Values
+from mlox._objective import Gradient, Objective, losses
 from mlox._plan import Plan
 from mlox._problem import Problem
 from mlox._rounds import Rounds
 from mlox._tree import merged
+from mlox._values import Draw, Values
 from mlox.methods import Detached
 
 PyTree = Any
@@ -186,7 +187,7 @@ class Cycle:
 
         def update() -> tuple[Problem, Metrics, jax.Array]:
             found, grads = self.gradient(layer, name, ran, batches)
-            loss = found.metrics["loss"]
+            loss = losses(problem, found.metrics)
             after = problem.updated(grads, found.model_state, loss)
             finite = all_finite(grads) if guarded else jnp.array(True)
             if guarded:
@@ -303,7 +304,7 @@ class Cycle:
                 if n in self.plan.windowed:
                     window = self.again(layer, n, ran, batches)
             rng = None if problem.rng is None else jax.random.fold_in(problem.rng, step)
-            return Draw(problem, batch, rng, step, model_state, window)
+            return Draw.make(problem, batch, rng, step, model_state, window)
 
         return Values(
             params={
@@ -368,7 +369,7 @@ class Cycle:
         ran = self.run_below(layer, state, self.fresh(state), batches)
         batches = _hooks.drawn(self.objective, layer, ran.state, batches)
         found, grads = self.gradient(layer, name, ran, batches)
-        return found.metrics["loss"], grads
+        return losses(state[name], found.metrics), grads
 
     def cost(self, state: State, batches: Batches, name: str) -> jax.Array:
         """Evaluate the loss of a problem alone, for a look at its program."""

@@ -10,8 +10,9 @@ import jax
 from mlox._checks import check_state
 from mlox._cycle import State
 from mlox._hooks import SAMPLE, sampled_at
-from mlox._objective import Objective, Values
+from mlox._objective import Objective
 from mlox._plan import Plan
+from mlox._values import Values
 
 PyTree = Any
 

@@ -35,6 +35,8 @@ def mermaid(plan: Plan, problems: Sequence[Problem]) -> str:
     for problem in problems:
         steps = plan.graph.steps_per_cycle[problem.name]
         label = f"{problem.name}<br/>{_times(steps)} per cycle"
+        if problem.tasks is not None:
+            label += f", {problem.tasks} tasks"
         if problem.name in plan.moved:
             label += f"<br/>{problem.method}".replace('"', "'")
         lines.append(f'  {key[problem.name]}["{label}"]')
@@ -48,6 +50,7 @@ def _problem_lines(plan: Plan, problem: Problem) -> list[str]:
     steps = graph.steps_per_cycle[name]
     rows = [
         ("steps", f"{_times(steps)} per cycle, {_every(graph.period[name])}"),
+        ("tasks", "" if problem.tasks is None else str(problem.tasks)),
         ("reads uppers", ", ".join(graph.uppers(name))),
         ("reads lowers", ", ".join(graph.lowers(name))),
         ("answer", _answer(plan, problem)),

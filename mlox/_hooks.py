@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from mlox._context import calling
-from mlox._objective import Objective, Values
+from mlox._objective import Objective
 from mlox._problem import Problem
 from mlox._tree import stray, strong
+from mlox._values import Values
 
 PyTree = Any
 State = Mapping[str, Problem]
@@ -28,8 +29,20 @@ def begun(objective: Objective, layer: int, state: State) -> dict[str, Problem]:
         if state[n].reset is not None and graph.inner_layer[n] == layer
     ]
     values = _present(state, RESET)
-    restarted = {n: state[n].restarted(objective.context(n, values)) for n in beginning}
-    return {**state, **restarted}
+    return {**state, **{n: restarted(objective, n, values) for n in beginning}}
+
+
+def restarted(objective: Objective, name: str, values: Values) -> Problem:
+    """Return a problem at the start of an inner loop, as `reset` has it."""
+    problem = values.draws[name].problem
+    reset: Any = problem.reset
+
+    def begin(one: Values) -> PyTree:
+        params = one.params[name]
+        with calling(f"reset of problem {name!r}", params=params):
+            return reset(params, objective.context(name, one))
+
+    return problem.restarted(_over_tasks(begin, name, values))
 
 
 def drawn(
@@ -51,16 +64,31 @@ def sampled_at(
 ) -> PyTree:
     """Sample a batch of a problem at some values; a constant."""
     sample: Any = values.draws[name].problem.sample
-    ctx = objective.context(name, values, train=train)
-    params = values.params[name]
-    with calling(f"sample of problem {name!r}", params=params, rng=ctx.rng):
-        found = sample(params, ctx)
+
+    def draw(one: Values) -> PyTree:
+        ctx = objective.context(name, one, train=train)
+        params = one.params[name]
+        with calling(f"sample of problem {name!r}", params=params, rng=ctx.rng):
+            return _batch(name, sample(params, ctx))
+
+    return jax.lax.stop_gradient(_over_tasks(draw, name, values))
+
+
+def _over_tasks(
+    function: Callable[[Values], PyTree], name: str, values: Values
+) -> PyTree:
+    """Apply a function of values to those of each task of a problem, if it has any."""
+    tasks = values.draws[name].problem.tasks
+    return function(values) if tasks is None else values.each(tasks, function)
+
+
+def _batch(name: str, found: Any) -> PyTree:
     if wrong := stray(found):
         raise TypeError(
             f"problem {name!r}: sample returned something that is no array: {wrong}. "
             "Expected a batch, a pytree of arrays."
         )
-    return jax.lax.stop_gradient(jax.tree.map(strong, found))
+    return jax.tree.map(strong, found)
 
 
 def passed(before: Problem, after: Problem) -> Problem:

@@ -27,88 +27,16 @@ from mlox._context import Context, Neighbour, calling, split_loss
 from mlox._plan import Block, Plan
 from mlox._problem import Problem
 from mlox._scaling import scaled
-from mlox._tree import beside_zero, brief, merged, placed_like
+from mlox._tree import beside_zero, brief, placed_like
+from mlox._values import Params, Unknowns, Values
 from mlox.methods import Answer, attached
 from mlox.solvers import Info
 
 PyTree = Any
-Params = Mapping[str, PyTree]
+Metrics = dict[str, jax.Array]
 
-
-class Draw(NamedTuple):
-    """What an evaluation of a cost depends on besides parameters.
-
-    Attributes:
-        problem: The problem at present: its static parts, its optimizer's state and
-            the mutable state that neighbours see.
-        batch: The data of its last step.
-        rng: The PRNG key of that step, or None.
-        step: The count of that step.
-        model_state: The mutable state before that step.
-        window: params -> params: runs the problem's last window again, from where it
-            started, with the given parameters of the problems above; None where nobody
-            needs it. A `jax.tree_util.Partial`, so that its arrays are arguments.
-    """
-
-    problem: Problem
-    batch: PyTree
-    rng: jax.Array | None
-    step: jax.Array
-    model_state: PyTree
-    window: Any
-
-
-class Unknowns(NamedTuple):
-    """The unknowns of a block of answers, and anything of their structure.
-
-    Attributes:
-        params: The parameters of each problem.
-        multipliers: For each problem with a tower, its multipliers: `Unknowns` of the
-            movers of that problem.
-    """
-
-    params: dict[str, PyTree]
-    multipliers: dict[str, Unknowns]
-
-
-class Values(NamedTuple):
-    """Where everything is evaluated.
-
-    Attributes:
-        params: The parameters of every problem.
-        multipliers: The multipliers of the towers.
-        draws: The data of every problem.
-    """
-
-    params: Params
-    multipliers: Mapping[str, Unknowns]
-    draws: Mapping[str, Draw]
-
-    @classmethod
-    def present(
-        cls, state: Mapping[str, Problem], keys: Mapping[str, Any], batch: PyTree = None
-    ) -> Values:
-        """Gather what problems see at a state, without a past."""
-        draws = {
-            n: Draw(problem, batch, keys[n], problem.step, problem.model_state, None)
-            for n, problem in state.items()
-        }
-        return cls({n: problem.params for n, problem in state.items()}, {}, draws)
-
-    def at(self, unknowns: Unknowns) -> Values:
-        """Return the values with some of the unknowns replaced."""
-        return self.moved(unknowns.params)._replace(
-            multipliers={**self.multipliers, **unknowns.multipliers},
-        )
-
-    def moved(self, answers: Params) -> Values:
-        """Return the values with the answers of some problems, or parts, replaced."""
-        params = {n: merged(part, self.params[n]) for n, part in answers.items()}
-        return self._replace(params={**self.params, **params})
-
-    def answer(self, name: str) -> PyTree:
-        """Return the parameters of a problem that respond to those above it."""
-        return self.draws[name].problem.answer(self.params[name])
+# Where the values of a metric for each task are, beside their mean.
+PER_TASK = "_per_task"
 
 
 class Gradient(NamedTuple):
@@ -139,8 +67,22 @@ class Objective:
 
     def cost(
         self, name: str, values: Values, *, train: bool = True
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
-        """Evaluate the loss of a problem, with (metrics, model_state) beside it."""
+    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+        """Evaluate the loss of a problem, with (metrics, model_state) beside it.
+
+        The losses of tasks are summed up, so that each has a slope of its own.
+        """
+        tasks = values.draws[name].problem.tasks
+        if tasks is None:
+            return self._cost(name, values, train)
+        losses, (metrics, model_state) = values.each(
+            tasks, lambda one: self._cost(name, one, train)
+        )
+        return losses.sum(), (_over_tasks(metrics), model_state)
+
+    def _cost(
+        self, name: str, values: Values, train: bool
+    ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
         draw = values.draws[name]
         scale = draw.problem.loss_scale
         if scale is not None:
@@ -161,11 +103,17 @@ class Objective:
         draw = values.draws[name]
         problems = {n: values.draws[n].problem for n in self.plan.graph.reads(name)}
         neighbours = {
-            n: Neighbour(values.params[n], problem.model_state, problem.apply_fn, n)
-            for n, problem in problems.items()
+            n: Neighbour(values.params[n], p.model_state, p.apply_fn, n, tasks=p.tasks)
+            for n, p in problems.items()
         }
         return Context(
-            name, neighbours, draw.rng, draw.step, draw.model_state, train=train
+            name,
+            neighbours,
+            draw.rng,
+            draw.step,
+            draw.model_state,
+            train=train,
+            task_index=draw.task_index,
         )
 
     def lagrangian(self, name: str, values: Values) -> jax.Array:
@@ -182,6 +130,9 @@ class Objective:
 
     def pairing(self, block: Block, multiplier: Unknowns, values: Values) -> jax.Array:
         """Evaluate <multiplier, G> of a block, as its top's method does."""
+        if tasks := self._apart(block, values):
+            pairing = lambda one, part: self.pairing(block, part, one)
+            return values.each(tasks, pairing, multiplier).sum()
         method: Any = values.draws[block.tops[0]].problem.method
         terms = (
             method.pairing(cost, point, direction)
@@ -301,6 +252,10 @@ class Objective:
     def _solve(
         self, block: Block, cotangent: Unknowns, values: Values
     ) -> tuple[Unknowns, Info]:
+        if tasks := self._apart(block, values):
+            solve = lambda one, part: self._solve(block, part, one)
+            found, info = values.each(tasks, solve, cotangent)
+            return found, {key: jnp.max(x, axis=0) for key, x in info.items()}
         top = values.draws[block.tops[0]].problem
         method: Any = top.method
         point = self._picked(block, values)
@@ -323,6 +278,16 @@ class Objective:
             found = method.multiplier(answer, placed_like(cotangent, point), None)
             _check_multiplier(found, cotangent)
         return found
+
+    def _apart(self, block: Block, values: Values) -> int | None:
+        """Count the tasks of a block that has a linear system for each of them.
+
+        Loops that are run again in a residual are run for all tasks together.
+        """
+        coupled = self.plan.coupled.intersection(block.names)
+        if any(self.plan.responses[n].own for n in coupled):
+            return None
+        return values.tasks(block.names)
 
     def settled(self, name: str, values: Values) -> Values:
         """Prepare the values for a gradient: solve for multipliers, attach answers.
@@ -366,6 +331,17 @@ class Objective:
                 ran = {n: values.draws[n].problem.seen(found[n]) for n in own}
                 values = values._replace(params={**values.params, **ran})
         return values
+
+
+def losses(problem: Problem, metrics: Metrics) -> jax.Array:
+    """Return the loss of a problem among its metrics: for each task, if it has any."""
+    return metrics["loss" if problem.tasks is None else f"loss{PER_TASK}"]
+
+
+def _over_tasks(metrics: Metrics) -> Metrics:
+    """Add the means of metrics over their leading axis, the tasks."""
+    means = {key: jnp.mean(x, axis=0) for key, x in metrics.items()}
+    return {**{f"{key}{PER_TASK}": x for key, x in metrics.items()}, **means}
 
 
 def _check_multiplier(found: Any, cotangent: Unknowns) -> None:

@@ -53,6 +53,7 @@ class Problem:
             neighbour's loss does, or None.
         method: How the problem's answer is differentiated by those above it.
         unroll_steps: Its steps per step of its uppers.
+        tasks: The leading axis of params, opt_state and model_state, or None.
         loss_scale, sample, reset, project, trainable, meta_trainable, warmup_steps: See
             `Problem.create`.
 
@@ -80,6 +81,7 @@ class Problem:
     apply_fn: Callable[..., Any] | None = field(metadata={"static": True})
     method: Method | Iterative = field(metadata={"static": True})
     unroll_steps: int = field(metadata={"static": True})
+    tasks: int | None = field(metadata={"static": True})
     sample: Callable[..., Any] | None = field(metadata={"static": True})
     reset: Callable[..., Any] | None = field(metadata={"static": True})
     project: Callable[..., Any] | None = field(metadata={"static": True})
@@ -98,6 +100,7 @@ class Problem:
         apply_fn: Callable[..., Any] | None = None,
         method: Method | Iterative | None = None,
         unroll_steps: int = 1,
+        tasks: int | None = None,
         sample: Callable[[PyTree, Context], PyTree] | None = None,
         reset: Callable[[PyTree, Context], PyTree] | None = None,
         project: Callable[[PyTree], PyTree] | None = None,
@@ -124,6 +127,14 @@ class Problem:
             method: How the answer is differentiated by those above, e.g.
                 `mlox.Unrolled()`; None means `mlox.Implicit()`.
             unroll_steps: Steps per step of the uppers, a positive integer.
+            tasks: How many tasks the problem stands for, each with parameters, an
+                optimizer state and a mutable state of its own; None for just one. All
+                other arguments are for one task, and so is what the functions see:
+                `jax.vmap` maps them, and the cost is the sum of the losses. params,
+                opt_state and model_state of the problem, and its batches, have a
+                leading axis of tasks; so has what neighbours see, unless they have
+                tasks, too: then task i sees task i. Metrics are means over the tasks,
+                besides "loss_per_task" and the like, [tasks].
             sample: (params, ctx) -> batch, makes the batch of each step inside the
                 compiled step, from a key of its own in ctx.rng: rollouts in an
                 environment, synthetic data. The batch is a constant: no derivative
@@ -166,6 +177,7 @@ class Problem:
             "tx": tx,
             "method": method,
             "unroll_steps": unroll_steps,
+            "tasks": tasks,
             "warmup_steps": warmup_steps,
             "apply_fn": apply_fn,
             "sample": sample,
@@ -182,15 +194,17 @@ class Problem:
             ("meta_trainable", meta_trainable),
         ):
             check_mask(name, what, mask, params)
-        optimizer = _optimizer(tx, trainable)
+        optimizer = _optimizer(tx, trainable, None)
         if opt_state is None:
             opt_state = optimizer.init(params)
         check_opt_state(name, optimizer, params, opt_state)
         check_update(name, optimizer, params, opt_state)
+        opt_state = jax.tree.map(strong, opt_state)
+        model_state = checked_model_state(name, model_state)
         return cls(
-            params=params,
-            opt_state=jax.tree.map(strong, opt_state),
-            model_state=checked_model_state(name, model_state),
+            params=_repeated(params, tasks),
+            opt_state=_repeated(opt_state, tasks),
+            model_state=_repeated(model_state, tasks),
             rng=checked_key(name, rng),
             step=jnp.zeros((), jnp.int32),
             loss_scale=checked_loss_scale(name, loss_scale),
@@ -232,7 +246,8 @@ class Problem:
         params = optax.apply_updates(self.params, updates)
         if self.project is not None:
             with calling(f"project of problem {self.name!r}", params=params):
-                params = self.project(params)
+                project = self.project if self.tasks is None else jax.vmap(self.project)
+                params = project(params)
             self._check_alike("project", params)
         return self.replace(
             params=params,
@@ -242,19 +257,15 @@ class Problem:
             step=self.step + 1,
         )
 
-    def restarted(self, ctx: Context) -> Problem:
-        """Return the problem at the start of an inner loop, as `reset` has it."""
-        if self.reset is None:
-            return self
-        with calling(f"reset of problem {self.name!r}", params=self.params):
-            params = self.reset(self.params, ctx)
+    def restarted(self, params: PyTree) -> Problem:
+        """Return the problem at the start of an inner loop, where `reset` has it."""
         self._check_alike("reset", params)
         return self.replace(params=params, opt_state=self.optimizer.init(params))
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """The optimizer of what is trainable; the rest stays."""
-        return _optimizer(self.tx, self.trainable)
+        """The optimizer of what is trainable, for all tasks; the rest stays."""
+        return _optimizer(self.tx, self.trainable, self.tasks)
 
     def answer(self, params: PyTree) -> PyTree:
         """Return the part of `params` that responds to uppers, None for the rest.
@@ -264,9 +275,10 @@ class Problem:
         """
         iterative = isinstance(self.method, Iterative)
         part = params
+        one = params if self.tasks is None else jax.tree.map(lambda x: x[0], params)
         for mask in (self.meta_trainable, None if iterative else self.trainable):
             if mask is not None:
-                part = pruned(mask(params), part)
+                part = pruned(mask(one), part)
         return part
 
     def seen(self, params: PyTree) -> PyTree:
@@ -303,8 +315,10 @@ class Problem:
 # One value for equal arguments, or every new problem would be compiled anew.
 @functools.lru_cache(maxsize=64)
 def _optimizer(
-    tx: optax.GradientTransformation, trainable: Mask | None
+    tx: optax.GradientTransformation, trainable: Mask | None, tasks: int | None
 ) -> optax.GradientTransformation:
+    if tasks is not None:
+        return _each_task(_optimizer(tx, trainable, None), tasks)
     if trainable is None:
         return tx
     parts: dict[Hashable, Any] = {"trained": tx, "frozen": optax.set_to_zero()}
@@ -313,6 +327,30 @@ def _optimizer(
         return jax.tree.map(lambda m: "trained" if m else "frozen", trainable(params))
 
     return optax.partition(parts, labels)
+
+
+def _each_task(
+    tx: optax.GradientTransformation, tasks: int
+) -> optax.GradientTransformationExtraArgs:
+    """Make an optimizer that has a state, and makes an update, for each task."""
+    single = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        def one(value: Any, *args: PyTree) -> Any:
+            return single.update(*args, value=value)
+
+        losses = jnp.broadcast_to(extra["value"], (tasks,))
+        return jax.vmap(one)(losses, updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(jax.vmap(single.init), update)
+
+
+def _repeated(tree: PyTree, tasks: int | None) -> PyTree:
+    if tasks is None:
+        return tree
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (tasks, *x.shape)), tree)
 
 
 def _like(new: Any, old: jax.Array) -> jax.Array:

@@ -101,6 +101,44 @@ def test_a_matrix_of_second_derivatives():
     check_close(trees(found[0]), trees(expected[0]), 1e-10)
 
 
+@pytest.mark.parametrize("rules", ["replicated", [("fit", P("data"))]])
+def test_tasks_are_split_as_examples_are(rules):
+    def fit_loss(params, batch, ctx):
+        inputs, outputs = batch
+        near = 0.1 * jnp.sum((params - ctx.start.params) ** 2)
+        return jnp.mean((inputs @ params - outputs) ** 2) + near
+
+    def start_loss(params, batch, ctx):
+        inputs, outputs = batch
+        errors = jnp.einsum("tni,ti->tn", inputs, ctx.fit.params) - outputs
+        return jnp.mean(errors**2) + 1e-3 * jnp.sum(params**2)
+
+    start = mlox.Problem.create(
+        name="start", params=jnp.zeros(4), tx=optax.adam(0.1), loss_fn=start_loss
+    )
+    fit = mlox.Problem.create(
+        name="fit",
+        params=jnp.zeros(4),
+        tx=optax.adam(0.1),
+        loss_fn=fit_loss,
+        tasks=16,
+        method=METHODS["cg"],
+    )
+    edges = {"u2l": {"start": ["fit"]}, "l2u": {"fit": ["start"]}}
+    engine = mlox.Engine([start, fit], **edges)
+    draw = np.random.default_rng(0).normal
+    series = {
+        name: [(draw(size=(16, 3, 4)), draw(size=(16, 3))) for _ in range(2)]
+        for name in ("start", "fit")
+    }
+    options = {"train_iters": 3, "loggers": ()}
+    expected, _ = engine.run(engine.init(), series, **options)
+    state = mlox.shard(engine, engine.init(), mesh_of("fsdp"), rules)
+    found, _ = engine.run(state, series, **options)
+    check_close(trees(found), jax.device_get(trees(expected)), 1e-10)
+    check_layout(found, state)
+
+
 def compare_runs(rules, tolerance, dtype, **options):
     """Run with and without a mesh, and return the state with one."""
     engine = engine_of(METHODS["cg"], dtype=dtype)

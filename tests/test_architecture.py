@@ -25,6 +25,7 @@ FLOORS = {
     "flax": 4,
     "_graph": 4,
     "_plan": 4,
+    "_values": 5,
     "_objective": 5,
     "_batches": 5,
     "_finite": 5,

@@ -86,3 +86,11 @@ def test_flax_training_loop():
     for name in ("as before", "with mlox"):
         (accuracy,) = row(lines, name)
         assert 0 < accuracy <= 1
+
+
+def test_population():
+    lines = printed("population", "--cycles", "3", "--seeds", "2")
+    assert "seeds, mean and standard deviation" in lines[0]
+    rows = [re.fullmatch(r"  (\S.*?) +(\S+) ± (\S+)", line) for line in lines[1:5]]
+    assert all(0 <= float(row[2]) <= 1 for row in rows)
+    assert lines[5].startswith("8 programs at once: ")

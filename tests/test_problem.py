@@ -66,6 +66,7 @@ class TestNames:
 
     def test_reserved_names_are_those_of_a_context(self):
         reserved = {"name", "neighbours", "rng", "step", "model_state", "train"}
+        reserved |= {"task_index"}
         assert set(RESERVED) == reserved
 
     @pytest.mark.parametrize("name", ["params", "lambda", "_private", "θ"])

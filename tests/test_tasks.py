@@ -1,0 +1,415 @@
+"""Tasks: a problem that stands for many equals as many problems that stand for one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mlox
+
+TASKS = 3
+A, B = (
+    jnp.asarray(np.random.default_rng(i).normal(size=size))
+    for i, size in enumerate(((TASKS, 5, 2), (TASKS, 5)))
+)
+DATA = (A, B)
+METHODS = {
+    "cg": mlox.Implicit(mlox.CG(2)),  # exact for the two unknowns of one task only
+    "dense": mlox.Implicit(mlox.Dense()),
+    "difference": mlox.FiniteDifference(0.01),
+    "gmres": mlox.Implicit(mlox.GMRES(2)),
+    "neumann": mlox.Implicit(mlox.Neumann(3, step=0.1)),
+    "sama": mlox.SAMA(),
+    "sama, difference": mlox.SAMA(epsilon=0.01),
+    "truncated": mlox.Unrolled(last_steps=2),
+    "unrolled": mlox.Unrolled(),
+}
+CLIPPED = optax.chain(optax.clip_by_global_norm(0.3), optax.adam(0.1, eps_root=1e-8))
+HYPER = {"penalty": jnp.asarray(0.3), "center": jnp.asarray([0.2, -0.1])}
+
+
+def error(params, data):
+    return jnp.mean((data[0] @ params - data[1]) ** 2) + 0.1 * (params**4).sum()
+
+
+def fit_loss(params, data, ctx):
+    hyper = ctx.hyper.params
+    away = ((params - hyper["center"]) ** 2).sum()
+    loss = error(params, data) + jnp.exp(hyper["penalty"]) * away
+    return {"loss": loss, "away": away}
+
+
+def score(params, hyper):
+    return ((params - 1.0) ** 2).sum() + 0.1 * jnp.exp(hyper["penalty"])
+
+
+def hyper_problem(loss_fn):
+    return mlox.Problem.create(
+        name="hyper", params=HYPER, tx=optax.sgd(0.1), loss_fn=loss_fn
+    )
+
+
+def fit_problem(name="fit", **options):
+    settings = {"params": jnp.ones(2), "tx": CLIPPED, "unroll_steps": 3}
+    return mlox.Problem.create(
+        name=name, **{"loss_fn": fit_loss, **settings, **options}
+    )
+
+
+def mapped_score(params, batch, ctx):
+    return jax.vmap(score, (0, None))(ctx.fit.params, params).sum()
+
+
+def each_score(params, batch, ctx):
+    return sum(score(ctx[f"fit{i}"].params, params) for i in range(TASKS))
+
+
+def together(**options):
+    """Build an engine with one lower for all tasks, and its batches."""
+    engine = mlox.Engine(
+        [hyper_problem(mapped_score), fit_problem(tasks=TASKS, **options)],
+        u2l={"hyper": ["fit"]},
+        l2u={"fit": ["hyper"]},
+    )
+    return engine, {"hyper": None, "fit": repeated(DATA, 3)}
+
+
+def apart(**options):
+    """Build an engine with a lower for each task, and its batches."""
+    fits = [fit_problem(f"fit{i}", **options) for i in range(TASKS)]
+    names = [fit.name for fit in fits]
+    engine = mlox.Engine(
+        [hyper_problem(each_score), *fits],
+        u2l={"hyper": names},
+        l2u={name: ["hyper"] for name in names},
+    )
+    data = {n: repeated((A[i], B[i]), 3) for i, n in enumerate(names)}
+    return engine, {"hyper": None, **data}
+
+
+def repeated(batch, steps):
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (steps, *x.shape)), batch)
+
+
+def stepped(engine, batches, cycles=2):
+    state, metrics = engine.init(), {}
+    for _ in range(cycles):
+        state, metrics = quick(engine)(state, batches)
+    return state, metrics
+
+
+@functools.lru_cache
+def quick(engine):
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(engine.step, compiler_options=options)
+
+
+def fits(state):
+    return jnp.stack([state[f"fit{i}"].params for i in range(TASKS)])
+
+
+def assert_close(found, expected):
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-13),
+        found,
+        expected,
+    )
+
+
+# One problem of many tasks, many problems of one
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_tasks_equal_problems(method):
+    one, metrics = stepped(*together(method=method))
+    many, others = stepped(*apart(method=method))
+    assert_close(one["hyper"].params, many["hyper"].params)
+    assert_close(one["fit"].params, fits(many))
+    assert metrics["fit/loss"].shape == (3,)
+    for key in ("loss", "away"):
+        parts = jnp.stack([others[f"fit{i}/{key}"] for i in range(TASKS)], axis=1)
+        assert_close(metrics[f"fit/{key}_per_task"], parts)
+        assert_close(metrics[f"fit/{key}"], parts.mean(axis=1))
+
+
+def test_the_report_of_a_solver_is_that_of_the_worst_task():
+    method = mlox.Implicit(mlox.CG(1))
+    _, metrics = stepped(*together(method=method))
+    _, others = stepped(*apart(method=method))
+    worst = max(others[f"hyper/fit{i}/residual"] for i in range(TASKS))
+    assert_close(metrics["hyper/fit/residual"], worst)
+
+
+@pytest.mark.parametrize("method", ["unrolled", "dense"])
+def test_what_a_problem_can_do_a_task_can(method):
+    """Reset, project, masks, keys, mutable state and waiting."""
+
+    def loss_fn(params, data, ctx):
+        found = fit_loss(params["w"] + params["fixed"], data, ctx)
+        return {**found, "model_state": 0.9 * ctx.model_state + found["loss"]}
+
+    def view(fit):
+        return fit["w"] + fit["fixed"]
+
+    def mapped_score(params, batch, ctx):
+        both = jax.vmap(score, (0, None))(view(ctx.fit.params), params)
+        return both.sum() + ctx.fit.model_state.sum()
+
+    def each_score(params, batch, ctx):
+        every = [ctx[f"fit{i}"] for i in range(TASKS)]
+        return sum(score(view(f.params), params) + f.model_state for f in every)
+
+    options = {
+        "params": {"w": jnp.ones(2), "fixed": jnp.full(2, 0.1)},
+        "loss_fn": loss_fn,
+        "method": METHODS[method],
+        "reset": lambda p, ctx: {"w": ctx.hyper.params["center"], "fixed": p["fixed"]},
+        "project": lambda p: jax.tree.map(lambda x: jnp.clip(x, -0.4, 0.4), p),
+        "trainable": lambda p: {"w": p["w"].ndim == 1, "fixed": False},
+        "model_state": jnp.zeros(()),
+        "warmup_steps": 3,
+    }
+    one, many = (build(**options) for build in (together, apart))
+    one = replaced(one, hyper_problem(mapped_score))
+    many = replaced(many, hyper_problem(each_score))
+    state, _ = stepped(*one, cycles=3)
+    others, _ = stepped(*many, cycles=3)
+    assert_close(state["hyper"].params, others["hyper"].params)
+    for i in range(TASKS):
+        there = others[f"fit{i}"]
+        found = state["fit"].params, state["fit"].model_state
+        part = jax.tree.map(lambda x, i=i: x[i], found)
+        assert_close(part, (there.params, there.model_state))
+
+
+def replaced(built, hyper):
+    engine, batches = built
+    problems = [hyper, *engine.problems[1:]]
+    names = engine.names[1:]
+    edges = {"u2l": {"hyper": names}, "l2u": {n: ["hyper"] for n in names}}
+    return mlox.Engine(problems, **edges), batches
+
+
+# Deeper graphs
+
+
+def chain_loss(name, lower, upper, params, read):
+    """A quartic cost of a level of a chain; `read` gives a neighbour's params."""
+    value = 0.5 * (params**2).sum() + 0.05 * (params**4).sum()
+    if lower:
+        value += ((read(lower) - 0.7) ** 2 * (1 + params**2)).sum()
+    if upper:
+        value += (params * read(upper)).sum()
+    return value
+
+
+def chain(method, tasks):
+    """Build top over mid over low, the last two for some tasks, or once for each."""
+    every = [""] if tasks else range(TASKS)
+    starts = jnp.linspace(-1.0, 1.0, TASKS)
+
+    def top_loss(params, batch, ctx):
+        mids = [ctx[f"mid{i}"].params.reshape(-1) for i in every]
+        return (params**2).sum() + sum(((mid - params) ** 2).sum() for mid in mids)
+
+    def loss(i, level):
+        lower, upper = {"mid": (f"low{i}", "top"), "low": ("", f"mid{i}")}[level]
+
+        def loss_fn(params, batch, ctx):
+            return chain_loss(level, lower, upper, params, lambda n: ctx[n].params)
+
+        return loss_fn
+
+    problems = [
+        mlox.Problem.create(
+            name="top", params=jnp.asarray([0.4]), tx=optax.sgd(0.1), loss_fn=top_loss
+        )
+    ]
+    for i in every:
+        for level, steps in (("mid", 2), ("low", 3)):
+            problem = mlox.Problem.create(
+                name=f"{level}{i}",
+                params=jnp.zeros(1),
+                tx=optax.sgd(0.1),
+                loss_fn=loss(i, level),
+                method=method,
+                unroll_steps=steps,
+                tasks=TASKS if tasks else None,
+            )
+            start = starts[:, None] if tasks else starts[i, None]
+            problems.append(problem.replace(params=start))
+    lows = {f"mid{i}": [f"low{i}"] for i in every}
+    mids = {f"low{i}": [f"mid{i}"] for i in every}
+    return mlox.Engine(
+        problems,
+        u2l={"top": [*lows], **lows},
+        l2u={**{mid: ["top"] for mid in lows}, **mids},
+    )
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        mlox.Implicit(mlox.Dense()),
+        mlox.Implicit(mlox.GMRES(2)),  # too few: all at once would be further off
+        mlox.Unrolled(),
+    ],
+    ids=str,
+)
+def test_towers_of_tasks_are_solved_one_by_one(method):
+    results = []
+    for tasks in (True, False):
+        engine = chain(method, tasks)
+        state, _ = stepped(engine, dict.fromkeys(engine.names))
+        results.append(state)
+    one, many = results
+    assert_close(one["top"].params, many["top"].params)
+    for level in ("mid", "low"):
+        parts = jnp.stack([many[f"{level}{i}"].params for i in range(TASKS)])
+        assert_close(one[level].params, parts)
+
+
+def test_a_lower_may_be_shared_by_tasks():
+    """Their uppers then minimise the sum of their losses together."""
+    starts = jnp.asarray([0.3, -0.2, 0.5])
+
+    def upper_loss(params, batch, ctx):
+        loss = (ctx.shared.params - 1.0) ** 2 * (1 + params**2) + 0.1 * params**2
+        return loss.sum()
+
+    def shared_loss(params, batch, ctx):
+        return ((params - ctx.upper.params) ** 2).sum() + params**4
+
+    def stepped_at(params, tasks):
+        upper = mlox.Problem.create(
+            name="upper",
+            params=params,
+            tx=optax.sgd(0.1),
+            loss_fn=upper_loss,
+            tasks=tasks,
+        )
+        shared = mlox.Problem.create(
+            name="shared",
+            params=jnp.ones(()),
+            tx=optax.sgd(0.05),
+            loss_fn=shared_loss,
+            method=mlox.Implicit(mlox.Dense()),
+            unroll_steps=2,
+        )
+        engine = mlox.Engine(
+            [upper, shared], u2l={"upper": ["shared"]}, l2u={"shared": ["upper"]}
+        )
+        state = engine.init()
+        state["upper"] = state["upper"].replace(params=starts)
+        return quick(engine)(state, dict.fromkeys(engine.names))[0]["upper"].params
+
+    assert_close(stepped_at(jnp.zeros(()), TASKS), stepped_at(starts, None))
+
+
+# What a task sees, what others see of it
+
+
+def test_each_task_has_a_key_of_its_own():
+    problem = mlox.Problem.create(
+        name="x",
+        params=jnp.ones(()),
+        tx=optax.sgd(0.1),
+        loss_fn=lambda params, batch, ctx: (
+            params * (jax.random.normal(ctx.rng) + batch)
+        ),
+        sample=lambda params, ctx: jax.random.normal(ctx.rng),
+        rng=0,
+        tasks=4,
+    )
+    engine = mlox.Engine([problem])
+    first, metrics = quick(engine)(engine.init(), {"x": None})
+    second, _ = quick(engine)(first, {"x": None})
+    moves = jnp.stack([first["x"].params - 1.0, second["x"].params - first["x"].params])
+    assert metrics["x/loss_per_task"].shape == (1, 4)
+    assert len(set(moves.reshape(-1).tolist())) == 8
+
+
+def test_a_task_knows_its_number():
+    problem = mlox.Problem.create(
+        name="x",
+        params=jnp.zeros(()),
+        tx=optax.sgd(1.0),
+        loss_fn=lambda params, batch, ctx: (params - batch) ** 2 / 2 + 0 * ctx.step,
+        sample=lambda params, ctx: 1.0 * ctx.task_index,
+        tasks=TASKS,
+    )
+    engine = mlox.Engine([problem])
+    state, _ = quick(engine)(engine.init(), {"x": None})
+    assert state["x"].params.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_calling_a_neighbour_maps_over_its_tasks():
+    def apply_fn(params, x):
+        return x @ params
+
+    seen = mlox.Neighbour(jnp.ones((TASKS, 2)), None, apply_fn, "fit", tasks=TASKS)
+    assert_close(seen(A), A.sum(axis=-1))
+
+
+def test_hypergradient_gives_the_loss_and_the_gradient_of_each_task():
+    engine, batches = together()
+    losses, grads = engine.hypergradient(engine.init(), batches, "fit")
+    hyper = mlox.Neighbour(HYPER, None, None)
+    ctx = mlox.Context("fit", {"hyper": hyper}, None, 0, None)
+    for i in range(TASKS):
+        loss, grad = jax.value_and_grad(
+            lambda params, i=i: fit_loss(params, (A[i], B[i]), ctx)["loss"]
+        )(jnp.ones(2))
+        assert_close((losses[i], grads[i]), (loss, grad))
+
+
+def test_evaluate_takes_a_batch_for_each_task():
+    engine, _ = together()
+    found = engine.evaluate(engine.init(), "fit", DATA)
+    assert found["loss_per_task"].shape == (TASKS,)
+    assert_close(found["loss"], found["loss_per_task"].mean())
+
+
+def test_explain_tells_the_number_of_tasks():
+    engine, _ = together()
+    assert "tasks         3" in engine.explain()
+    assert "3 times per cycle, 3 tasks" in engine.mermaid()
+
+
+def test_a_run_logs_means_and_keeps_what_each_task_had():
+    engine, _ = together()
+    data = {"fit": [DATA]}
+    _, history = engine.run(engine.init(), data, 2, log_every=1, loggers=())
+    assert history["fit/loss_per_task"].shape == (2, TASKS)
+    assert_close(history["fit/loss"], history["fit/loss_per_task"].mean(axis=1))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("tasks", [0, -1, 1.5, True])
+def test_tasks_are_counted(tasks):
+    with pytest.raises(ValueError, match="'fit': tasks must be a positive integer"):
+        fit_problem(tasks=tasks)
+
+
+def test_neighbours_have_as_many_tasks_or_none():
+    hyper = mlox.Problem.create(
+        name="hyper", params=HYPER, tx=optax.sgd(0.1), loss_fn=each_score, tasks=2
+    )
+    with pytest.raises(ValueError, match=r"u2l edge 'hyper' -> 'fit'.*=2 and tasks=3"):
+        mlox.Engine(
+            [hyper, fit_problem(tasks=3)],
+            u2l={"hyper": ["fit"]},
+            l2u={"fit": ["hyper"]},
+        )
+
+
+def test_a_batch_without_tasks_is_refused():
+    engine, batches = together()
+    batches = {**batches, "fit": repeated((A[:2], B[:2]), 3)}
+    with pytest.raises(ValueError, match=r"\['fit'\]\[0\].*expected \[3, 3, \.\.\.\]"):
+        engine.step(engine.init(), batches)
