@@ -1,6 +1,7 @@
 """Dispatches: cycles compiled into one program, and the batches that they take."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -170,7 +171,10 @@ def gather(
     return split(batches, layout.mesh, axis=1 if cycles is None else 2)
 
 
-def lengths(train_iters: int, cycles_per_dispatch: int) -> list[int]:
-    """Split the cycles into dispatches: all of one length, but for the last one."""
-    full, rest = divmod(train_iters, cycles_per_dispatch)
-    return [cycles_per_dispatch] * full + [rest] * (rest > 0)
+def lengths(cycles: int, cycles_per_dispatch: int) -> Iterator[int]:
+    """Split cycles into dispatches: all of one length, but for the last one."""
+    full, rest = divmod(cycles, cycles_per_dispatch)
+    # A list would take gigabytes for a run that is to last until it is stopped.
+    yield from itertools.repeat(cycles_per_dispatch, full)
+    if rest:
+        yield rest

@@ -115,15 +115,15 @@ class Reached(NamedTuple):
 def loop(run: Run, found: Found | None) -> None:
     """Make all dispatches of a run, and see to what is due after each."""
     plan, trail = run.plan, run.trail
-    counts = lengths(plan.train_iters - trail.safe.cycle, plan.cycles_per_dispatch)
+    cycles = plan.train_iters - trail.safe.cycle
     stopped = plan.stopping is not None and trail.best.waited >= plan.stopping.patience
-    if stopped or not counts:
+    if stopped or not cycles:
         trail.points.append(trail.safe)
         return
-    start = _started(run, found, counts[0])
+    start = _started(run, found, min(cycles, plan.cycles_per_dispatch))
     # Where there are several processes, JAX notes the signals.
     with noted(run.store is not None and not run.spans) as signals:
-        for number, reached in enumerate(_dispatched(run, start, counts)):
+        for number, reached in enumerate(_dispatched(run, start, cycles)):
             asked = reached_stop(number) if run.spans else bool(signals)
             stops = _seen_to(run, reached, asked)
             if stops:
@@ -154,16 +154,17 @@ def _started(run: Run, found: Found | None, count: int) -> Start:
     return Start(point, zeros, safe, batches)
 
 
-def _dispatched(run: Run, start: Start, counts: list[int]) -> Iterator[Reached]:
+def _dispatched(run: Run, start: Start, cycles: int) -> Iterator[Reached]:
     """Dispatch, and gather the next batches meanwhile."""
-    plan, trail = run.plan, run.trail
+    plan, trail, each = run.plan, run.trail, run.plan.cycles_per_dispatch
     make = {
         n: compiled(run.engine, n, plan.donate, plan.policy, run.layout)
-        for n in set(counts)
+        for n in {min(cycles, each), cycles % each} - {0}
     }
     point, zeros, safe, batches = start
     clock: Clock | None = None
-    for count, following in itertools.pairwise((*counts, 0)):
+    counts = itertools.chain(lengths(cycles, each), (0,))
+    for count, following in itertools.pairwise(counts):
         trail.stage = "the step of"
         state, totals = make[count](point.state, point.totals, batches, safe)
         if clock is None:  # started here, it leaves out tracing and compiling

@@ -101,7 +101,7 @@ def test_a_matrix_of_second_derivatives():
     check_close(trees(found[0]), trees(expected[0]), 1e-10)
 
 
-@pytest.mark.parametrize("rules", ["replicated", [("fit", P("data"))]])
+@pytest.mark.parametrize("rules", ["replicated", "fsdp", [("fit", P("data"))]])
 def test_tasks_are_split_as_examples_are(rules):
     def fit_loss(params, batch, ctx):
         inputs, outputs = batch
@@ -137,6 +137,7 @@ def test_tasks_are_split_as_examples_are(rules):
     found, _ = engine.run(state, series, **options)
     check_close(trees(found), jax.device_get(trees(expected)), 1e-10)
     check_layout(found, state)
+    assert state["fit"].params.sharding.spec == P("data")
 
 
 def compare_runs(rules, tolerance, dtype, **options):

@@ -59,6 +59,7 @@ FLOORS = {
     "_loop": 7,
     "_run": 8,
     "_engine": 9,
+    "_rules": 9,
     "_sharding": 9,
     "__init__": 10,
 }

@@ -320,3 +320,11 @@ def test_a_failure_tells_what_was_best_until_then(engine):
         run(engine, rule, validation=validation)
     assert caught.value.history["best_cycle"] == 3
     assert float(caught.value.state["x"].params) == 5.0
+
+
+def test_a_run_may_be_without_an_end_of_its_own(engine):
+    """As many cycles as fit into no list."""
+    rule = mlox.EarlyStopping("x/loss", "min", patience=2)
+    state, history = run(engine, rule, train_iters=10**15)
+    assert state["x"].params == 1.0
+    assert history["cycle"].tolist() == [1, 2, 3]
