@@ -275,7 +275,8 @@ class Objective:
             pull_update=pull_update,
         )
         with calling(f"method of problem {top.name!r}, {method}"):
-            found = method.multiplier(answer, placed_like(cotangent, point), None)
+            vector = placed_like(cotangent, point, never=top.step < 0)
+            found = method.multiplier(answer, vector, None)
             _check_multiplier(found, cotangent)
         return found
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental.shard_alike import shard_alike
 
 Tree: TypeAlias = Any
 """A pytree of real floating arrays (or Python floats) that acts as one vector."""
@@ -90,25 +89,26 @@ def beside_zero(leaf: jax.Array) -> jax.Array:
     return jnp.where(leaf == 0, jnp.asarray(small, leaf.dtype), leaf)
 
 
-def placed_like(tree: Tree, like: Tree) -> Tree:
+def placed_like(tree: Tree, like: Tree, never: jax.Array) -> Tree:
     """Return a pytree that XLA places on the devices as it places another one.
 
     What a solver iterates on would else be whole on every device, even where the
-    parameters are split: a gradient is a sum over examples, which nothing splits. On
-    one device this is nothing.
+    parameters are split: a gradient is a sum over examples, which nothing splits. XLA
+    places both sides of a choice alike; that it is always the same, it does not know.
 
     Args:
         tree: a pytree of arrays.
-        like: a pytree of the same structure and shapes.
+        like: a pytree of the same structure, shapes and dtypes.
+        never: a bool that is False, and that no compiler can tell to be.
 
     Returns:
         A pytree like `tree`, with its values.
 
     Example:
-        >>> print(placed_like((jnp.ones(2),), (jnp.zeros(2),))[0])
+        >>> print(placed_like((jnp.ones(2),), (jnp.zeros(2),), jnp.array(False))[0])
         [1. 1.]
     """
-    return shard_alike(tree, like)[0]
+    return jax.tree.map(lambda x, y: jnp.where(never, y, x), tree, like)
 
 
 def linked(tree: Tree) -> Tree:
