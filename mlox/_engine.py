@@ -24,6 +24,7 @@ from mlox._cycle import Batches, Cycle, Metrics, State
 from mlox._evaluation import Evaluation
 from mlox._graph import Graph, build_graph
 from mlox._log import Logger
+from mlox._options import Options
 from mlox._placement import Layout, layout_of
 from mlox._plan import Plan
 from mlox._problem import Problem
@@ -386,11 +387,8 @@ class Engine:
             >>> float(state["x"].params), history["cycle"], history["x/loss"]
             (0.0625, array([2, 4]), array([0.625    , 0.0390625]...))
         """
-        return run(
-            self.traced,
-            state,
-            data,
-            train_iters,
+        options = Options(
+            train_iters=train_iters,
             validation=validation,
             valid_every=valid_every,
             early_stopping=early_stopping,
@@ -404,6 +402,7 @@ class Engine:
             resume=resume,
             on_nonfinite=on_nonfinite,
         )
+        return run(self.traced, state, data, options)
 
     def explain(self) -> str:
         """Return a readable text of graph, periods, paths, methods and steps."""

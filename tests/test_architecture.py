@@ -57,6 +57,7 @@ FLOORS = {
     "_saving": 6,
     "_signals": 6,
     "_loop": 7,
+    "_options": 8,
     "_run": 8,
     "_engine": 9,
     "_rules": 9,
