@@ -28,6 +28,7 @@ def _values() -> list[Case]:
     return of_area(
         "Checkpoint",
         [
+            ("a bucket", lambda _: value("gs://runs/1")),
             ("no folder", lambda _: value(None)),
             ("every=0", lambda _: value(every=0)),
             ("keep=0", lambda _: value(keep=0)),

@@ -25,7 +25,8 @@ class Checkpoint:
     save, and stop; the second one is not waited for.
 
     Attributes:
-        directory: A folder; it is made if it does not exist.
+        directory: A folder; it is made if it does not exist. All processes must see
+            it. Buckets must be mounted.
         every: Cycles between checkpoints; there is one at the end, too.
         keep: How many of the newest are kept.
         best: The name of a scalar, such as "validation/accuracy": the checkpoint where
@@ -63,6 +64,12 @@ class Checkpoint:
         if not isinstance(self.directory, str | os.PathLike) or not str(self.directory):
             raise TypeError(
                 f"Checkpoint: directory is {self.directory!r}; expected a path."
+            )
+        if "://" in str(self.directory):
+            raise ValueError(
+                f"Checkpoint: directory is {self.directory!r}; expected a folder of a "
+                "file system. Mount the bucket (Cloud Storage FUSE, s3fs) or a shared "
+                "disk, and pass the path there."
             )
         for what in ("every", "keep"):
             value = {"every": self.every, "keep": self.keep}[what]

@@ -569,6 +569,7 @@ def test_a_full_disk_is_an_error_and_the_checkpoint_before_is_whole(tmp_path):
     [
         ({"directory": 3}, TypeError, "directory is 3; expected a path"),
         ({"directory": ""}, TypeError, "directory is ''; expected a path"),
+        ({"directory": "gs://runs/1"}, ValueError, "Mount the bucket"),
         ({"every": 0}, ValueError, "every is 0; expected a positive int"),
         ({"keep": 1.5}, ValueError, "keep is 1.5; expected a positive int"),
         ({"best": "error"}, ValueError, "best is 'error'; expected the name of a sca"),
