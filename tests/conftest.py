@@ -11,3 +11,11 @@ os.environ.setdefault("XLA_FLAGS", CHEAP)
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The files that take longest begin first, or one worker would be left with them.
+LONG = ("processes", "laws", "examples", "sharding", "tasks", "readme", "checkpoint")
+
+
+def pytest_collection_modifyitems(items):
+    names = [f"test_{name}" for name in LONG]
+    items.sort(key=lambda item: [*names, item.path.stem].index(item.path.stem))

@@ -70,6 +70,13 @@ def linear_solve(
             f"linear_solve: matvec(b) is {brief(product)}; expected a pytree like b, "
             f"{brief(b)}."
         )
+    return _solved(solver, matvec, b, guess, symmetric)
+
+
+def _solved(
+    solver: Solver, matvec: MatVec, b: Tree, guess: Tree | None, symmetric: bool
+) -> tuple[Tree, Info]:
+    """Solve by the rule of `jax.lax.custom_linear_solve`."""
 
     def transposed(y: Tree) -> Tree:
         return matvec(y) if symmetric else jax.linear_transpose(matvec, b)(y)[0]
