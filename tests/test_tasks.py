@@ -309,6 +309,88 @@ def test_a_lower_may_be_shared_by_tasks():
     assert_close(stepped_at(jnp.zeros(()), TASKS), stepped_at(starts, None))
 
 
+@pytest.mark.parametrize(
+    "method", [mlox.Implicit(mlox.Dense()), mlox.FiniteDifference(1e-3)], ids=str
+)
+def test_tasks_below_a_tower_of_one(method):
+    """Their systems then are parts of a larger one, or are solved one by one."""
+    starts = jnp.linspace(-1.0, 1.0, TASKS)
+
+    def top_loss(params, batch, ctx):
+        return (params**2).sum() + ((ctx.mid.params - params) ** 2).sum()
+
+    def low_loss(params, batch, ctx):
+        pull = ((params - ctx.mid.params) ** 2).sum() / 2
+        return pull + 0.05 * (params**4).sum() + 0.1 * (params * ctx.top.params).sum()
+
+    def stepped_to(names, tasks):
+        def mid_loss(params, batch, ctx):
+            lows = [ctx[n].params.reshape(-1) for n in names]
+            pull = ((params - ctx.top.params) ** 2).sum() / 2
+            return pull + sum(((x - params) ** 2 * (1 + x**2)).sum() for x in lows)
+
+        def make(name, loss_fn, **options):
+            settings = {"params": jnp.full(1, 0.1), "tx": optax.sgd(0.1), **options}
+            return mlox.Problem.create(name=name, loss_fn=loss_fn, **settings)
+
+        inner = {"method": method, "unroll_steps": 2}
+        lows = [make(n, low_loss, tasks=tasks, **inner) for n in names]
+        engine = mlox.Engine(
+            [make("top", top_loss), make("mid", mid_loss, **inner), *lows],
+            u2l={"top": ["mid", *names], "mid": names},
+            l2u={"mid": ["top"], **{n: ["mid"] for n in names}},
+        )
+        state = engine.init()
+        for name, start in zip(names, starts.reshape(len(names), -1), strict=True):
+            start = start[:, None] if tasks else start
+            state[name] = state[name].replace(params=start)
+        state, _ = quick(engine)(state, dict.fromkeys(engine.names))
+        lows = jnp.concatenate([state[n].params.reshape(-1) for n in names])
+        return state["top"].params, state["mid"].params, lows
+
+    assert_close(stepped_to(["low"], TASKS), stepped_to(["a", "b", "c"], None))
+
+
+@pytest.mark.parametrize("method", ["dense", "unrolled"])
+def test_the_hypergradient_can_be_differentiated_again(method):
+    def slope(engine, batches):
+        def total(center):
+            state = engine.init()
+            params = {**state["hyper"].params, "center": center}
+            state["hyper"] = state["hyper"].replace(params=params)
+            return engine.hypergradient(state, batches, "hyper")[1]["center"].sum()
+
+        return jax.jit(jax.grad(total))(HYPER["center"])
+
+    options = {"method": METHODS[method]}
+    assert_close(slope(*together(**options)), slope(*apart(**options)))
+
+
+def test_two_families_of_tasks_below_one_upper():
+    def upper_loss(params, batch, ctx):
+        return (ctx.a.params**2).sum() + ((ctx.b.params - 1) ** 2).sum() + params**2
+
+    settings = {"params": jnp.ones(()), "tx": optax.sgd(0.1)}
+    upper = mlox.Problem.create(name="upper", loss_fn=upper_loss, **settings)
+    families = [
+        mlox.Problem.create(
+            name=name,
+            tasks=tasks,
+            loss_fn=lambda params, batch, ctx: (params - 3 * ctx.upper.params) ** 2,
+            **settings,
+        )
+        for name, tasks in (("a", 2), ("b", 5))
+    ]
+    names = ["a", "b"]
+    engine = mlox.Engine(
+        [upper, *families], u2l={"upper": names}, l2u={n: ["upper"] for n in names}
+    )
+    state, _ = quick(engine)(engine.init(), dict.fromkeys(engine.names))
+    # One step leads from 1 to 1.4 in every task, whose answer moves three times as far.
+    slope = 2 + 3 * (2 * 2 * 1.4 + 5 * 2 * 0.4)
+    assert_close(state["upper"].params, 1 - 0.1 * slope)
+
+
 # What a task sees, what others see of it
 
 
