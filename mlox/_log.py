@@ -127,8 +127,8 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
     r"""Append one JSON object per log point to a file.
 
     Every line is on the disk when `log` returns, and the file is open only meanwhile.
-    A run that is resumed takes back the lines after its checkpoint. JSON has no NaN and
-    no infinity: such a value becomes null.
+    A run that is resumed takes back the lines after its checkpoint; a last line that
+    was cut off is dropped. JSON has no NaN and no infinity: such a value becomes null.
 
     Args:
         path: The file; its folder is made if it does not exist.
@@ -149,6 +149,9 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
         '{"cycle": 50, "classifier/loss": 0.5}\n'
     """
     file = appendable("json_logger", path)
+    *whole, last = file.read_bytes().splitlines(keepends=True) or [b""]
+    if last.startswith(b"{") and not last.endswith(b"\n"):  # killed as it wrote
+        replace_bytes(file, file.with_name(file.name + ".new"), b"".join(whole))
 
     def log(step: int, metrics: dict[str, float]) -> None:
         finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}

@@ -343,6 +343,14 @@ def test_json_has_null_for_what_is_not_finite(tmp_path):
     assert text == '{"cycle": 1, "a": null, "b": null, "c": 1e-300}\n'
 
 
+def test_json_lines_go_on_after_a_line_that_was_cut_off(tmp_path):
+    file = tmp_path / "m.jsonl"
+    file.write_text('{"cycle": 1, "x/loss": 2.0}\n{"cycle": 2, "x/lo')
+    _log.json_logger(file).log(2, {"x/loss": 1.0})
+    cycles = [json.loads(line)["cycle"] for line in file.read_text().splitlines()]
+    assert cycles == [1, 2]
+
+
 def test_a_file_that_cannot_be_written_is_an_error_before_the_run(engine, tmp_path):
     (tmp_path / "file").write_text("")
     collect = Collect()
