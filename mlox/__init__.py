@@ -1,26 +1,26 @@
 """Multilevel optimization in JAX: a graph of problems, one compiled step."""
 
-from mlox._archive import restore as restore
-from mlox._checkpoint import Checkpoint as Checkpoint
-from mlox._context import Context as Context
-from mlox._context import Neighbour as Neighbour
-from mlox._csv import csv_logger as csv_logger
-from mlox._engine import Engine as Engine
-from mlox._log import Logger as Logger
-from mlox._log import json_logger as json_logger
-from mlox._log import stdout_logger as stdout_logger
-from mlox._losses import Accumulated as Accumulated
-from mlox._losses import MixedPrecision as MixedPrecision
-from mlox._problem import Problem as Problem
-from mlox._series import on_epoch_end as on_epoch_end
-from mlox._series import together as together
-from mlox._sharding import shard as shard
-from mlox._sharding import shard_batches as shard_batches
-from mlox._sources import shuffled as shuffled
-from mlox._stopping import EarlyStopping as EarlyStopping
-from mlox._tensorboard import tensorboard_logger as tensorboard_logger
-from mlox._trail import RunError as RunError
-from mlox._trail import RunInterrupted as RunInterrupted
+from mlox._checkpoint.options import Checkpoint as Checkpoint
+from mlox._checkpoint.restore import restore as restore
+from mlox._data.combinators import on_epoch_end as on_epoch_end
+from mlox._data.combinators import together as together
+from mlox._data.iterators import shuffled as shuffled
+from mlox._engine.engine import Engine as Engine
+from mlox._logging.base import Logger as Logger
+from mlox._logging.base import json_logger as json_logger
+from mlox._logging.base import stdout_logger as stdout_logger
+from mlox._logging.csv import csv_logger as csv_logger
+from mlox._logging.tensorboard import tensorboard_logger as tensorboard_logger
+from mlox._problem.context import Context as Context
+from mlox._problem.context import Neighbour as Neighbour
+from mlox._problem.loss_transforms import Accumulated as Accumulated
+from mlox._problem.loss_transforms import MixedPrecision as MixedPrecision
+from mlox._problem.problem import Problem as Problem
+from mlox._run.early_stopping import EarlyStopping as EarlyStopping
+from mlox._run.run_state import RunError as RunError
+from mlox._run.run_state import RunInterrupted as RunInterrupted
+from mlox._sharding.shard import shard as shard
+from mlox._sharding.shard import shard_batches as shard_batches
 from mlox.methods import SAMA as SAMA
 from mlox.methods import Answer as Answer
 from mlox.methods import Detached as Detached
@@ -38,3 +38,5 @@ from mlox.solvers import Neumann as Neumann
 from mlox.solvers import Solver as Solver
 from mlox.solvers import System as System
 from mlox.solvers import linear_solve as linear_solve
+
+__version__ = "0.1.0"

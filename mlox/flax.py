@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from flax.training.train_state import TrainState
 
-from mlox._arguments import check_function
-from mlox._context import Context, Neighbour, parts_of
-from mlox._problem import Problem
-from mlox._tree import brief
+from mlox._problem.context import Context, Neighbour, parts_of
+from mlox._problem.problem import Problem
+from mlox._problem.validation import check_function
+from mlox._utils.tree import brief
 
 PyTree = Any
 LossFn = Callable[[Any, PyTree, Context], Any]

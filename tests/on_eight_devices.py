@@ -25,8 +25,8 @@ from sharded import (
 
 import mlox
 import mlox.flax
-from mlox import _dispatch
-from mlox._placement import layout_of
+from mlox._run import dispatch as _dispatch
+from mlox._sharding.layout import layout_of
 
 P = PartitionSpec
 

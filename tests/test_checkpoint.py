@@ -18,7 +18,7 @@ import optax
 import pytest
 
 import mlox
-from mlox import _packing
+from mlox._checkpoint import arrays as _packing
 
 DATA = {"x": np.arange(12.0).reshape(6, 2), "y": np.arange(6.0) % 3}
 
@@ -390,7 +390,7 @@ def test_reading_changes_nothing_in_a_folder_in_which_a_run_writes(engine, tmp_p
 def test_orbax_alone_can_read_what_was_saved(engine, tmp_path):
     import orbax.checkpoint as ocp
 
-    from mlox import _orbax
+    from mlox._checkpoint import orbax as _orbax
 
     run(engine, 2, checkpoint=mlox.Checkpoint(tmp_path))
     with ocp.CheckpointManager(tmp_path) as manager:

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import mlox
-from mlox._data import check_data, stack
-from mlox._series import repeat
+from mlox._data.combinators import repeat
+from mlox._data.stacking import check_data, stack
 
 
 class Tensor:

@@ -7,8 +7,8 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from mlox._graph import build_graph
-from mlox._plan import Plan
+from mlox._graph.dependencies import Plan
+from mlox._graph.graph import build_graph
 from mlox.solvers import System
 
 BILEVEL = ("tc", {"t": ["c"]}, {"c": ["t"]})

@@ -10,7 +10,7 @@ import pytest
 from flax.training.dynamic_scale import DynamicScale
 
 import mlox
-from mlox._scaling import scaled
+from mlox._problem.loss_scaling import scaled
 
 EDGES = {"up": ["low"]}, {"low": ["up"]}
 SGD = optax.sgd(0.2)

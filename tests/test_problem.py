@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import mlox
-from mlox._context import RESERVED
-from mlox._tree import brief
+from mlox._problem.context import RESERVED
+from mlox._utils.tree import brief
 
 SGD = optax.sgd(0.1)
 ADAM = optax.adam(0.1)

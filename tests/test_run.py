@@ -20,7 +20,9 @@ import optax
 import pytest
 
 import mlox
-from mlox import _log, _points, _trail
+from mlox._logging import base as _log
+from mlox._run import metrics as _points
+from mlox._run import run_state as _trail
 
 TX = optax.sgd(0.1)
 BATCHES = [{"x": np.array([i, 1.0 - i])} for i in (0.5, -1.0, 2.0, 0.0)]
@@ -381,7 +383,7 @@ def test_lines_are_aligned(capsys):
 SCRIPT = """
 import jax.numpy as jnp, optax
 import mlox
-from mlox import _log
+from mlox._logging import base as _log
 fit = mlox.Problem.create(
     name="fit", params=jnp.ones(3), tx=optax.sgd(0.1),
     loss_fn=lambda params, batch, ctx: {{

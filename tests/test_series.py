@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import mlox
-from mlox._series import repeat
+from mlox._data.combinators import repeat
 
 
 def make_engine(loss=lambda params, batch, ctx: params * batch):

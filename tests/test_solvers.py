@@ -14,8 +14,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from mlox import FiniteDifference, attach
-from mlox._loops import has_convolution, unrolls
-from mlox._tree import add_scaled, epsilon, linked, vdot
+from mlox._utils.convolutions import has_convolution, unrolls
+from mlox._utils.tree import add_scaled, epsilon, linked, vdot
 from mlox.solvers import (
     CG,
     GMRES,

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import mlox
-from mlox._stopping import Best, reason, update
+from mlox._run.early_stopping import Best, reason, update
 
 
 def loss(params, batch, ctx):

@@ -2,9 +2,9 @@
 
 from mlox.methods._attach import attach as attach
 from mlox.methods._attach import attached as attached
-from mlox.methods._contract import Answer as Answer
-from mlox.methods._contract import Method as Method
-from mlox.methods._contract import reach as reach
+from mlox.methods._base import Answer as Answer
+from mlox.methods._base import Method as Method
+from mlox.methods._base import reach as reach
 from mlox.methods._finite_difference import FiniteDifference as FiniteDifference
 from mlox.methods._implicit import Implicit as Implicit
 from mlox.methods._sama import SAMA as SAMA

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from mlox._tree import brief
-from mlox.methods._contract import Answer
+from mlox._utils.tree import brief
+from mlox.methods._base import Answer
 from mlox.methods._implicit import Implicit
 from mlox.solvers import Solver, System
 

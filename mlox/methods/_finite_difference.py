@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlox.methods._contract import Answer
+from mlox.methods._base import Answer
 from mlox.solvers import Info
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlox.methods._contract import Answer, reach
+from mlox.methods._base import Answer, reach
 from mlox.methods._exact import exact_pairing
 from mlox.solvers import CG, GMRES, Info, Solver, System, linear_solve, serves
 

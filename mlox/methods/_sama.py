@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from mlox.methods._contract import Answer
+from mlox.methods._base import Answer
 from mlox.methods._exact import exact_pairing
 from mlox.methods._finite_difference import central_difference, check_epsilon
 from mlox.solvers import Info

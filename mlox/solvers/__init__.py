@@ -1,14 +1,14 @@
 """Linear solvers: values `solver(matvec, b, guess) -> (x, info)`, one file each."""
 
+from mlox.solvers._base import Info as Info
+from mlox.solvers._base import MatVec as MatVec
+from mlox.solvers._base import Solver as Solver
+from mlox.solvers._base import System as System
+from mlox.solvers._base import serves as serves
 from mlox.solvers._bicgstab import BiCGStab as BiCGStab
 from mlox.solvers._cg import CG as CG
-from mlox.solvers._contract import Info as Info
-from mlox.solvers._contract import MatVec as MatVec
-from mlox.solvers._contract import Solver as Solver
-from mlox.solvers._contract import System as System
-from mlox.solvers._contract import serves as serves
 from mlox.solvers._dense import Dense as Dense
 from mlox.solvers._gmres import GMRES as GMRES
 from mlox.solvers._identity import Identity as Identity
+from mlox.solvers._linear_solve import linear_solve as linear_solve
 from mlox.solvers._neumann import Neumann as Neumann
-from mlox.solvers._solve import linear_solve as linear_solve

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from mlox._tree import Tree
-from mlox.solvers._contract import Info, MatVec
-from mlox.solvers._fields import check_not_negative
-from mlox.solvers._loop import damped
+from mlox._utils.fields import check_not_negative
+from mlox._utils.tree import Tree
+from mlox.solvers._base import Info, MatVec
+from mlox.solvers._iterate import damped
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
-from mlox._loops import unrolls
-from mlox._tree import Tree, add_scaled, epsilon, vdot
-from mlox.solvers._contract import Info, MatVec
-from mlox.solvers._fields import (
+from mlox._utils.convolutions import unrolls
+from mlox._utils.fields import (
     check_count,
     check_not_negative,
     check_optional_count,
     check_optional_flag,
 )
-from mlox.solvers._loop import damped, divide, iterate, report, start
+from mlox._utils.tree import Tree, add_scaled, epsilon, vdot
+from mlox.solvers._base import Info, MatVec
+from mlox.solvers._iterate import damped, divide, iterate, report, start
 
 
 @dataclasses.dataclass(frozen=True)

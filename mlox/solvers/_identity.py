@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from mlox._tree import Tree
-from mlox.solvers._contract import Info, MatVec, System, serves
+from mlox._utils.tree import Tree
+from mlox.solvers._base import Info, MatVec, System, serves
 
 
 @dataclasses.dataclass(frozen=True)

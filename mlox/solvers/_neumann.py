@@ -5,16 +5,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mlox._loops import unrolls
-from mlox._tree import Tree, add_scaled, vdot
-from mlox.solvers._contract import Info, MatVec, System, serves
-from mlox.solvers._fields import (
+from mlox._utils.convolutions import unrolls
+from mlox._utils.fields import (
     check_count,
     check_not_negative,
     check_optional_flag,
     check_positive,
 )
-from mlox.solvers._loop import damped, iterate, report
+from mlox._utils.tree import Tree, add_scaled, vdot
+from mlox.solvers._base import Info, MatVec, System, serves
+from mlox.solvers._iterate import damped, iterate, report
 
 
 @dataclasses.dataclass(frozen=True)

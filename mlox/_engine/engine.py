@@ -1,0 +1,488 @@
+"""The engine: a graph of problems, compiled into one step."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlox._checkpoint.options import Checkpoint
+from mlox._cycle.cycle import Batches, Cycle, Metrics, State
+from mlox._cycle.evaluate import Evaluation
+from mlox._data import stacking as _data
+from mlox._engine import explain as _explain
+from mlox._engine.step import Step
+from mlox._engine.validation import (
+    check_methods,
+    check_problems,
+    warn_of_adaptive,
+)
+from mlox._graph.dependencies import Plan
+from mlox._graph.graph import Graph, build_graph
+from mlox._logging.base import Logger
+from mlox._problem.problem import Problem
+from mlox._problem.validation import checked_key
+from mlox._run.arguments import Options
+from mlox._run.early_stopping import EarlyStopping
+from mlox._run.run import run
+from mlox._sharding.layout import Layout, layout_of
+from mlox._utils.tree import brief
+from mlox.methods import Iterative, reach
+from mlox.solvers import System
+
+PyTree = Any
+Node = str | Problem
+Edges = Mapping[Any, Sequence[Node]]
+
+
+@dataclass(frozen=True, init=False)
+class Engine:
+    """Compile a graph of problems into one step.
+
+    Every problem k minimises a cost C_k(theta_k, uppers, lowers). Along a u2l edge
+    p -> c the cost of c reads theta_p, and the gradient of p flows through the answer
+    theta_c*(theta_p); along an l2u edge c -> p the cost of p reads that answer. A leaf
+    steps at every tick, a problem when all its lowers have done their `unroll_steps`;
+    one cycle is the largest period. The whole cycle is one traced function.
+
+    Engines are frozen values: hashable, equal if graph, methods' kinds and options are.
+
+    Attributes:
+        problems: The problems as they were given.
+        cycle: The traced function and its plan.
+        unroll_loops: See the argument.
+
+    Args:
+        problems: The problems, made by `Problem.create`.
+        u2l: Upper -> lowers that read it; names, or the problems themselves.
+        l2u: Lower -> uppers that read its answer.
+        coupling: "total": an implicit problem that has movers of its own answers to
+            its total objective, in which they respond; exact at any depth. "direct":
+            it answers to the partial gradient of its cost, the rule of Betty; cheaper,
+            and biased for three levels and more.
+        roll_back: Whether windows are look-aheads: after an upper has stepped, what is
+            below it is restored to the window's start and makes one round for good,
+            with the window's last batches and under the new upper.
+        unroll_loops: Whether loops over steps are written out. None: only where a loss
+            holds a convolution and the backend is the CPU, since XLA runs these 11 to
+            30 times slower inside a loop there.
+
+    Raises:
+        TypeError: If a problem is none.
+        ValueError: If the graph is not acyclic, not closed or not on schedule, or a
+            method cannot serve where it stands; the message names problem and edge.
+
+    References:
+        Choe et al., Betty: An Automatic Differentiation Library for Multilevel
+        Optimization, ICLR 2023.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, mlox
+        >>> penalty = mlox.Problem.create(
+        ...     name="penalty", params=jnp.zeros(()), tx=optax.sgd(0.1),
+        ...     loss_fn=lambda params, batch, ctx: (ctx.fit.params - 1.0) ** 2)
+        >>> fit = mlox.Problem.create(
+        ...     name="fit", params=jnp.zeros(()), tx=optax.sgd(0.1), unroll_steps=5,
+        ...     loss_fn=lambda params, batch, ctx:
+        ...         (params - 2.0) ** 2 + jnp.exp(ctx.penalty.params) * params ** 2)
+        >>> engine = mlox.Engine(
+        ...     [penalty, fit], u2l={"penalty": ["fit"]}, l2u={"fit": ["penalty"]})
+        >>> state, history = engine.run(engine.init(), train_iters=200, progress=False,
+        ...                             loggers=())
+        >>> round(float(state["fit"].params), 3)
+        1.0
+    """
+
+    problems: tuple[Problem, ...] = field(compare=False)
+    cycle: Cycle
+    unroll_loops: bool | None
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        u2l: Edges | None = None,
+        l2u: Edges | None = None,
+        *,
+        coupling: Literal["total", "direct"] = "total",
+        roll_back: bool = False,
+        unroll_loops: bool | None = None,
+    ) -> None:
+        check_problems(problems)
+        if coupling not in ("total", "direct"):
+            raise ValueError(
+                f"coupling is {coupling!r}; expected 'total' (exact at any depth) or "
+                "'direct' (each problem takes its lowers as fixed)."
+            )
+        _check_flag("roll_back", roll_back, (True, False))
+        _check_flag("unroll_loops", unroll_loops, (True, False, None))
+        graph = build_graph(
+            [p.name for p in problems],
+            _named("u2l", u2l),
+            _named("l2u", l2u),
+            {p.name: int(p.unroll_steps) for p in problems},
+        )
+        plan = _plan(graph, problems, coupling == "total")
+        check_methods(plan, {p.name: p for p in problems})
+        warn_of_adaptive(plan, problems)
+        object.__setattr__(self, "problems", tuple(problems))
+        cycle = Cycle(plan, unroll=bool(unroll_loops), roll_back=roll_back)
+        object.__setattr__(self, "cycle", cycle)
+        object.__setattr__(self, "unroll_loops", unroll_loops)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the problems."""
+        return self.cycle.plan.graph
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the problems, in the order in which they were given."""
+        return self.graph.names
+
+    @property
+    def steps_per_cycle(self) -> dict[str, int]:
+        """The optimizer steps of each problem in one cycle."""
+        return dict(self.graph.steps_per_cycle)
+
+    @property
+    def paths(self) -> dict[str, list[tuple[str, ...]]]:
+        """The best-response paths of each problem, (name, ..., lower, name).
+
+        One u2l edge down and l2u edges back up, written from the end. For people and
+        tests: the engine computes the same sum without listing them.
+        """
+        return dict(self.graph.paths)
+
+    def init(self) -> dict[str, Problem]:
+        """Return the state of a new run: fresh copies of all problems by name."""
+        return {
+            problem.name: jax.tree.map(lambda x: jnp.array(x, copy=True), problem)
+            for problem in self.problems
+        }
+
+    def step(self, state: State, batches: Batches) -> tuple[State, Metrics]:
+        """Run one cycle. Pure and not jitted: jit, scan, vmap or shard it.
+
+        Args:
+            state: {name: Problem}.
+            batches: {name: pytree of arrays with a leading axis of
+                `steps_per_cycle[name]`}, or None for a problem without data.
+
+        Returns:
+            The state after, of the same structure, and the metrics: a flat dict
+            "problem/metric" -> array with a leading axis of `steps_per_cycle`. The
+            solvers report as "upper/lower/residual" and "upper/lower/iterations".
+
+        Raises:
+            ValueError: If state or batches do not fit, or a loss returns something
+                else than a loss; while tracing, before anything runs.
+        """
+        return self.traced.prepared(state, batches).step(state, batches)
+
+    def compile(self, donate: bool = True, *, like: State | None = None) -> Any:
+        """Return `jax.jit` of the step.
+
+        Args:
+            donate: Give the buffers of the state that is passed to the state that is
+                returned; the one that was passed can then not be used again.
+            like: A state on a mesh, see `mlox.shard`: states that are returned are
+                placed as this one is, whatever XLA would choose.
+
+        Returns:
+            The jitted function; equal engines share what was compiled.
+
+        Raises:
+            TypeError: If `donate` is no bool.
+        """
+        _check_flag("donate", donate, (True, False))
+        return _jitted(self.traced, donate, layout_of(like))
+
+    def hypergradient(
+        self, state: State, batches: Batches, name: str | Problem
+    ) -> tuple[jax.Array, PyTree]:
+        """Return the total gradient of a problem's cost, without an update.
+
+        dL/dtheta at fixed answers and multipliers, as `step` would use it at the first
+        update of the problem in the cycle: its lowers run first. It can itself be
+        differentiated.
+
+        Args:
+            state: {name: Problem}.
+            batches: As for `step`.
+            name: The problem, or its name.
+
+        Returns:
+            The loss, and a pytree like the problem's params.
+
+        Raises:
+            ValueError: If the problem is unknown, or as for `step`.
+        """
+        name = self._known("hypergradient", name)
+        return self.traced.prepared(state, batches).hypergradient(state, batches, name)
+
+    def evaluate(
+        self,
+        state: State,
+        name: str | Problem,
+        batch: PyTree,
+        rng: jax.Array | int | None = None,
+    ) -> dict[str, jax.Array]:
+        """Evaluate the loss of one problem and its metrics, without an update.
+
+        For validations and tests: `ctx.train` is False, so that a loss can leave out
+        dropout, and read its running statistics. The neighbours are those of the state,
+        and no mutable state changes. Jitted; equal engines share what was compiled.
+
+        Args:
+            state: {name: Problem}.
+            name: The problem, or its name.
+            batch: One batch of the problem, without the leading axis that `step` needs;
+                None for a problem without data, and for one that is to sample its own
+                from `rng`.
+            rng: What the loss gets as `ctx.rng`: a PRNG key, a seed, or None, also if
+                the problem has a key of its own.
+
+        Returns:
+            {"loss": loss, and the loss's other metrics by their names}.
+
+        Raises:
+            TypeError: If `rng` is neither a key, nor a seed, nor None.
+            ValueError: If the problem is unknown, the batch holds something else than
+                arrays, or the state does not fit.
+
+        Example:
+            >>> import jax.numpy as jnp, mlox, optax
+            >>> def loss(params, batch, ctx):
+            ...     bias, decay = params - batch, 0.1 if ctx.train else 0.0
+            ...     return {"loss": bias**2 + decay * params**2, "bias": bias}
+            >>> problem = mlox.Problem.create(
+            ...     name="x", params=jnp.ones(()), tx=optax.sgd(0.25), loss_fn=loss)
+            >>> engine = mlox.Engine([problem])
+            >>> scores = engine.evaluate(engine.init(), "x", 3.0)
+            >>> {name: float(score) for name, score in scores.items()}
+            {'bias': -2.0, 'loss': 4.0}
+        """
+        name = self._known("evaluate", name)
+        evaluation = _jitted(Evaluation(self.cycle.plan, name), False, None)
+        return evaluation(state, _data.as_arrays(name, batch), checked_key(name, rng))
+
+    def stack(self, iterators: Mapping[str, Iterator[Any] | None]) -> dict[str, PyTree]:
+        """Build the batches of one cycle from plain Python iterators.
+
+        Args:
+            iterators: {name: iterator over batches}; a problem without data may be
+                left out.
+
+        Returns:
+            Batches for `step`.
+
+        Raises:
+            ValueError: If an iterator ends within the cycle, or its batches differ in
+                structure or shapes.
+        """
+        return _data.stack(self.steps_per_cycle, iterators)
+
+    def run(
+        self,
+        state: State,
+        data: Mapping[str, Iterable[Any] | None] | None = None,
+        train_iters: int = 1000,
+        *,
+        validation: Callable[[Any], Mapping[str, Any]] | None = None,
+        valid_every: int | None = None,
+        early_stopping: EarlyStopping | None = None,
+        log_every: int | None = None,
+        logdir: str | os.PathLike[str] | None = None,
+        loggers: Iterable[Logger] | None = None,
+        cycles_per_dispatch: int = 1,
+        progress: bool | None = None,
+        donate: bool = False,
+        checkpoint: Checkpoint | None = None,
+        resume: bool = False,
+        on_nonfinite: Literal["raise", "skip", "restore"] | None = None,
+    ) -> tuple[dict[str, Problem], dict[str, np.ndarray]]:
+        """Run `train_iters` cycles of an engine.
+
+        Batches of the next dispatch are gathered while the device computes this one.
+        The compiled programs belong to the engine's configuration: a second run of an
+        equal engine with equal shapes compiles nothing.
+
+        Args:
+            state: The state to start from; it stays usable. On a mesh, see
+                `mlox.shard`, it stays placed as it is.
+            data: For each problem an iterable of batches, or None. What can be iterated
+                over again (a list, a DataLoader) is started again at its end. Where
+                there are several processes, those are the shares of this one. See
+                `mlox.together` for several of them, `mlox.on_epoch_end` for a call
+                there.
+            train_iters: The number of cycles.
+            validation: Maps a state to a dict of scalars, logged as `"validation/..."`.
+                Copy what it keeps of the state if `donate` is true. For the metrics of
+                one batch: `lambda state: engine.evaluate(state, "name", batch)`.
+            valid_every: Cycles between validations; the default is `log_every`. There
+                is one at the end, too.
+            early_stopping: Stop when a metric has not improved for a while, and return
+                the state where it was best. By then the batches of one more dispatch
+                have been taken.
+            log_every: Cycles between log points; the default gives 20. The end is one.
+            logdir: A folder for an event file (TensorBoard) and `metrics.jsonl`.
+            loggers: Loggers, which get the scalars of a log point and
+                `"cycles_per_second"`, and are closed however the run ends; None means
+                `[mlox.stdout_logger()]`, one line per log point, and `()` silence.
+            cycles_per_dispatch: Compile that many cycles into one program: worthwhile
+                when a cycle takes less than a millisecond. Log points and validations
+                then fall on the end of a dispatch. A shorter last dispatch is compiled
+                by itself. (Keep 1 for convolutions on CPU, which XLA runs slowly inside
+                a loop.)
+            progress: Whether to show a progress bar; None shows it on a terminal.
+            donate: Let each dispatch reuse the memory of the state that it gets.
+                `state` is copied first, and so is the state at every log point, for
+                errors.
+            checkpoint: Save what the run needs to go on bit for bit, and where. Then
+                SIGTERM and Ctrl-C let the dispatch at hand end, save, and stop.
+            resume: Go on from the newest whole checkpoint, with the same arguments as
+                before (`train_iters` may grow), or begin if there is none. `state`
+                gives structure and devices only. Log files lose what came after the
+                checkpoint, and get it again.
+            on_nonfinite: What to do with a cycle in which a loss, parameters or an
+                optimizer's state stop being finite, decided on the device: "raise"
+                keeps the state before it and fails at the next log point, validation or
+                checkpoint; "skip" goes on from the state before it; "restore" from the
+                last checkpoint. Skipped cycles take their batches and count as steps;
+                the metrics `"run/nonfinite"` and `"<name>/nonfinite"` count them since
+                the log point before. An overflow that a `loss_scale` handles is none.
+                None looks at nothing, and costs nothing.
+
+        Returns:
+            The last state, or the best with `early_stopping`, and a history of NumPy
+            arrays until the last: `"cycle"` `[n]`; every metric `[n, ...]`, its mean
+            over all steps since the log point before; with a validation
+            `"validation/cycle"` `[m]` and `"validation/<name>"` `[m]`; and with early
+            stopping `"best_cycle"` `[]`, 0 if the metric was never a number.
+
+        Raises:
+            TypeError: If an argument is of a wrong kind; nothing has run then.
+            ValueError: If an argument is wrong, the first batches among them; nothing
+                has run then. So it is if a checkpoint is of another engine.
+            FileExistsError: If the folder of `checkpoint` holds a run, and `resume` is
+                false.
+            RunError: If a loss, loader, validation or logger fails; it holds the last
+                good state.
+            RunInterrupted: At Ctrl-C, and with a checkpoint at SIGTERM; it holds the
+                last good state.
+
+        Example:
+            >>> import jax.numpy as jnp, mlox, optax
+            >>> problem = mlox.Problem.create(
+            ...     name="x", params=jnp.ones(()), tx=optax.sgd(0.25),
+            ...     loss_fn=lambda params, batch, ctx: (params - batch) ** 2)
+            >>> engine = mlox.Engine([problem])
+            >>> state, history = engine.run(
+            ...     engine.init(), {"x": [0.0]}, train_iters=4, log_every=2, loggers=())
+            >>> float(state["x"].params), history["cycle"], history["x/loss"]
+            (0.0625, array([2, 4]), array([0.625    , 0.0390625]...))
+        """
+        options = Options(
+            train_iters=train_iters,
+            validation=validation,
+            valid_every=valid_every,
+            early_stopping=early_stopping,
+            log_every=log_every,
+            logdir=logdir,
+            loggers=loggers,
+            cycles_per_dispatch=cycles_per_dispatch,
+            progress=progress,
+            donate=donate,
+            checkpoint=checkpoint,
+            resume=resume,
+            on_nonfinite=on_nonfinite,
+        )
+        return run(self.traced, state, data, options)
+
+    def explain(self) -> str:
+        """Return a readable text of graph, periods, paths, methods and steps."""
+        return _explain.explain(self.cycle.plan, self.problems)
+
+    def mermaid(self) -> str:
+        """Return the graph as a Mermaid diagram, for Markdown."""
+        return _explain.mermaid(self.cycle.plan, self.problems)
+
+    def _known(self, task: str, name: str | Problem) -> str:
+        name = name.name if isinstance(name, Problem) else name
+        if name not in self.names:
+            raise ValueError(
+                f"{task} of {brief(name)}: no such problem; the engine has "
+                f"{sorted(self.names)}."
+            )
+        return name
+
+    @property
+    def traced(self) -> Step:
+        """The step as a value without arrays: equal engines share what it compiles."""
+        return Step(self.cycle, self.unroll_loops)
+
+
+@functools.lru_cache(maxsize=16)
+def _jitted(value: Step | Evaluation, donate: bool, layout: Layout | None) -> Any:
+    """Jit a value; JAX itself forgets a function with the last reference to it."""
+    donated = (0,) if donate else ()
+    if layout is None or isinstance(value, Evaluation):
+        return jax.jit(value, donate_argnums=donated)
+
+    def step(state: State, batches: Batches) -> tuple[State, Metrics]:
+        state, metrics = value(state, batches)
+        return layout.held(state), metrics
+
+    return jax.jit(step, donate_argnums=donated)
+
+
+def _check_flag(what: str, value: Any, expected: tuple[bool | None, ...]) -> None:
+    if not any(value is choice for choice in expected):
+        choices = " or ".join(map(repr, expected))
+        raise TypeError(f"{what} is {value!r}; expected {choices}.")
+
+
+def _named(kind: str, edges: Edges | None) -> dict[str, Sequence[str]]:
+    def name(node: Any) -> str:
+        if isinstance(node, Problem):
+            return node.name
+        if not isinstance(node, str):
+            raise TypeError(
+                f"{kind} holds {node!r}; expected the name of a problem, or a Problem."
+            )
+        return node
+
+    if edges is not None and not isinstance(edges, Mapping):
+        raise TypeError(
+            f"{kind} is {edges!r}; expected a dict from a problem to a list of "
+            "problems."
+        )
+    named: dict[str, Sequence[str]] = {}
+    for start, ends in (edges or {}).items():
+        if name(start) in named:
+            raise ValueError(
+                f"{kind} names {name(start)!r} twice, as a string and as a Problem. "
+                "Put its edges into one list."
+            )
+        if isinstance(ends, Problem) or not isinstance(ends, Iterable):
+            raise TypeError(
+                f"{kind}[{name(start)!r}] is a {type(ends).__name__}; expected a list "
+                f"of problems, e.g. {kind}={{{name(start)!r}: ['another']}}."
+            )
+        named[name(start)] = ends if isinstance(ends, str) else [name(e) for e in ends]
+    return named
+
+
+def _plan(graph: Graph, problems: Sequence[Problem], total: bool) -> Plan:
+    return Plan(
+        graph=graph,
+        unrolled=frozenset(p.name for p in problems if isinstance(p.method, Iterative)),
+        coupling=frozenset(p.name for p in problems if reach(p.method) > System.NONE),
+        total=total,
+    )

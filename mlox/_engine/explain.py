@@ -1,0 +1,98 @@
+"""An engine in words and as a diagram."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlox._graph.dependencies import Block, Plan
+from mlox._problem.problem import Problem
+from mlox.methods import Iterative
+from mlox.solvers import System
+
+SYSTEMS = {
+    System.DEFINITE: "symmetric, positive definite at a minimum",
+    System.SYMMETRIC: "a tower: symmetric, indefinite",
+    System.GENERAL: "a Nash game: not symmetric",
+}
+MAX_PATHS = 12
+
+
+def explain(plan: Plan, problems: Sequence[Problem]) -> str:
+    """Describe graph, schedule, methods, linear systems and paths in a text."""
+    cycle = max(plan.graph.period.values())
+    lines = [f"{_count(len(problems), 'problem')}, {_count(cycle, 'tick')} in a cycle"]
+    by_name = {problem.name: problem for problem in problems}
+    for name in reversed(plan.graph.order):
+        lines += ["", *_problem_lines(plan, by_name[name])]
+    return "\n".join(lines)
+
+
+def mermaid(plan: Plan, problems: Sequence[Problem]) -> str:
+    """Draw the graph as a Mermaid diagram: solid l2u edges, dotted u2l edges."""
+    lines = ["graph BT"]
+    # Names may be keywords of Mermaid, such as `end`: they are labels only.
+    key = {problem.name: f"p{i}" for i, problem in enumerate(problems)}
+    for problem in problems:
+        steps = plan.graph.steps_per_cycle[problem.name]
+        label = f"{problem.name}<br/>{_times(steps)} per cycle"
+        if problem.tasks is not None:
+            label += f", {problem.tasks} tasks"
+        if problem.name in plan.moved:
+            label += f"<br/>{problem.method}".replace('"', "'")
+        lines.append(f'  {key[problem.name]}["{label}"]')
+    lines += [f"  {key[c]} -->|answer| {key[p]}" for c, p in plan.graph.l2u]
+    lines += [f"  {key[p]} -.->|parameters| {key[c]}" for p, c in plan.graph.u2l]
+    return "\n".join(lines)
+
+
+def _problem_lines(plan: Plan, problem: Problem) -> list[str]:
+    graph, name = plan.graph, problem.name
+    steps = graph.steps_per_cycle[name]
+    rows = [
+        ("steps", f"{_times(steps)} per cycle, {_every(graph.period[name])}"),
+        ("tasks", "" if problem.tasks is None else str(problem.tasks)),
+        ("reads uppers", ", ".join(graph.uppers(name))),
+        ("reads lowers", ", ".join(graph.lowers(name))),
+        ("answer", _answer(plan, problem)),
+        ("moves", ", ".join(n for n in graph.order if n in plan.movers[name])),
+        *(("solves", _block(b)) for b in plan.responses[name].blocks),
+        *(("path", text) for text in _paths(graph.paths[name])),
+    ]
+    width = max(len(key) for key, _ in rows)
+    return [name, *(f"  {key:<{width}}  {value}" for key, value in rows if value)]
+
+
+def _answer(plan: Plan, problem: Problem) -> str:
+    if problem.name not in plan.moved:
+        return ""
+    text = f"{problem.method}"
+    if problem.name in plan.towers:
+        return f"{text}, to its total objective: its lowers respond"
+    if plan.movers[problem.name] and not isinstance(problem.method, Iterative):
+        if problem.name in plan.coupled:
+            return f"{text}, its unrolled lowers respond"
+        return f"{text}, direct: its lowers are held fixed in its stationarity"
+    return text
+
+
+def _block(block: Block) -> str:
+    names = ", ".join(reversed(block.names))
+    return f"{names} ({SYSTEMS[block.system]}) by the method of {block.tops[0]}"
+
+
+def _paths(paths: list[tuple[str, ...]]) -> list[str]:
+    shown = [" <- ".join(path) for path in paths[:MAX_PATHS]]
+    more = len(paths) - len(shown)
+    return [*shown, f"and {more} more"] if more else shown
+
+
+def _times(steps: int) -> str:
+    return {1: "once", 2: "twice"}.get(steps, f"{steps} times")
+
+
+def _every(ticks: int) -> str:
+    return "every tick" if ticks == 1 else f"every {ticks} ticks"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,82 @@
+"""The step of an engine: one checked cycle, as a value that can be jitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+
+from mlox._cycle.cycle import Batches, Cycle, Metrics, State
+from mlox._engine.validation import check_batches, check_donated, check_state
+from mlox._problem.finite import faulty
+from mlox._utils.convolutions import unrolls
+
+
+@dataclass(frozen=True)
+class Step:
+    """The step of an engine as a value: hashable, compared by value.
+
+    Attributes:
+        cycle: The cycle.
+        unroll_loops: As for `Engine`.
+    """
+
+    cycle: Cycle
+    unroll_loops: bool | None
+
+    def __call__(self, state: State, batches: Batches) -> tuple[State, Metrics]:
+        """Run one cycle."""
+        return self.prepared(state, batches).step(state, batches)
+
+    @property
+    def steps_per_cycle(self) -> Mapping[str, int]:
+        """The optimizer steps of each problem in one cycle."""
+        return self.cycle.plan.graph.steps_per_cycle
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What a checkpoint notes of the engine, for comparison."""
+        graph = self.cycle.plan.graph
+        return {
+            "problems": sorted(graph.names),
+            "u2l": sorted(map(list, graph.u2l)),
+            "l2u": sorted(map(list, graph.l2u)),
+            "unroll_steps": dict(zip(graph.names, graph.unroll_steps, strict=True)),
+            "coupling": "total" if self.cycle.plan.total else "direct",
+            "roll_back": self.cycle.roll_back,
+        }
+
+    def faults(
+        self, before: State, after: State, metrics: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Say which problems a cycle left with numbers that are not finite."""
+        return {
+            name: faulty(before[name], problem, metrics.get(f"{name}/loss"))
+            for name, problem in after.items()
+        }
+
+    def gone_back(self, to: State, after: State) -> State:
+        """Return an earlier state, with the counts of steps of a later one."""
+        return {name: p.replace(step=after[name].step) for name, p in to.items()}
+
+    def check(self, state: Any) -> None:
+        """Refuse a state that the engine was not built for, or that was donated."""
+        check_state(self.cycle.plan, state)
+        check_donated(state)
+
+    def prepared(self, state: State, batches: Batches) -> Cycle:
+        """Check the arguments of a step, and decide whether loops are written out."""
+        plan = self.cycle.plan
+        check_state(plan, state)
+        check_batches(plan.graph, state, batches)
+        if self.unroll_loops is not None:
+            return self.cycle
+        looped = [n for n, steps in plan.graph.steps_per_cycle.items() if steps > 1]
+        unroll = any(
+            unrolls(partial(self.cycle.cost, name=name), state, batches)
+            for name in looped
+        )
+        return self.cycle.unrolled(unroll)

@@ -1,0 +1,214 @@
+"""What a loss sees besides its parameters and batch, and what it may return."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mlox._utils.tree import brief, stray
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A neighbour's values, as a loss sees them.
+
+    Attributes:
+        params: Its parameters.
+        model_state: Its mutable state at present, or None.
+        apply_fn: Its function (params, *args) -> output, or None.
+        name: Its name.
+        tasks: The number of its tasks, the leading axis of all else; None if it has
+            none. Calling it then maps over the leading axis of the arguments, too.
+
+    Example:
+        >>> from mlox import Neighbour
+        >>> double = Neighbour(2.0, None, lambda params, x: params * x)
+        >>> double(3.0)
+        6.0
+    """
+
+    params: PyTree
+    model_state: PyTree
+    apply_fn: Callable[..., Any] | None
+    name: str = ""
+    tasks: int | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Apply the neighbour's function to its parameters and the arguments."""
+        if self.apply_fn is None:
+            raise ValueError(
+                f"neighbour {self.name!r} was called, but has no apply_fn. Pass "
+                f"apply_fn= to Problem.create of {self.name!r}, or use its params."
+            )
+        if self.tasks is None:
+            return self.apply_fn(self.params, *args, **kwargs)
+        return jax.vmap(self.apply_fn)(self.params, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a loss sees besides its parameters and batch.
+
+    `ctx["name"]` and `ctx.name` give a declared neighbour, a `mlox.Neighbour`.
+
+    Attributes:
+        name: The problem whose loss is evaluated.
+        neighbours: The declared neighbours, by name.
+        rng: The PRNG key of this step, or None; the same in every evaluation that a
+            hypergradient makes.
+        step: int32 scalar, the number of steps that the problem has made.
+        model_state: The problem's mutable state, or None.
+        train: False in `Engine.evaluate`, True in every evaluation that a step or a
+            hypergradient makes; a plain bool, so that a loss may branch on it.
+        task_index: int32 scalar, the task at hand of a problem with `tasks`, from 0;
+            None for a problem without.
+
+    Example:
+        >>> from mlox import Context, Neighbour
+        >>> ctx = Context("fit", {"penalty": Neighbour(0.5, None, None)}, None, 0, None)
+        >>> ctx.penalty.params
+        0.5
+    """
+
+    name: str
+    neighbours: Mapping[str, Neighbour]
+    rng: jax.Array | None
+    step: jax.Array | int
+    model_state: PyTree
+    train: bool = True
+    task_index: jax.Array | None = None
+
+    def __getitem__(self, name: str) -> Neighbour:
+        if name not in self.neighbours:
+            raise ValueError(
+                f"problem {self.name!r} reads ctx[{name!r}], but no edge between them "
+                f"is declared. If {name!r} is an upper of {self.name!r}, add "
+                f"u2l={{{name!r}: [{self.name!r}]}}; if it is a lower, add "
+                f"l2u={{{name!r}: [{self.name!r}]}}. Declared: "
+                f"{sorted(self.neighbours)}."
+            )
+        return self.neighbours[name]
+
+    def __getattr__(self, name: str) -> Neighbour:
+        if name.startswith("__"):  # the protocols of copy, pickle and the like
+            raise AttributeError(name)
+        return self[name]
+
+
+RESERVED = tuple(field.name for field in fields(Context))
+
+
+def check_name(name: Any) -> None:
+    """Refuse a name that could not be an attribute of a context."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(
+            f"Problem name {name!r} is no identifier; expected letters, digits and "
+            "underscores, e.g. 'classifier', since losses read ctx.classifier."
+        )
+    if name in RESERVED or name.startswith("__"):
+        raise ValueError(
+            f"Problem name {name!r} is taken: ctx.{name} means something else. "
+            f"Reserved are {', '.join(RESERVED)} and names that start with two "
+            "underscores."
+        )
+
+
+@contextlib.contextmanager
+def calling(what: str, **given: Any) -> Iterator[None]:
+    """Note at an error that a user's function raises which one it was, and what it got.
+
+    Args:
+        what: The function.
+        **given: Its arguments.
+    """
+    try:
+        yield
+    except Exception as error:
+        got = ", ".join(f"{name}={brief(value)}" for name, value in given.items())
+        error.add_note(f"Raised in {what}" + (f", which got {got}." if got else "."))
+        raise
+
+
+def parts_of(returned: Any) -> dict[str, Any]:
+    """Return what a loss returned as a dict, the loss itself under "loss"."""
+    return dict(returned) if isinstance(returned, Mapping) else {"loss": returned}
+
+
+def split_loss(
+    name: str, returned: Any, model_state: PyTree
+) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
+    """Check what a loss returned, and split it.
+
+    Args:
+        name: The problem.
+        returned: What its loss returned.
+        model_state: The mutable state before.
+
+    Returns:
+        The loss, all metrics with the loss among them, and the mutable state after.
+
+    Raises:
+        ValueError: If it is no floating scalar, nor a dict with one as "loss".
+    """
+    parts = parts_of(returned)
+    if "loss" not in parts:
+        raise ValueError(
+            f"loss of {name!r} returned a dict with the keys {list(parts)}; expected "
+            "'loss' among them."
+        )
+    new_state = _new_state(name, parts, model_state)
+    metrics: dict[str, jax.Array] = {}
+    for key, value in parts.items():
+        if str(key) in metrics:
+            raise ValueError(
+                f"loss of {name!r} returned two metrics called {str(key)!r}, one by "
+                "another type of key; expected strings that differ."
+            )
+        try:
+            metrics[str(key)] = jnp.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"loss of {name!r} returned {key!r} = {brief(value)}; expected "
+                + ("one floating scalar." if key == "loss" else "an array.")
+                + " Return the loss, or a dict {'loss': loss, 'a metric': array}."
+            ) from error
+    loss = metrics["loss"]
+    if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise ValueError(
+            f"loss of {name!r} returned {loss.dtype}{list(loss.shape)}; expected one "
+            "floating scalar, or a dict with one as 'loss'. Reduce it, e.g. by "
+            "jnp.mean."
+        )
+    return loss, metrics, new_state
+
+
+def _new_state(name: str, parts: dict[str, Any], model_state: PyTree) -> PyTree:
+    """Take the mutable state out of what a loss returned."""
+    if "model_state" not in parts:
+        return model_state
+    new_state = parts.pop("model_state")
+    if found := stray(new_state):
+        raise ValueError(
+            f"loss of {name!r} returned a model_state that holds something that is no "
+            f"array: {found}."
+        )
+    new_state = jax.tree.map(jnp.asarray, new_state)
+    old, new = (
+        jax.tree.map(lambda x: jax.typeof(x).str_short(), tree)
+        for tree in (model_state, new_state)
+    )
+    if old != new:
+        raise ValueError(
+            f"loss of {name!r} returned a model_state unlike the one that it got: "
+            f"{new} against {old}. Pass the initial one to "
+            "Problem.create(model_state=), and return one of the same structure, "
+            "shapes and dtypes."
+        )
+    return new_state

@@ -1,0 +1,170 @@
+"""Losses made of losses: micro-batches, lower precision."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mlox._problem.context import Context, parts_of
+from mlox._problem.validation import LOSS, check_function
+from mlox._utils.convolutions import unrolls
+from mlox._utils.tree import stray
+
+PyTree = Any
+LossFn = Callable[[PyTree, PyTree, Context], Any]
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    r"""Average a loss over micro-batches, in the memory of one.
+
+        C(theta; batch) = 1/n sum_i C_i(theta; i-th part of the batch)
+
+    Gradients, Hessian-vector products and differences of it are accumulated by a loop,
+    which every method differentiates: the step, and `unroll_steps`, are those of the
+    optimizer. Each part has a key of its own; a mutable state goes from part to part;
+    metrics are averaged.
+
+    Attributes:
+        loss_fn: (params, batch, ctx) -> loss, as for `mlox.Problem.create`.
+        steps: The number n of parts; it divides the leading axis of every leaf of the
+            batch.
+
+    Raises:
+        ValueError: If it does not divide it, while tracing.
+
+    Example:
+        >>> import jax.numpy as jnp, mlox, optax
+        >>> def loss_fn(params, batch, ctx):
+        ...     return jnp.mean((params - batch) ** 2)
+        >>> problem = mlox.Problem.create(
+        ...     name="fit", params=jnp.zeros(()), tx=optax.sgd(0.5),
+        ...     loss_fn=mlox.Accumulated(loss_fn, 4))
+        >>> engine = mlox.Engine([problem])
+        >>> state, _ = engine.step(engine.init(), {"fit": jnp.ones((1, 8))})
+        >>> print(state["fit"].params)
+        1.0
+    """
+
+    loss_fn: LossFn
+    steps: int
+
+    def __post_init__(self) -> None:
+        check_function("Accumulated: loss_fn", self.loss_fn, LOSS)
+        steps = self.steps
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(
+                f"Accumulated(steps={steps!r}): expected a positive integer, the "
+                "number of micro-batches."
+            )
+
+    def __call__(self, params: PyTree, batch: PyTree, ctx: Context) -> dict[str, Any]:
+        """Return the mean loss and the mean metrics."""
+        parts = jax.tree.map(lambda x: self._split(x, ctx.name), batch)
+
+        def one(model_state: PyTree, inputs: Any) -> tuple[PyTree, Any]:
+            i, part = inputs
+            rng = None if ctx.rng is None else jax.random.fold_in(ctx.rng, i)
+            here = dataclasses.replace(ctx, rng=rng, model_state=model_state)
+            found = parts_of(self.loss_fn(params, part, here))
+            return found.pop("model_state", model_state), found
+
+        inputs = jnp.arange(self.steps), parts
+        first = jax.tree.map(lambda x: x[0], inputs)
+        unroll = self.steps if unrolls(one, ctx.model_state, first) else 1
+        model_state, found = jax.lax.scan(
+            jax.checkpoint(one, prevent_cse=unroll > 1),
+            ctx.model_state,
+            inputs,
+            unroll=unroll,
+        )
+        means = jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+        return means if model_state is None else {**means, "model_state": model_state}
+
+    def _split(self, leaf: Any, name: str) -> jax.Array:
+        shape = jnp.shape(leaf)
+        if not shape or shape[0] % self.steps:
+            raise ValueError(
+                f"loss of {name!r}: Accumulated(steps={self.steps}) got a batch with a "
+                f"leaf of shape {list(shape)}; expected a leading axis that "
+                f"{self.steps} divides, the examples of all micro-batches."
+            )
+        return jnp.reshape(leaf, (self.steps, shape[0] // self.steps, *shape[1:]))
+
+
+@dataclass(frozen=True)
+class MixedPrecision:
+    """Evaluate a loss in lower precision, with parameters that stay as they are.
+
+    Floating parameters, its own and its neighbours', and the batch are cast; the loss,
+    the metrics and all derivatives are in float32 or wider. So are Hessian-vector
+    products and differences: all methods evaluate the loss that they are given. For
+    float16 pass a `loss_scale` to `Problem.create`, too, or small gradients vanish.
+
+    Attributes:
+        loss_fn: (params, batch, ctx) -> loss, as for `mlox.Problem.create`.
+        dtype: What is computed in, e.g. `jnp.bfloat16`.
+
+    References:
+        Micikevicius et al., Mixed Precision Training, ICLR 2018.
+
+    Example:
+        >>> import jax.numpy as jnp, mlox
+        >>> def loss_fn(params, batch, ctx):
+        ...     return (params * batch).sum()
+        >>> loss = mlox.MixedPrecision(loss_fn, jnp.bfloat16)
+        >>> ctx = mlox.Context("fit", {}, None, 0, None)
+        >>> print(loss(jnp.ones(2), jnp.float32(1.001), ctx)["loss"])
+        2.0
+    """
+
+    loss_fn: LossFn
+    dtype: Any = jnp.bfloat16
+
+    def __post_init__(self) -> None:
+        check_function("MixedPrecision: loss_fn", self.loss_fn, LOSS)
+        try:
+            floating = jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating)
+        except TypeError:
+            floating = False
+        if not floating:
+            raise TypeError(
+                f"MixedPrecision(dtype={self.dtype!r}): expected a floating dtype, "
+                "e.g. jnp.bfloat16."
+            )
+
+    def __call__(self, params: PyTree, batch: PyTree, ctx: Context) -> dict[str, Any]:
+        """Return the loss and the metrics."""
+        neighbours = {
+            n: dataclasses.replace(other, params=self._cast(other.params))
+            for n, other in ctx.neighbours.items()
+        }
+        here = dataclasses.replace(ctx, neighbours=neighbours)
+        found = parts_of(self.loss_fn(self._cast(params), self._cast(batch), here))
+        if "model_state" in found:
+            new, old = found.pop("model_state"), ctx.model_state
+            # One of another structure is refused by whoever called the loss.
+            if jax.tree.structure(new) == jax.tree.structure(old):
+                new = jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), new, old)
+            return {**jax.tree.map(_widened, found), "model_state": new}
+        return jax.tree.map(_widened, found)
+
+    def _cast(self, tree: PyTree) -> PyTree:
+        def cast(leaf: Any) -> Any:
+            floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            return jnp.asarray(leaf, self.dtype) if floating else leaf
+
+        return jax.tree.map(cast, tree)
+
+
+def _widened(leaf: Any) -> Any:
+    if stray(leaf):  # refused by whoever called the loss
+        return leaf
+    array = jnp.asarray(leaf)
+    narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+    return array.astype(jnp.float32) if narrow else array

@@ -1,0 +1,189 @@
+"""States on many devices: placed by rules, with the batches that go with them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mlox._engine.engine import Engine
+from mlox._engine.validation import check_batches, check_state
+from mlox._problem.problem import Problem
+from mlox._sharding.layout import automatic, check_mesh, split
+from mlox._sharding.partition_rules import Leaf, Rules, check_spec, leaves_of, rule_of
+
+PyTree = Any
+
+
+def shard(
+    engine: Engine,
+    state: Mapping[str, Problem],
+    mesh: Mesh,
+    rules: Rules = "replicated",
+) -> dict[str, Problem]:
+    """Place a state on the devices of a mesh.
+
+    From then on everything runs on that mesh: `engine.step` under `jit`, with batches
+    of `mlox.shard_batches`, and `engine.run`, for which the batches of each process
+    are its share. XLA partitions the step and adds the communication; the numbers are
+    those of one device, up to rounding.
+
+    An optimizer's moments are placed as the parameters that they belong to. Keys and
+    counters are whole on every device, as is what no rule names.
+
+    Args:
+        engine: The engine of the state.
+        state: {name: Problem}, the same on every process. What is on the mesh already
+            is moved there, so that a state larger than a device can be made in place:
+            by `jax.jit(init, out_shardings=...)` before `mlox.Problem.create`.
+        mesh: The devices, e.g. of `jax.make_mesh`. Its data axis, the one called
+            "data" or else the first, splits the batches.
+        rules: "replicated": everything whole on every device; data parallelism. What a
+            problem holds for each of its tasks is split by tasks, as its batches are,
+            if the data axis divides their number; so with "fsdp".
+
+            "fsdp": every leaf of 1024 numbers or more is split along the data axis, in
+            its largest dimension that this divides. Memory for parameters and
+            optimizers falls with the number of devices.
+
+            A table of (pattern, PartitionSpec): the first pattern that is found in
+            "problem/path/to/leaf" says how a parameter is split. What else a problem
+            holds is called "problem/model_state/path".
+
+            Rules of Flax, (logical name, mesh axis or None), for parameters whose axes
+            have names by `flax.linen.with_logical_partitioning`. Pass the variables as
+            `init` returns them, not unboxed.
+
+    Returns:
+        The state, placed.
+
+    Raises:
+        TypeError: If mesh or rules are of another kind.
+        ValueError: If the state is not the engine's, or differs between processes; if
+            a pattern or all names match nothing; or if a leaf cannot be split as its
+            rule says.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, mlox, optax
+        >>> problem = mlox.Problem.create(
+        ...     name="fit", params={"w": jnp.ones((64, 64))}, tx=optax.adam(0.1),
+        ...     loss_fn=lambda params, batch, ctx: jnp.mean((batch @ params["w"])**2))
+        >>> engine = mlox.Engine([problem])
+        >>> mesh = jax.make_mesh((len(jax.devices()),), ("data",))
+        >>> state = mlox.shard(engine, engine.init(), mesh, "fsdp")
+        >>> tuple(state["fit"].params["w"].sharding.spec)
+        ('data',)
+        >>> data = {"fit": [jnp.ones((8 * len(jax.devices()), 64))]}
+        >>> state, _ = engine.run(state, data, train_iters=2, loggers=())
+        >>> tuple(state["fit"].opt_state[0].mu["w"].sharding.spec)
+        ('data',)
+    """
+    check_state(engine.cycle.plan, state)
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"shard: mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh, "
+            "e.g. jax.make_mesh((len(jax.devices()),), ('data',))."
+        )
+    check_mesh(mesh)
+    mesh = automatic(mesh)
+    # JAX flattens dicts in the order of their keys.
+    leaves = [leaf for name in sorted(state) for leaf in leaves_of(name, state[name])]
+    rule = rule_of(rules, mesh, leaves)
+    shardings = []
+    for leaf in leaves:
+        spec = rule(leaf)
+        check_spec(leaf, spec, mesh)
+        shardings.append(NamedSharding(mesh, spec))
+    arrays, structure = jax.tree.flatten(dict(state))
+    if mesh.is_multi_process:
+        _check_alike(leaves, arrays)
+    return jax.tree.unflatten(structure, list(map(_placed, arrays, shardings)))
+
+
+def shard_batches(engine: Engine, batches: Mapping[str, PyTree], mesh: Mesh) -> Any:
+    """Split the batches of a cycle over the data axis of a mesh.
+
+    For loops of one's own; `engine.run` does it by itself for a state of `mlox.shard`.
+
+    Args:
+        engine: The engine.
+        batches: As for `engine.step`, e.g. of `engine.stack`: arrays of the shape
+            [steps, examples, ...], those of this process. Together the processes have
+            the batch of the whole job, in the order of their devices. A leaf without
+            an axis of examples is whole on every device, and must be the same on every
+            process.
+        mesh: The mesh of the state. The axis called "data" splits the batches, or else
+            the first.
+
+    Returns:
+        Batches for `engine.step`.
+
+    Raises:
+        ValueError: If they do not fit, or cannot be split evenly.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, mlox, optax
+        >>> problem = mlox.Problem.create(
+        ...     name="fit", params=jnp.ones(()), tx=optax.sgd(0.1),
+        ...     loss_fn=lambda params, batch, ctx: jnp.mean((params - batch)**2))
+        >>> engine = mlox.Engine([problem])
+        >>> mesh = jax.make_mesh((len(jax.devices()),), ("data",))
+        >>> state = mlox.shard(engine, engine.init(), mesh)
+        >>> one = jnp.zeros(4 * len(jax.devices()))
+        >>> batches = mlox.shard_batches(
+        ...     engine, engine.stack({"fit": iter([one])}), mesh)
+        >>> tuple(batches["fit"].sharding.spec)
+        (None, 'data')
+        >>> state, metrics = engine.compile()(state, batches)
+        >>> float(metrics["fit/loss"][0])
+        1.0
+    """
+    expected = {problem.name: problem for problem in engine.problems}
+    check_batches(engine.graph, expected, batches)
+    return split(batches, mesh, axis=1)
+
+
+def _check_alike(leaves: Sequence[Leaf], arrays: Sequence[Any]) -> None:
+    """Refuse a state of which the processes have made different copies."""
+    from jax.experimental import multihost_utils
+
+    local = [
+        (leaf, _numbers(array))
+        for leaf, array in zip(leaves, arrays, strict=True)
+        if array.is_fully_addressable
+    ]
+    sums = [zlib.crc32(np.ascontiguousarray(array).tobytes()) for _, array in local]
+    if not sums:
+        return
+    found = multihost_utils.process_allgather(np.array(sums, np.uint32))
+    different = (found != found[0]).any(axis=0)
+    if different.any():
+        leaf = local[int(different.argmax())][0]
+        raise ValueError(
+            f"shard: {str(leaf)!r} differs between processes. Make the same state on "
+            "each of them: from the same seed, or from one file."
+        )
+
+
+def _numbers(array: jax.Array) -> np.ndarray:
+    keys = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(array) if keys else array)
+
+
+def _placed(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Put an array on a mesh."""
+    if sharding.is_fully_addressable or not array.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    # On devices of several processes, of which each has all of the array.
+    keys = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    numbers = _numbers(array)
+    if keys:
+        whole = NamedSharding(sharding.mesh, PartitionSpec())
+        data = jax.make_array_from_callback(numbers.shape, whole, numbers.__getitem__)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    return jax.make_array_from_callback(array.shape, sharding, numbers.__getitem__)

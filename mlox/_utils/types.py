@@ -1,0 +1,35 @@
+"""Names of types that several rooms share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+
+PyTree: TypeAlias = Any
+"""A nested container of arrays, as `jax.tree` takes it."""
+
+Tree: TypeAlias = Any
+"""A pytree of real floating arrays (or Python floats) that acts as one vector."""
+
+State: TypeAlias = Mapping[str, Any]
+"""{name: Problem}, the state of a run."""
+
+Batches: TypeAlias = Mapping[str, PyTree]
+"""{name: the batches of a problem, or None}."""
+
+Params: TypeAlias = Mapping[str, PyTree]
+"""{name: the parameters of a problem, or some of their leaves}."""
+
+Metrics: TypeAlias = dict[str, jax.Array]
+"""{name: array}, what losses and solvers report."""
+
+Scalars: TypeAlias = Mapping[str, float]
+"""{name: number}, what loggers get."""
+
+LossFn: TypeAlias = Callable[..., Any]
+"""(params, batch, ctx) -> loss, or a dict with "loss"."""
+
+Mask: TypeAlias = Callable[[PyTree], PyTree]
+"""params -> a pytree of bools like params, or a prefix of one."""

@@ -1,0 +1,92 @@
+"""What the iterative solvers share: damping, the start, the loop and the report."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mlox._utils.tree import Tree, add_scaled, vdot
+from mlox.solvers._base import Info, MatVec
+
+State = TypeVar("State")
+
+
+def damped(matvec: MatVec, damping: float) -> MatVec:
+    """Return the map `x -> (A + damping I) x`; `matvec` itself without damping."""
+    if damping == 0:
+        return matvec
+    return lambda x: add_scaled(matvec(x), damping, x)
+
+
+def start(
+    matvec: MatVec, b: Tree, guess: Tree | None
+) -> tuple[Tree, Tree, jax.Array, jax.Array, int]:
+    """Return where an iteration starts, and what is known there.
+
+    A product is spent only on a guess: from zero the residual is `b`, and its norm
+    that of `b`.
+
+    Returns:
+        `x`, the residual `r = b - A x`, `<r, r>`, `<b, b>`, and the number of products
+        that were used.
+    """
+    b = jax.tree.map(jnp.asarray, b)
+    bb = vdot(b, b)
+    if guess is None:
+        return jax.tree.map(jnp.zeros_like, b), b, bb, bb, 0
+    x = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), guess, b)
+    r = add_scaled(b, -1.0, matvec(x))
+    return x, r, vdot(r, r), bb, 1
+
+
+def iterate(
+    step: Callable[[State], State],
+    state: State,
+    iterations: int,
+    unfinished: Callable[[State], jax.Array] | None,
+    unroll: bool,
+) -> State:
+    """Apply `step` at most `iterations` times.
+
+    `step` must leave a finished state as it is: only the while loop asks whether the
+    state is finished, to save the remaining products.
+
+    Args:
+        step: one iteration.
+        state: where it starts.
+        iterations: how often `step` is applied at most.
+        unfinished: whether a state needs further steps. If None the loop has a static
+            length, which costs an accelerator no answer to the host in each step.
+        unroll: write the loop out (see `mlox._utils.convolutions`), at its full length.
+
+    Returns:
+        The last state.
+    """
+    if unroll:
+        for _ in range(iterations):
+            state = step(state)
+        return state
+    if unfinished is None:
+        return lax.fori_loop(0, iterations, lambda _, state: step(state), state)
+    _, state = lax.while_loop(
+        lambda carry: (carry[0] < iterations) & unfinished(carry[1]),
+        lambda carry: (carry[0] + 1, step(carry[1])),
+        (jnp.int32(0), state),
+    )
+    return state
+
+
+def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """Return the quotient, and 0 where the denominator is 0."""
+    nonzero = denominator != 0
+    return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1), 0)
+
+
+def report(rr: jax.Array, bb: jax.Array, iterations: jax.Array | int) -> Info:
+    """Return the report for `<r, r>`, `<b, b>` and the number of products used."""
+    return {
+        "residual": jnp.sqrt(divide(rr, bb)),
+        "iterations": jnp.asarray(iterations, jnp.int32),
+    }
