@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from flax.training.train_state import TrainState
 
-from mlox._problem.context import Context, Neighbour, parts_of
+from mlox._problem.context import Context, Neighbour, as_dict
 from mlox._problem.problem import Problem
 from mlox._problem.validation import check_function
-from mlox._utils.tree import brief
+from mlox._utils.describe import summarize
+from mlox._utils.types import PyTree
 
-PyTree = Any
 LossFn = Callable[[Any, PyTree, Context], Any]
 
 
@@ -97,7 +97,7 @@ class _NNXLoss:
         if ctx.model_state is None:
             return returned
         _, _, state = nnx.split(model, self.apply_fn.kind, ...)
-        return {**parts_of(returned), "model_state": state}
+        return {**as_dict(returned), "model_state": state}
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def from_linen(
         )
     if not isinstance(module, linen.Module):
         raise TypeError(
-            f"from_linen got {brief(module)} of type {type(module).__name__}; expected "
-            "a module of flax.linen, e.g. nn.Dense(1)."
+            f"from_linen got {summarize(module)} of type {type(module).__name__}; "
+            "expected a module of flax.linen, e.g. nn.Dense(1)."
         )
     _check_free("from_linen", parts, "params", "apply_fn", "model_state")
     rest = {name: tree for name, tree in variables.items() if name != "params"}
@@ -191,8 +191,8 @@ def from_nnx(
     _check_free("from_nnx", parts, "params", "apply_fn", "model_state")
     if not isinstance(model, nnx.Module):
         raise TypeError(
-            f"from_nnx got {brief(model)} of type {type(model).__name__}; expected a "
-            "module of flax.nnx, e.g. nnx.Linear(3, 1, rngs=nnx.Rngs(0))."
+            f"from_nnx got {summarize(model)} of type {type(model).__name__}; expected "
+            "a module of flax.nnx, e.g. nnx.Linear(3, 1, rngs=nnx.Rngs(0))."
         )
     check_function("from_nnx: loss_fn", loss_fn, "(model, batch, ctx) -> loss")
     graph, params, rest = nnx.split(model, wrt, ...)
@@ -303,8 +303,8 @@ def to_train_state(problem: Problem, state: TrainState) -> TrainState:
     if jax.tree.structure(problem.params) != jax.tree.structure(state.params):
         raise ValueError(
             f"to_train_state got problem {problem.name!r} with params "
-            f"{brief(problem.params)}, and a training state with "
-            f"{brief(state.params)}; expected the state from which it was made."
+            f"{summarize(problem.params)}, and a training state with "
+            f"{summarize(state.params)}; expected the state from which it was made."
         )
     return state.replace(
         params=problem.params, opt_state=problem.opt_state, step=problem.step

@@ -12,7 +12,7 @@ import pytest
 
 import mlox
 from mlox._problem.context import RESERVED
-from mlox._utils.tree import brief
+from mlox._utils.describe import summarize
 
 SGD = optax.sgd(0.1)
 ADAM = optax.adam(0.1)
@@ -281,7 +281,9 @@ class TestRandomness:
         ],
     )
     def test_no_key(self, rng):
-        message = f"problem 'inner': rng is {brief(rng)}; expected one PRNG key, e.g. "
+        message = (
+            f"problem 'inner': rng is {summarize(rng)}; expected one PRNG key, e.g. "
+        )
         refuses(TypeError, message, rng=rng)
 
     def test_model_state_that_is_no_array(self):

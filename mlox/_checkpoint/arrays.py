@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PyTree = Any
+from mlox._utils.types import PyTree
+
 Arrays = dict[str, Any]
 BYTES, NOTES = "bytes", "metadata"
 """The names of the files that hold them, and what is noted of them."""

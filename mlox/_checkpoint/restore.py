@@ -26,8 +26,8 @@ from mlox._checkpoint.arrays import (
     unpacked,
 )
 from mlox._checkpoint.options import Checkpoint, check_wanted
+from mlox._utils.types import PyTree
 
-PyTree = Any
 FORMAT = 2
 
 

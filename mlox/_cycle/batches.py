@@ -5,15 +5,10 @@ A unit axis is left out, since it slows XLA down.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 
 from mlox._graph.graph import Graph
-
-PyTree = Any
-Batches = Mapping[str, PyTree]
+from mlox._utils.types import Batches, PyTree
 
 
 def entered(graph: Graph, batches: Batches) -> Batches:

@@ -23,16 +23,12 @@ from mlox._cycle.scan import Rounds
 from mlox._graph.dependencies import Plan
 from mlox._graph.graph import Graph
 from mlox._hypergradient.lagrangian import Gradient, Objective, losses
-from mlox._hypergradient.point import Draw, Values
+from mlox._hypergradient.point import EvaluationPoint, StepInputs
 from mlox._problem.finite import all_finite, backed_off, chosen, kept_finite
 from mlox._problem.problem import Problem
-from mlox._utils.tree import merged
+from mlox._utils.tree import combine
+from mlox._utils.types import Batches, Metrics, PyTree, State
 from mlox.methods import Detached
-
-PyTree = Any
-State = Mapping[str, Problem]
-Batches = Mapping[str, PyTree]
-Metrics = dict[str, jax.Array]
 
 
 class Kept(NamedTuple):
@@ -283,16 +279,18 @@ class Cycle:
             nothing = {
                 u: jax.tree.map(jnp.zeros_like, ran.state[u].params) for u in layer_own
             }
-            arrived = {u: merged(found.params[u], nothing[u]) for u in own}
+            arrived = {u: combine(found.params[u], nothing[u]) for u in own}
             (pulled,) = ran.pull({**nothing, **arrived})
             grads = jax.tree.map(jnp.add, grads, pulled[name])
         return found, grads
 
-    def values(self, layer: int, name: str, ran: Ran, batches: Batches) -> Values:
+    def values(
+        self, layer: int, name: str, ran: Ran, batches: Batches
+    ) -> EvaluationPoint:
         """Gather where a gradient is evaluated: each lower at its own last draw."""
         beneath = self.graph.beneath(layer)
 
-        def draw(n: str) -> Draw:
+        def draw(n: str) -> StepInputs:
             problem = ran.state[n]
             batch, step, model_state = None, problem.step, problem.model_state
             window = None
@@ -305,15 +303,15 @@ class Cycle:
                 if n in self.plan.windowed:
                     window = self.again(layer, n, ran, batches)
             rng = None if problem.rng is None else jax.random.fold_in(problem.rng, step)
-            return Draw.make(problem, batch, rng, step, model_state, window)
+            return StepInputs.make(problem, batch, rng, step, model_state, window)
 
-        return Values(
+        return EvaluationPoint(
             params={
                 n: problem.seen(problem.params) if n in beneath else problem.params
                 for n, problem in ran.state.items()
             },
             multipliers={},
-            draws={n: draw(n) for n in ran.state},
+            inputs={n: draw(n) for n in ran.state},
         )
 
     def again(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 
@@ -12,9 +11,8 @@ from mlox._cycle.hooks import SAMPLE, sampled_at
 from mlox._engine.validation import check_state
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.lagrangian import Objective
-from mlox._hypergradient.point import Values
-
-PyTree = Any
+from mlox._hypergradient.point import EvaluationPoint
+from mlox._utils.types import PyTree
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Evaluation:
         if batch is None and state[self.name].sample is not None:
             # From a key that the loss does not get, as in a step.
             stream = None if rng is None else jax.random.fold_in(rng, SAMPLE)
-            values = Values.present(state, dict.fromkeys(state, stream))
+            values = EvaluationPoint.present(state, dict.fromkeys(state, stream))
             batch = sampled_at(objective, self.name, values, train=False)
-        values = Values.present(state, dict.fromkeys(state, rng), batch)
+        values = EvaluationPoint.present(state, dict.fromkeys(state, rng), batch)
         return objective.cost(self.name, values, train=False)[1][0]

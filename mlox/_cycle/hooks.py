@@ -8,13 +8,12 @@ from typing import Any
 import jax
 
 from mlox._hypergradient.lagrangian import Objective
-from mlox._hypergradient.point import Values
-from mlox._problem.context import calling
+from mlox._hypergradient.point import EvaluationPoint
+from mlox._problem.context import annotate_errors
 from mlox._problem.problem import Problem
-from mlox._utils.tree import stray, strong
-
-PyTree = Any
-State = Mapping[str, Problem]
+from mlox._utils.describe import find_non_array
+from mlox._utils.tree import strip_weak_type
+from mlox._utils.types import PyTree, State
 
 # Streams of random keys that no count of steps reaches: see `_present`.
 RESET, SAMPLE = 2**32 - 1, 2**32 - 2
@@ -32,14 +31,14 @@ def begun(objective: Objective, layer: int, state: State) -> dict[str, Problem]:
     return {**state, **{n: restarted(objective, n, values) for n in beginning}}
 
 
-def restarted(objective: Objective, name: str, values: Values) -> Problem:
+def restarted(objective: Objective, name: str, values: EvaluationPoint) -> Problem:
     """Return a problem at the start of an inner loop, as `reset` has it."""
-    problem = values.draws[name].problem
+    problem = values.inputs[name].problem
     reset: Any = problem.reset
 
-    def begin(one: Values) -> PyTree:
+    def begin(one: EvaluationPoint) -> PyTree:
         params = one.params[name]
-        with calling(f"reset of problem {name!r}", params=params):
+        with annotate_errors(f"reset of problem {name!r}", params=params):
             return reset(params, objective.context(name, one))
 
     return problem.restarted(_over_tasks(begin, name, values))
@@ -60,35 +59,35 @@ def sampled(objective: Objective, name: str, state: State) -> PyTree:
 
 
 def sampled_at(
-    objective: Objective, name: str, values: Values, *, train: bool = True
+    objective: Objective, name: str, values: EvaluationPoint, *, train: bool = True
 ) -> PyTree:
     """Sample a batch of a problem at some values; a constant."""
-    sample: Any = values.draws[name].problem.sample
+    sample: Any = values.inputs[name].problem.sample
 
-    def draw(one: Values) -> PyTree:
+    def draw(one: EvaluationPoint) -> PyTree:
         ctx = objective.context(name, one, train=train)
         params = one.params[name]
-        with calling(f"sample of problem {name!r}", params=params, rng=ctx.rng):
+        with annotate_errors(f"sample of problem {name!r}", params=params, rng=ctx.rng):
             return _batch(name, sample(params, ctx))
 
     return jax.lax.stop_gradient(_over_tasks(draw, name, values))
 
 
 def _over_tasks(
-    function: Callable[[Values], PyTree], name: str, values: Values
+    function: Callable[[EvaluationPoint], PyTree], name: str, values: EvaluationPoint
 ) -> PyTree:
     """Apply a function of values to those of each task of a problem, if it has any."""
-    tasks = values.draws[name].problem.tasks
+    tasks = values.inputs[name].problem.tasks
     return function(values) if tasks is None else values.each(tasks, function)
 
 
 def _batch(name: str, found: Any) -> PyTree:
-    if wrong := stray(found):
+    if wrong := find_non_array(found):
         raise TypeError(
             f"problem {name!r}: sample returned something that is no array: {wrong}. "
             "Expected a batch, a pytree of arrays."
         )
-    return jax.tree.map(strong, found)
+    return jax.tree.map(strip_weak_type, found)
 
 
 def passed(before: Problem, after: Problem) -> Problem:
@@ -101,7 +100,7 @@ def passed(before: Problem, after: Problem) -> Problem:
     return jax.lax.stop_gradient(after).replace(params=params)
 
 
-def _present(state: State, purpose: int) -> Values:
+def _present(state: State, purpose: int) -> EvaluationPoint:
     """Gather what problems see outside of their losses, with keys of their own."""
 
     def key(problem: Problem) -> jax.Array | None:
@@ -110,4 +109,6 @@ def _present(state: State, purpose: int) -> Values:
         stream = jax.random.fold_in(problem.rng, purpose)
         return jax.random.fold_in(stream, problem.step)
 
-    return Values.present(state, {n: key(problem) for n, problem in state.items()})
+    return EvaluationPoint.present(
+        state, {n: key(problem) for n, problem in state.items()}
+    )

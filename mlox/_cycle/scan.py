@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,9 @@ import jax.numpy as jnp
 from mlox._cycle import batches as _batches
 from mlox._graph.dependencies import Plan
 from mlox._problem.problem import Problem
+from mlox._utils.types import Batches, Metrics, State
 from mlox.methods import Unrolled, checkpointed_scan
 
-PyTree = Any
-State = Mapping[str, Problem]
-Batches = Mapping[str, PyTree]
-Metrics = dict[str, jax.Array]
 Window = Callable[[State, Any, Batches], tuple[dict[str, Problem], Any, Metrics]]
 
 

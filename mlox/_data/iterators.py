@@ -12,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-PyTree = Any
+from mlox._utils.types import PyTree
+
 END = object()
 Position = Any
 """What JSON holds: numbers, strings, lists, dicts and None."""

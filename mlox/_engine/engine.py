@@ -32,11 +32,11 @@ from mlox._run.arguments import Options
 from mlox._run.early_stopping import EarlyStopping
 from mlox._run.run import run
 from mlox._sharding.layout import Layout, layout_of
-from mlox._utils.tree import brief
+from mlox._utils.describe import summarize
+from mlox._utils.types import PyTree
 from mlox.methods import Iterative, reach
 from mlox.solvers import System
 
-PyTree = Any
 Node = str | Problem
 Edges = Mapping[Any, Sequence[Node]]
 
@@ -417,7 +417,7 @@ class Engine:
         name = name.name if isinstance(name, Problem) else name
         if name not in self.names:
             raise ValueError(
-                f"{task} of {brief(name)}: no such problem; the engine has "
+                f"{task} of {summarize(name)}: no such problem; the engine has "
                 f"{sorted(self.names)}."
             )
         return name

@@ -22,7 +22,7 @@ from mlox._problem.validation import (
     check_opt_state,
     check_params,
 )
-from mlox._utils.tree import brief, stray
+from mlox._utils.describe import find_non_array, summarize
 from mlox.methods import Iterative, Unrolled, reach
 from mlox.solvers import System
 
@@ -36,8 +36,8 @@ def check_problems(problems: Any) -> None:
     for problem in problems:
         if not isinstance(problem, Problem):
             raise TypeError(
-                f"Engine got {brief(problem)} of type {type(problem).__name__} among "
-                "its problems; make each with mlox.Problem.create."
+                f"Engine got {summarize(problem)} of type {type(problem).__name__} "
+                "among its problems; make each with mlox.Problem.create."
             )
 
 
@@ -154,7 +154,7 @@ def check_state(plan: Plan, state: State) -> None:
     for name, problem in state.items():
         if not isinstance(problem, Problem) or problem.name != name:
             named = isinstance(problem, Problem)
-            found = f"problem {problem.name!r}" if named else brief(problem)
+            found = f"problem {problem.name!r}" if named else summarize(problem)
             raise TypeError(
                 f"state[{name!r}] is {found}; expected the problem {name!r}. {remedy} "
                 "problems with replace."
@@ -202,7 +202,7 @@ def check_donated(state: State) -> None:
 def check_batches(graph: Graph, state: State, batches: Batches) -> None:
     """Refuse batches that do not fit the schedule."""
     if not isinstance(batches, Mapping) or set(batches) != set(graph.names):
-        given = brief(batches)
+        given = summarize(batches)
         if isinstance(batches, Mapping):
             given = sorted(map(str, batches))
         raise ValueError(
@@ -216,7 +216,7 @@ def check_batches(graph: Graph, state: State, batches: Batches) -> None:
                 f"batches has data for {name!r}, which samples its own: pass None, or "
                 "make the problem without sample=."
             )
-        if wrong := stray(batch):
+        if wrong := find_non_array(batch):
             raise TypeError(
                 f"batches[{name!r}] holds something that is no array: {wrong}. "
                 "Expected a pytree of arrays of numbers."

@@ -24,16 +24,15 @@ import jax
 import jax.numpy as jnp
 
 from mlox._graph.dependencies import Block, Plan
-from mlox._hypergradient.point import Params, Unknowns, Values
-from mlox._problem.context import Context, Neighbour, calling, split_loss
+from mlox._hypergradient.point import EvaluationPoint, Params, Unknowns
+from mlox._problem.context import Context, Neighbour, annotate_errors, split_loss
 from mlox._problem.loss_scaling import scaled
 from mlox._problem.problem import Problem
-from mlox._utils.tree import beside_zero, brief, placed_like
+from mlox._utils.describe import summarize
+from mlox._utils.tree import avoid_zero, shard_like
+from mlox._utils.types import Metrics, PyTree
 from mlox.methods import Answer, attached
 from mlox.solvers import Info
-
-PyTree = Any
-Metrics = dict[str, jax.Array]
 
 # Where the values of a metric for each task are, beside their mean.
 PER_TASK = "_per_task"
@@ -66,13 +65,13 @@ class Objective:
     plan: Plan
 
     def cost(
-        self, name: str, values: Values, *, train: bool = True
+        self, name: str, values: EvaluationPoint, *, train: bool = True
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
         """Evaluate the loss of a problem, with (metrics, model_state) beside it.
 
         The losses of tasks are summed up, so that each has a slope of its own.
         """
-        tasks = values.draws[name].problem.tasks
+        tasks = values.inputs[name].problem.tasks
         if tasks is None:
             return self._cost(name, values, train)
         losses, (metrics, model_state) = values.each(
@@ -81,9 +80,9 @@ class Objective:
         return losses.sum(), (_over_tasks(metrics), model_state)
 
     def _cost(
-        self, name: str, values: Values, train: bool
+        self, name: str, values: EvaluationPoint, train: bool
     ) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-        draw = values.draws[name]
+        draw = values.inputs[name]
         scale = draw.problem.loss_scale
         if scale is not None:
             reads = {n: values.params[n] for n in (name, *self.plan.graph.reads(name))}
@@ -91,17 +90,19 @@ class Objective:
         ctx = self.context(name, values, train=train)
         given = {"params": values.params[name], "batch": draw.batch}
         seen = {"rng": ctx.rng, "model_state": ctx.model_state}
-        with calling(f"loss_fn of problem {name!r}", **given, **seen):
+        with annotate_errors(f"loss_fn of problem {name!r}", **given, **seen):
             returned = draw.problem.loss_fn(*given.values(), ctx)
         loss, metrics, model_state = split_loss(name, returned, draw.model_state)
         if scale is not None:
             loss = scaled(loss, scale.scale)
         return loss, (metrics, model_state)
 
-    def context(self, name: str, values: Values, *, train: bool = True) -> Context:
+    def context(
+        self, name: str, values: EvaluationPoint, *, train: bool = True
+    ) -> Context:
         """Make what the functions of a problem see besides their other arguments."""
-        draw = values.draws[name]
-        problems = {n: values.draws[n].problem for n in self.plan.graph.reads(name)}
+        draw = values.inputs[name]
+        problems = {n: values.inputs[n].problem for n in self.plan.graph.reads(name)}
         neighbours = {
             n: Neighbour(values.params[n], p.model_state, p.apply_fn, n, tasks=p.tasks)
             for n, p in problems.items()
@@ -116,7 +117,7 @@ class Objective:
             task_index=draw.task_index,
         )
 
-    def lagrangian(self, name: str, values: Values) -> jax.Array:
+    def lagrangian(self, name: str, values: EvaluationPoint) -> jax.Array:
         """Evaluate L of a coupled problem, or the cost of one that is not."""
         if name not in self.plan.coupled:
             return self.cost(name, values)[0]
@@ -128,19 +129,23 @@ class Objective:
             value -= self.pairing(block, multiplier, values)
         return value
 
-    def pairing(self, block: Block, multiplier: Unknowns, values: Values) -> jax.Array:
+    def pairing(
+        self, block: Block, multiplier: Unknowns, values: EvaluationPoint
+    ) -> jax.Array:
         """Evaluate <multiplier, G> of a block, as its top's method does."""
         if tasks := self._apart(block, values):
             pairing = lambda one, part: self.pairing(block, part, one)
             return values.each(tasks, pairing, multiplier).sum()
-        method: Any = values.draws[block.tops[0]].problem.method
+        method: Any = values.inputs[block.tops[0]].problem.method
         terms = (
             method.pairing(cost, point, direction)
             for cost, point, direction in self._games(block, multiplier, values)
         )
         return functools.reduce(operator.add, terms)
 
-    def residual(self, block: Block, unknowns: Unknowns, values: Values) -> Unknowns:
+    def residual(
+        self, block: Block, unknowns: Unknowns, values: EvaluationPoint
+    ) -> Unknowns:
         """Evaluate G of a block at some unknowns, of their structure."""
         values = values.at(unknowns)
         if len(block.tops) == 1:
@@ -157,7 +162,7 @@ class Objective:
         return rows
 
     def _games(
-        self, block: Block, direction: Unknowns, values: Values
+        self, block: Block, direction: Unknowns, values: EvaluationPoint
     ) -> Iterable[tuple[Callable[[Unknowns], jax.Array], Unknowns, Unknowns]]:
         """Yield the functions whose slopes are the residual, with points, directions.
 
@@ -185,21 +190,28 @@ class Objective:
                 ),
             )
 
-    def _cost_at(self, name: str, values: Values) -> Callable[[Unknowns], jax.Array]:
+    def _cost_at(
+        self, name: str, values: EvaluationPoint
+    ) -> Callable[[Unknowns], jax.Array]:
         return lambda unknowns: self.lagrangian(name, values.at(unknowns))
 
     def _picked(
-        self, block: Block, values: Values | Unknowns, without: str | None = None
+        self,
+        block: Block,
+        values: EvaluationPoint | Unknowns,
+        without: str | None = None,
     ) -> Unknowns:
         """Pick the unknowns of a block, without the multipliers of one problem."""
         towers = [n for n in block.names if n in self.plan.towers and n != without]
-        part = values.answer if isinstance(values, Values) else values.params.get
+        part = (
+            values.answer if isinstance(values, EvaluationPoint) else values.params.get
+        )
         return Unknowns(
             {n: part(n) for n in block.names},
             {n: values.multipliers[n] for n in towers},
         )
 
-    def gradient(self, name: str, values: Values, *, rerun: bool) -> Gradient:
+    def gradient(self, name: str, values: EvaluationPoint, *, rerun: bool) -> Gradient:
         """Differentiate the objective of a problem through its implicit movers.
 
         Starts from the gradient of the cost with respect to everything that moves, and
@@ -220,7 +232,7 @@ class Objective:
         owners = (*response.owners, *((name,) if rerun else ()))
         moving = (name, *response.implicit, *(() if rerun else response.own))
 
-        def at(params: Params) -> Values:
+        def at(params: Params) -> EvaluationPoint:
             return self._rerun(owners, values.moved(params))
 
         moved = {n: values.answer(n) for n in moving} | {name: values.params[name]}
@@ -250,20 +262,20 @@ class Objective:
         return Gradient(metrics, model_state, cotangents, multipliers)
 
     def _solve(
-        self, block: Block, cotangent: Unknowns, values: Values
+        self, block: Block, cotangent: Unknowns, values: EvaluationPoint
     ) -> tuple[Unknowns, Info]:
         if tasks := self._apart(block, values):
             solve = lambda one, part: self._solve(block, part, one)
             found, info = values.each(tasks, solve, cotangent)
             return found, {key: jnp.max(x, axis=0) for key, x in info.items()}
-        top = values.draws[block.tops[0]].problem
+        top = values.inputs[block.tops[0]].problem
         method: Any = top.method
         point = self._picked(block, values)
 
         def pull_update(vector: Unknowns) -> Unknowns:
             slopes = self.residual(block, point, values)
             # Or the square root of Adam would make the multiplier NaN.
-            gradient = jax.tree.map(beside_zero, slopes.params[top.name])
+            gradient = jax.tree.map(avoid_zero, slopes.params[top.name])
             cotangent, loss = vector.params[top.name], self.cost(top.name, values)[0]
             pulled = top.pull_update(gradient, cotangent, loss)
             return Unknowns({top.name: pulled}, {})
@@ -274,13 +286,13 @@ class Objective:
             system=block.system,
             pull_update=pull_update,
         )
-        with calling(f"method of problem {top.name!r}, {method}"):
-            vector = placed_like(cotangent, point, never=top.step < 0)
+        with annotate_errors(f"method of problem {top.name!r}, {method}"):
+            vector = shard_like(cotangent, point, never=top.step < 0)
             found = method.multiplier(answer, vector, None)
             _check_multiplier(found, cotangent)
         return found
 
-    def _apart(self, block: Block, values: Values) -> int | None:
+    def _apart(self, block: Block, values: EvaluationPoint) -> int | None:
         """Count the tasks of a block that has a linear system for each of them.
 
         Loops that are run again in a residual are run for all tasks together.
@@ -290,7 +302,7 @@ class Objective:
             return None
         return values.tasks(block.names)
 
-    def settled(self, name: str, values: Values) -> Values:
+    def settled(self, name: str, values: EvaluationPoint) -> EvaluationPoint:
         """Prepare the values for a gradient: solve for multipliers, attach answers.
 
         The multiplier of a tower is the adjoint of its top's own hypergradient, at the
@@ -309,10 +321,12 @@ class Objective:
             values = self.attach(block, values)
         return values
 
-    def attach(self, block: Block, values: Values) -> Values:
+    def attach(self, block: Block, values: EvaluationPoint) -> EvaluationPoint:
         """Give the answers of a block their implicit derivative; the values stay."""
 
-        def adjoint(point: Unknowns, values: Values, cotangent: Unknowns) -> Unknowns:
+        def adjoint(
+            point: Unknowns, values: EvaluationPoint, cotangent: Unknowns
+        ) -> Unknowns:
             return self._solve(block, cotangent, values.at(point))[0]
 
         point = attached(
@@ -323,13 +337,13 @@ class Objective:
         )
         return values.at(point)
 
-    def _rerun(self, owners: Iterable[str], values: Values) -> Values:
+    def _rerun(self, owners: Iterable[str], values: EvaluationPoint) -> EvaluationPoint:
         """Let the unrolled answers respond, through the windows of their owners."""
         for name in owners:
             own = self.plan.responses[name].own
             if own:
-                found = values.draws[name].window(values.params)
-                ran = {n: values.draws[n].problem.seen(found[n]) for n in own}
+                found = values.inputs[name].window(values.params)
+                ran = {n: values.inputs[n].problem.seen(found[n]) for n in own}
                 values = values._replace(params={**values.params, **ran})
         return values
 
@@ -350,8 +364,8 @@ def _check_multiplier(found: Any, cotangent: Unknowns) -> None:
     pair = isinstance(found, tuple) and len(found) == 2
     if not pair or not isinstance(found[1], Mapping):
         raise TypeError(
-            f"a method's multiplier is {brief(found)}; expected a pair (multiplier, "
-            "report), the report a dict of scalars."
+            f"a method's multiplier is {summarize(found)}; expected a pair "
+            "(multiplier, report), the report a dict of scalars."
         )
     given, expected = (
         (jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)])
@@ -359,8 +373,8 @@ def _check_multiplier(found: Any, cotangent: Unknowns) -> None:
     )
     if given != expected:
         raise ValueError(
-            f"a method's multiplier is {brief(found[0])}; expected one like the "
-            f"cotangent that it got, {brief(cotangent)}."
+            f"a method's multiplier is {summarize(found[0])}; expected one like the "
+            f"cotangent that it got, {summarize(cotangent)}."
         )
 
 

@@ -9,13 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from mlox._problem.problem import Problem
-from mlox._utils.tree import merged
-
-PyTree = Any
-Params = Mapping[str, PyTree]
+from mlox._utils.tree import combine
+from mlox._utils.types import Params, PyTree
 
 
-class Draw(NamedTuple):
+class StepInputs(NamedTuple):
     """What an evaluation of a cost depends on besides parameters.
 
     Attributes:
@@ -48,24 +46,24 @@ class Draw(NamedTuple):
         step: jax.Array,
         model_state: PyTree,
         window: Any = None,
-    ) -> Draw:
+    ) -> StepInputs:
         """Make a draw; each task of a problem gets a key of its own."""
         if rng is not None and problem.tasks is not None:
             rng = jax.random.split(rng, problem.tasks)
         return cls(problem, batch, rng, step, model_state, window)
 
-    def single(self) -> Draw:
+    def single(self) -> StepInputs:
         """Return the draw of a problem of one task; the arrays stay stacked."""
         single = self.problem.replace(tasks=None)
         index = jnp.arange(self.problem.tasks, dtype=jnp.int32)
         return self._replace(problem=single, window=None, task_index=index)
 
-    def axes(self) -> Draw:
+    def axes(self) -> StepInputs:
         """Return the axes of tasks, for `jax.vmap` over a draw that is `single`."""
         problem = self.problem.replace(
             params=0, opt_state=0, model_state=0, rng=None, step=None, loss_scale=None
         )
-        return Draw(problem, 0, 0, None, 0, None, 0)  # pyright: ignore[reportArgumentType]
+        return StepInputs(problem, 0, 0, None, 0, None, 0)  # pyright: ignore[reportArgumentType]
 
 
 class Unknowns(NamedTuple):
@@ -81,7 +79,7 @@ class Unknowns(NamedTuple):
     multipliers: dict[str, Unknowns]
 
 
-class Values(NamedTuple):
+class EvaluationPoint(NamedTuple):
     """Where everything is evaluated.
 
     Attributes:
@@ -92,37 +90,39 @@ class Values(NamedTuple):
 
     params: Params
     multipliers: Mapping[str, Unknowns]
-    draws: Mapping[str, Draw]
+    inputs: Mapping[str, StepInputs]
 
     @classmethod
     def present(
         cls, state: Mapping[str, Problem], keys: Mapping[str, Any], batch: PyTree = None
-    ) -> Values:
+    ) -> EvaluationPoint:
         """Gather what problems see at a state, without a past."""
-        draws = {
-            n: Draw.make(problem, batch, keys[n], problem.step, problem.model_state)
+        inputs = {
+            n: StepInputs.make(
+                problem, batch, keys[n], problem.step, problem.model_state
+            )
             for n, problem in state.items()
         }
-        return cls({n: problem.params for n, problem in state.items()}, {}, draws)
+        return cls({n: problem.params for n, problem in state.items()}, {}, inputs)
 
-    def at(self, unknowns: Unknowns) -> Values:
+    def at(self, unknowns: Unknowns) -> EvaluationPoint:
         """Return the values with some of the unknowns replaced."""
         return self.moved(unknowns.params)._replace(
             multipliers={**self.multipliers, **unknowns.multipliers},
         )
 
-    def moved(self, answers: Params) -> Values:
+    def moved(self, answers: Params) -> EvaluationPoint:
         """Return the values with the answers of some problems, or parts, replaced."""
-        params = {n: merged(part, self.params[n]) for n, part in answers.items()}
+        params = {n: combine(part, self.params[n]) for n, part in answers.items()}
         return self._replace(params={**self.params, **params})
 
     def answer(self, name: str) -> PyTree:
         """Return the parameters of a problem that respond to those above it."""
-        return self.draws[name].problem.answer(self.params[name])
+        return self.inputs[name].problem.answer(self.params[name])
 
     def tasks(self, names: Iterable[str]) -> int | None:
         """Count the tasks of some problems, if all have the same number of them."""
-        counts = {self.draws[n].problem.tasks for n in names}
+        counts = {self.inputs[n].problem.tasks for n in names}
         return counts.pop() if len(counts) == 1 else None
 
     def each(
@@ -139,16 +139,18 @@ class Values(NamedTuple):
         Returns:
             What the function returns, stacked.
         """
-        apart = {n for n, d in self.draws.items() if d.problem.tasks == tasks}
-        axis = {n: 0 if n in apart else None for n in self.draws}
-        draws = {n: d.single() if n in apart else d for n, d in self.draws.items()}
+        apart = {n for n, d in self.inputs.items() if d.problem.tasks == tasks}
+        axis = {n: 0 if n in apart else None for n in self.inputs}
+        inputs = {n: d.single() if n in apart else d for n, d in self.inputs.items()}
         axes: Any = (
             axis,
             _axes(self.multipliers, axis),
-            {n: d.axes() if n in apart else None for n, d in draws.items()},
+            {n: d.axes() if n in apart else None for n, d in inputs.items()},
         )
-        mapped = jax.vmap(function, in_axes=(Values(*axes), *(0 for _ in stacked)))
-        return mapped(self._replace(draws=draws), *stacked)
+        mapped = jax.vmap(
+            function, in_axes=(EvaluationPoint(*axes), *(0 for _ in stacked))
+        )
+        return mapped(self._replace(inputs=inputs), *stacked)
 
 
 def _axes(multipliers: Mapping[str, Unknowns], axis: Mapping[str, Any]) -> Any:

@@ -11,12 +11,12 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-Scalars = Mapping[str, float]
+from mlox._utils.types import Scalars
 
 
 @runtime_checkable

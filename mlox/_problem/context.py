@@ -10,9 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlox._utils.tree import brief, stray
-
-PyTree = Any
+from mlox._utils.describe import find_non_array, summarize
+from mlox._utils.types import PyTree
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def check_name(name: Any) -> None:
 
 
 @contextlib.contextmanager
-def calling(what: str, **given: Any) -> Iterator[None]:
+def annotate_errors(what: str, **given: Any) -> Iterator[None]:
     """Note at an error that a user's function raises which one it was, and what it got.
 
     Args:
@@ -131,12 +130,12 @@ def calling(what: str, **given: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        got = ", ".join(f"{name}={brief(value)}" for name, value in given.items())
+        got = ", ".join(f"{name}={summarize(value)}" for name, value in given.items())
         error.add_note(f"Raised in {what}" + (f", which got {got}." if got else "."))
         raise
 
 
-def parts_of(returned: Any) -> dict[str, Any]:
+def as_dict(returned: Any) -> dict[str, Any]:
     """Return what a loss returned as a dict, the loss itself under "loss"."""
     return dict(returned) if isinstance(returned, Mapping) else {"loss": returned}
 
@@ -157,7 +156,7 @@ def split_loss(
     Raises:
         ValueError: If it is no floating scalar, nor a dict with one as "loss".
     """
-    parts = parts_of(returned)
+    parts = as_dict(returned)
     if "loss" not in parts:
         raise ValueError(
             f"loss of {name!r} returned a dict with the keys {list(parts)}; expected "
@@ -175,7 +174,7 @@ def split_loss(
             metrics[str(key)] = jnp.asarray(value)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"loss of {name!r} returned {key!r} = {brief(value)}; expected "
+                f"loss of {name!r} returned {key!r} = {summarize(value)}; expected "
                 + ("one floating scalar." if key == "loss" else "an array.")
                 + " Return the loss, or a dict {'loss': loss, 'a metric': array}."
             ) from error
@@ -194,7 +193,7 @@ def _new_state(name: str, parts: dict[str, Any], model_state: PyTree) -> PyTree:
     if "model_state" not in parts:
         return model_state
     new_state = parts.pop("model_state")
-    if found := stray(new_state):
+    if found := find_non_array(new_state):
         raise ValueError(
             f"loss of {name!r} returned a model_state that holds something that is no "
             f"array: {found}."

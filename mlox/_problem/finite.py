@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mlox._problem.problem import Problem
-
-PyTree = Any
+from mlox._utils.types import PyTree
 
 
 def all_finite(tree: PyTree) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-PyTree = Any
+from mlox._utils.types import PyTree
 
 
 def scaled(tree: PyTree, scale: Any) -> PyTree:

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlox._problem.context import Context, parts_of
+from mlox._problem.context import Context, as_dict
 from mlox._problem.validation import LOSS, check_function
 from mlox._utils.convolutions import unrolls
-from mlox._utils.tree import stray
+from mlox._utils.describe import find_non_array
+from mlox._utils.types import PyTree
 
-PyTree = Any
 LossFn = Callable[[PyTree, PyTree, Context], Any]
 
 
@@ -71,7 +71,7 @@ class Accumulated:
             i, part = inputs
             rng = None if ctx.rng is None else jax.random.fold_in(ctx.rng, i)
             here = dataclasses.replace(ctx, rng=rng, model_state=model_state)
-            found = parts_of(self.loss_fn(params, part, here))
+            found = as_dict(self.loss_fn(params, part, here))
             return found.pop("model_state", model_state), found
 
         inputs = jnp.arange(self.steps), parts
@@ -145,7 +145,7 @@ class MixedPrecision:
             for n, other in ctx.neighbours.items()
         }
         here = dataclasses.replace(ctx, neighbours=neighbours)
-        found = parts_of(self.loss_fn(self._cast(params), self._cast(batch), here))
+        found = as_dict(self.loss_fn(self._cast(params), self._cast(batch), here))
         if "model_state" in found:
             new, old = found.pop("model_state"), ctx.model_state
             # One of another structure is refused by whoever called the loss.
@@ -163,7 +163,7 @@ class MixedPrecision:
 
 
 def _widened(leaf: Any) -> Any:
-    if stray(leaf):  # refused by whoever called the loss
+    if find_non_array(leaf):  # refused by whoever called the loss
         return leaf
     array = jnp.asarray(leaf)
     narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlox._problem.context import Context, calling, check_name
+from mlox._problem.context import Context, annotate_errors, check_name
 from mlox._problem.validation import (
     check_mask,
     check_opt_state,
@@ -22,14 +22,11 @@ from mlox._problem.validation import (
     checked_key,
     checked_loss_scale,
     checked_model_state,
-    described,
 )
-from mlox._utils.tree import brief, merged, pruned, stray, strong
+from mlox._utils.describe import find_non_array, leaf_types, summarize
+from mlox._utils.tree import combine, partition, strip_weak_type
+from mlox._utils.types import LossFn, Mask, PyTree
 from mlox.methods import Implicit, Iterative, Method
-
-PyTree = Any
-LossFn = Callable[..., Any]
-Mask = Callable[[PyTree], PyTree]
 
 
 @functools.partial(jax.tree_util.register_dataclass)
@@ -188,7 +185,7 @@ class Problem:
         }
         check_parts(name, static)
         check_params(name, params)
-        params = jax.tree.map(strong, params)
+        params = jax.tree.map(strip_weak_type, params)
         for what, mask in (
             ("trainable", trainable),
             ("meta_trainable", meta_trainable),
@@ -199,7 +196,7 @@ class Problem:
             opt_state = optimizer.init(params)
         check_opt_state(name, optimizer, params, opt_state)
         check_update(name, optimizer, params, opt_state)
-        opt_state = jax.tree.map(strong, opt_state)
+        opt_state = jax.tree.map(strip_weak_type, opt_state)
         model_state = checked_model_state(name, model_state)
         return cls(
             params=_repeated(params, tasks),
@@ -245,7 +242,7 @@ class Problem:
         updates, opt_state = self._update(grads, loss)
         params = optax.apply_updates(self.params, updates)
         if self.project is not None:
-            with calling(f"project of problem {self.name!r}", params=params):
+            with annotate_errors(f"project of problem {self.name!r}", params=params):
                 project = self.project if self.tasks is None else jax.vmap(self.project)
                 params = project(params)
             self._check_alike("project", params)
@@ -278,29 +275,31 @@ class Problem:
         one = params if self.tasks is None else jax.tree.map(lambda x: x[0], params)
         for mask in (self.meta_trainable, None if iterative else self.trainable):
             if mask is not None:
-                part = pruned(mask(one), part)
+                part = partition(mask(one), part)
         return part
 
     def seen(self, params: PyTree) -> PyTree:
         """Return `params`, constant where no upper sees a derivative through them."""
-        return merged(self.answer(params), jax.lax.stop_gradient(params))
+        return combine(self.answer(params), jax.lax.stop_gradient(params))
 
     def _check_alike(self, what: str, params: PyTree) -> None:
         given = (params, self.params)
-        if not stray(params):
-            found, expected = (described(jax.eval_shape(lambda p: p, p)) for p in given)
+        if not find_non_array(params):
+            found, expected = (
+                leaf_types(jax.eval_shape(lambda p: p, p)) for p in given
+            )
             if found == expected:
                 return
         raise ValueError(
-            f"problem {self.name!r}: {what} returned {brief(params)}; expected params "
-            f"as they were, {brief(self.params)}."
+            f"problem {self.name!r}: {what} returned {summarize(params)}; expected "
+            f"params as they were, {summarize(self.params)}."
         )
 
     def pull_update(self, gradient: PyTree, cotangent: PyTree, loss: Any) -> PyTree:
         """Return (du/dg)^T cotangent for the optimizer's next update u(g)."""
 
         def update(gradient: PyTree) -> PyTree:
-            whole = merged(gradient, jax.tree.map(jnp.zeros_like, self.params))
+            whole = combine(gradient, jax.tree.map(jnp.zeros_like, self.params))
             return self.answer(self._update(whole, loss)[0])
 
         return jax.vjp(update, gradient)[1](cotangent)[0]
@@ -308,7 +307,7 @@ class Problem:
     def _update(self, grads: PyTree, loss: Any) -> tuple[PyTree, PyTree]:
         # Some transformations go by the loss: reduce_on_plateau, polyak_sgd.
         tx = optax.with_extra_args_support(self.optimizer)
-        with calling(f"tx of problem {self.name!r}", gradient=grads):
+        with annotate_errors(f"tx of problem {self.name!r}", gradient=grads):
             return tx.update(grads, self.opt_state, self.params, value=loss)
 
 

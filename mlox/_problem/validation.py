@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mlox._problem.context import calling
-from mlox._utils.tree import brief, pruned, stray, strong
+from mlox._problem.context import annotate_errors
+from mlox._utils.describe import find_non_array, leaf_types, summarize
+from mlox._utils.tree import partition, strip_weak_type
+from mlox._utils.types import Mask, PyTree
 from mlox.methods import Iterative
-
-PyTree = Any
-Mask = Callable[[PyTree], PyTree]
-
 
 # The functions of a problem, with what they are called; `apply_fn` is the user's.
 LOSS = "(params, batch, ctx) -> loss"
@@ -60,7 +58,7 @@ def check_function(whose: str, value: Any, form: str | None) -> None:
     """
     expected = "a function" + (f" {form}" if form else "")
     if not callable(value):
-        raise TypeError(f"{whose} is {brief(value)}; expected {expected}.")
+        raise TypeError(f"{whose} is {summarize(value)}; expected {expected}.")
     if form is None:
         return
     try:
@@ -144,7 +142,7 @@ def check_params(name: str, params: Any) -> None:
 def check_mask(name: str, what: str, mask: Mask | None, params: PyTree) -> None:
     if mask is None:
         return
-    with calling(f"{what} of problem {name!r}", params=params):
+    with annotate_errors(f"{what} of problem {name!r}", params=params):
         found = mask(params)
     wrong = [m for m in jax.tree.leaves(found) if not isinstance(m, bool | np.bool_)]
     remedy = (
@@ -157,11 +155,11 @@ def check_mask(name: str, what: str, mask: Mask | None, params: PyTree) -> None:
             f"{type(wrong[0]).__name__}; expected bools. {remedy}"
         )
     try:
-        kept = pruned(found, params)
+        kept = partition(found, params)
     except ValueError as error:
         raise ValueError(
             f"problem {name!r}: {what}(params) is {found!r}, which does not fit "
-            f"params, {brief(params)}. {remedy}"
+            f"params, {summarize(params)}. {remedy}"
         ) from error
     if not jax.tree.leaves(kept):
         raise ValueError(
@@ -172,13 +170,13 @@ def check_mask(name: str, what: str, mask: Mask | None, params: PyTree) -> None:
 def check_opt_state(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
     """Refuse a state that the optimizer would not make for these parameters."""
     expected = jax.eval_shape(tx.init, params)
-    if wrong := stray(opt_state):
+    if wrong := find_non_array(opt_state):
         raise TypeError(
             f"problem {name!r}: opt_state holds something that is no array: {wrong}. "
             "Make it with tx.init(params)."
         )
     found = jax.eval_shape(lambda state: state, opt_state)
-    pairs = (described(found), described(expected))
+    pairs = (leaf_types(found), leaf_types(expected))
     if pairs[0] == pairs[1]:
         pairs = (jax.tree.structure(found), jax.tree.structure(expected))
     if pairs[0] != pairs[1]:
@@ -210,11 +208,11 @@ def check_update(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
 
 def checked_model_state(name: str, given: PyTree) -> PyTree:
     check_model_state(name, given)
-    return jax.tree.map(strong, given)
+    return jax.tree.map(strip_weak_type, given)
 
 
 def check_model_state(name: str, given: PyTree) -> None:
-    if wrong := stray(given):
+    if wrong := find_non_array(given):
         raise TypeError(
             f"problem {name!r}: model_state holds something that is no array: {wrong}. "
             "Expected a pytree of arrays, or None."
@@ -240,7 +238,7 @@ def check_loss_scale(name: str, given: Any) -> None:
 
     if not isinstance(given, DynamicScale):
         raise TypeError(
-            f"problem {name!r}: loss_scale is {brief(given)}; expected a "
+            f"problem {name!r}: loss_scale is {summarize(given)}; expected a "
             "flax.training.dynamic_scale.DynamicScale, or None."
         )
 
@@ -254,23 +252,23 @@ def checked_key(name: str, given: Any) -> jax.Array | None:
     if isinstance(given, jax.Array) and _is_key(given):
         return given
     raise TypeError(
-        f"problem {name!r}: rng is {brief(given)}; expected one PRNG key, e.g. "
+        f"problem {name!r}: rng is {summarize(given)}; expected one PRNG key, e.g. "
         "jax.random.key(0), an integer seed of 64 bits, or None."
     )
 
 
 def check_counts(name: str, step: Any, rng: Any) -> None:
     """Refuse a step or a key that `replace` was given, and that no step could use."""
-    kind = jax.eval_shape(lambda x: x, step) if stray(step) is None else None
+    kind = jax.eval_shape(lambda x: x, step) if find_non_array(step) is None else None
     leaf = isinstance(kind, jax.ShapeDtypeStruct)
     if not leaf or kind.shape or not jnp.issubdtype(kind.dtype, jnp.integer):
         raise TypeError(
-            f"problem {name!r}: step is {brief(step)}; expected an int32 scalar, e.g. "
-            "jnp.int32(0). For several states at once, pass engine.step to jax.vmap."
+            f"problem {name!r}: step is {summarize(step)}; expected an int32 scalar, "
+            "e.g. jnp.int32(0). Pass engine.step to jax.vmap for several states."
         )
     if rng is not None and not (isinstance(rng, jax.Array) and _is_key(rng)):
         raise TypeError(
-            f"problem {name!r}: rng is {brief(rng)}; expected one PRNG key, e.g. "
+            f"problem {name!r}: rng is {summarize(rng)}; expected one PRNG key, e.g. "
             "jax.random.key(0), or None."
         )
 
@@ -280,12 +278,3 @@ def _is_key(given: jax.Array) -> bool:
         return given.shape == ()
     raw = jax.eval_shape(jax.random.PRNGKey, 0)
     return (given.shape, given.dtype) == (raw.shape, raw.dtype)
-
-
-def described(tree: PyTree) -> Mapping[str, str]:
-    """Describe a pytree: the shape and dtype of each leaf, by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in cast(list[tuple[Any, Any]], leaves)
-    }

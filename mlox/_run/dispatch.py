@@ -13,8 +13,7 @@ from jax import lax
 from mlox._data import stacking as _data
 from mlox._run import nonfinite as _faults
 from mlox._sharding.layout import Layout, split
-
-State = Any
+from mlox._utils.types import State
 
 
 class Totals(NamedTuple):

@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol, get_args
 import jax
 import jax.numpy as jnp
 
-State = Any
+from mlox._utils.types import State
+
 Counts = dict[str, jax.Array]
 Policy = Literal["raise", "skip", "restore"]
 CYCLES = "run/nonfinite"

@@ -9,8 +9,8 @@ import numpy as np
 
 from mlox._run.early_stopping import Best
 from mlox._run.nonfinite import CYCLES
+from mlox._utils.types import State
 
-State = Any
 History = dict[str, np.ndarray]
 
 

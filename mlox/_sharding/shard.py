@@ -16,8 +16,7 @@ from mlox._engine.validation import check_batches, check_state
 from mlox._problem.problem import Problem
 from mlox._sharding.layout import automatic, check_mesh, split
 from mlox._sharding.partition_rules import Leaf, Rules, check_spec, leaves_of, rule_of
-
-PyTree = Any
+from mlox._utils.types import PyTree
 
 
 def shard(

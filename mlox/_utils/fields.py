@@ -1,52 +1,99 @@
-"""Checks of the fields of static values, made once when a value is built."""
+"""Checks of plain values: one table for options of runs and fields of values."""
+
+from __future__ import annotations
 
 import math
-from typing import Any
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlox._utils.describe import summarize
 
 
-def check_count(owner: Any, name: str, value: Any) -> None:
-    """Raise unless `value` is a positive int."""
-    if not _is_int(value) or value < 1:
-        _refuse(owner, name, "a positive int", value)
+class Kind(NamedTuple):
+    """A kind of value.
+
+    Attributes:
+        expected: What it is, in words, after "expected".
+        accepts: Whether a value is of it.
+        error: The type of the error if it is not.
+    """
+
+    expected: str
+    accepts: Callable[[Any], bool]
+    error: type[Exception] = ValueError
 
 
-def check_optional_count(owner: Any, name: str, value: Any) -> None:
-    """Raise unless `value` is a positive int or None."""
-    if value is not None and (not _is_int(value) or value < 1):
-        _refuse(owner, name, "a positive int or None", value)
+def is_int(value: Any) -> bool:
+    """Return whether a value is an integer of Python or NumPy, and no bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def check_not_negative(owner: Any, name: str, value: Any) -> None:
-    """Raise unless `value` is a finite number that is not negative."""
-    if not _is_number(value) or not 0 <= value < math.inf:
-        _refuse(owner, name, "a finite number >= 0", value)
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite real number, and no bool."""
+    real = isinstance(value, int | float | np.integer | np.floating)
+    return real and not isinstance(value, bool) and math.isfinite(value)
 
 
-def check_positive(owner: Any, name: str, value: Any) -> None:
-    """Raise unless `value` is a finite positive number."""
-    if not _is_number(value) or not 0 < value < math.inf:
-        _refuse(owner, name, "a finite number > 0", value)
+COUNT = Kind("a positive int", lambda x: is_int(x) and x >= 1)
+COUNT_OR_ZERO = Kind("an int, 0 or more", lambda x: is_int(x) and x >= 0)
+POSITIVE = Kind("a finite number > 0", lambda x: is_number(x) and x > 0)
+NOT_NEGATIVE = Kind("a finite number >= 0", lambda x: is_number(x) and x >= 0)
+FLAG = Kind("True or False", lambda x: isinstance(x, bool), TypeError)
+FUNCTION = Kind("a function", callable, TypeError)
+PATH = Kind("a path", lambda x: isinstance(x, str | os.PathLike), TypeError)
 
 
-def check_optional_flag(owner: Any, name: str, value: Any) -> None:
-    """Raise unless `value` is True, False or None."""
-    if value is not None and not isinstance(value, bool):
-        _refuse(owner, name, "True, False or None", value)
+def one_of(*choices: str) -> Kind:
+    """Return the kind of a choice between some strings."""
+    shown = " or ".join(map(repr, choices))
+    return Kind(shown, lambda x: isinstance(x, str) and x in choices)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def optional(kind: Kind) -> Kind:
+    """Return a kind that accepts None as well."""
+    first, _, last = kind.expected.rpartition(" or ")
+    shown = f"{first}, {last} or None" if first else f"{kind.expected} or None"
+    return kind._replace(expected=shown, accepts=lambda x: x is None or kind.accepts(x))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def check(label: str, value: Any, kind: Kind, hint: str = "") -> None:
+    """Raise the error of a kind if a value is not of it.
+
+    Args:
+        label: What the value is, such as "CG: iterations".
+        value: What was passed.
+        kind: What is expected.
+        hint: A sentence about what to do.
+
+    Example:
+        >>> check("CG: iterations", 0, COUNT)
+        Traceback (most recent call last):
+        ValueError: CG: iterations is 0; expected a positive int.
+    """
+    if kind.accepts(value):
+        return
+    message = f"{label} is {summarize(value)}; expected {kind.expected}."
+    raise kind.error(f"{message} {hint}".rstrip())
 
 
-def _refuse(owner: Any, name: str, expected: str, value: Any) -> None:
-    message = f"{type(owner).__name__}: `{name}` must be {expected}, got {value!r}."
-    if value is not None and not isinstance(value, bool | int | float | str):
-        message += (
-            " Give a plain Python value, e.g. float(value): this field is static (it "
-            "is hashed and compared), so it cannot hold an array or a traced value."
-        )
-    raise ValueError(message)
+PLAIN = (
+    "Give a plain Python value, e.g. float(value): this field is static (it is hashed "
+    "and compared), so it cannot hold an array or a traced value."
+)
+
+
+def check_fields(owner: Any, **kinds: Kind) -> None:
+    """Raise if a field of a frozen value is not of its kind.
+
+    Args:
+        owner: The value, from its `__post_init__`.
+        **kinds: The kind of each field.
+    """
+    for name, kind in kinds.items():
+        value = vars(owner)[name]
+        plain = value is None or isinstance(value, bool | int | float | str)
+        hint = "" if plain else PLAIN
+        check(f"{type(owner).__name__}: {name}", value, kind, hint)

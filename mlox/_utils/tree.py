@@ -1,15 +1,14 @@
 """Vector arithmetic on pytrees that `optax.tree` lacks: low precision kept safe."""
 
 import operator
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-Tree: TypeAlias = Any
-"""A pytree of real floating arrays (or Python floats) that acts as one vector."""
+from mlox._utils.types import Tree
 
 
 def vdot(x: Tree, y: Tree) -> jax.Array:
@@ -69,7 +68,7 @@ def epsilon(tree: Tree) -> float:
     return max((float(jnp.finfo(leaf.dtype).eps) for leaf in leaves), default=0.0)
 
 
-def beside_zero(leaf: jax.Array) -> jax.Array:
+def avoid_zero(leaf: jax.Array) -> jax.Array:
     """Return an array with tiny numbers in place of its zeros.
 
     Their squares are no zeros, so that the root of a mean of squares has a derivative.
@@ -81,7 +80,7 @@ def beside_zero(leaf: jax.Array) -> jax.Array:
         An array like `leaf`.
 
     Example:
-        >>> x = beside_zero(jnp.array([0.0, 3.0]))
+        >>> x = avoid_zero(jnp.array([0.0, 3.0]))
         >>> print(x < 1e-12, x**2 > 0)
         [ True False] [ True  True]
     """
@@ -89,7 +88,7 @@ def beside_zero(leaf: jax.Array) -> jax.Array:
     return jnp.where(leaf == 0, jnp.asarray(small, leaf.dtype), leaf)
 
 
-def placed_like(tree: Tree, like: Tree, never: jax.Array) -> Tree:
+def shard_like(tree: Tree, like: Tree, never: jax.Array) -> Tree:
     """Return a pytree that XLA places on the devices as it places another one.
 
     What a solver iterates on would else be whole on every device, even where the
@@ -105,13 +104,13 @@ def placed_like(tree: Tree, like: Tree, never: jax.Array) -> Tree:
         A pytree like `tree`, with its values.
 
     Example:
-        >>> print(placed_like((jnp.ones(2),), (jnp.zeros(2),), jnp.array(False))[0])
+        >>> print(shard_like((jnp.ones(2),), (jnp.zeros(2),), jnp.array(False))[0])
         [1. 1.]
     """
     return jax.tree.map(lambda x, y: jnp.where(never, y, x), tree, like)
 
 
-def linked(tree: Tree) -> Tree:
+def link_leaves(tree: Tree) -> Tree:
     """Return the same values, every leaf formally linear in every other leaf.
 
     Adds `0 * sum(all entries)` to each leaf. The transpose rule of
@@ -126,7 +125,7 @@ def linked(tree: Tree) -> Tree:
 
     Example:
         >>> def f(x):
-        ...     return linked((x, jnp.zeros(3)))[1]
+        ...     return link_leaves((x, jnp.zeros(3)))[1]
         >>> print(jax.linear_transpose(f, 0.0)(jnp.ones(3))[0])
         0.0
     """
@@ -137,7 +136,7 @@ def linked(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), tree)
 
 
-def merged(part: Tree, whole: Tree) -> Tree:
+def combine(part: Tree, whole: Tree) -> Tree:
     """Return `whole` with the leaves of `part` in place of its own.
 
     Args:
@@ -148,7 +147,7 @@ def merged(part: Tree, whole: Tree) -> Tree:
         A pytree like `whole`.
 
     Example:
-        >>> merged({"head": 1.0, "body": None}, {"head": 0.0, "body": 2.0})
+        >>> combine({"head": 1.0, "body": None}, {"head": 0.0, "body": 2.0})
         {'body': 2.0, 'head': 1.0}
     """
     return jax.tree.map(
@@ -159,7 +158,7 @@ def merged(part: Tree, whole: Tree) -> Tree:
     )
 
 
-def pruned(mask: Tree, tree: Tree) -> Tree:
+def partition(mask: Tree, tree: Tree) -> Tree:
     """Return `tree` with None for the leaves where `mask` is False.
 
     Args:
@@ -167,10 +166,10 @@ def pruned(mask: Tree, tree: Tree) -> Tree:
         tree: a pytree.
 
     Returns:
-        What `merged` puts back.
+        What `combine` puts back.
 
     Example:
-        >>> pruned({"head": True, "body": False}, {"head": 1.0, "body": [2.0, 3.0]})
+        >>> partition({"head": True, "body": False}, {"head": 1.0, "body": [2.0, 3.0]})
         {'body': [None, None], 'head': 1.0}
     """
 
@@ -180,53 +179,16 @@ def pruned(mask: Tree, tree: Tree) -> Tree:
     return jax.tree.map(part, mask, tree)
 
 
-def strong(value: Any) -> jax.Array:
+def strip_weak_type(value: Any) -> jax.Array:
     """Return an array of a dtype that stays, as the carry of a loop needs.
 
     Example:
-        >>> strong(1.0).weak_type
+        >>> strip_weak_type(1.0).weak_type
         False
     """
     array = jnp.asarray(value)
     number = jnp.issubdtype(array.dtype, np.number)  # a PRNG key is none
     return array.astype(array.dtype) if number and array.weak_type else array
-
-
-def brief(tree: Any, limit: int = 200) -> str:
-    """Show a pytree for an error: arrays as dtype and shape, traced ones too.
-
-    Example:
-        >>> brief({"w": jnp.ones(2, jnp.float32), "name": "x"})
-        "{'name': 'x', 'w': 'float32[2]'}"
-    """
-    arrays = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
-
-    def shown(leaf: Any) -> Any:
-        array = isinstance(leaf, arrays)
-        return f"{leaf.dtype}{list(leaf.shape)}" if array else leaf
-
-    text = shown(tree) if isinstance(tree, arrays) else repr(jax.tree.map(shown, tree))
-    return text if len(text) <= limit else text[:limit] + "..."
-
-
-def stray(tree: Any) -> str | None:
-    """Describe the first leaf that is neither an array of numbers nor a number.
-
-    Returns:
-        Its path, value and type, or None if there is none.
-
-    Example:
-        >>> stray({"w": 1.0, "name": "x"})
-        "['name'] is 'x' of type str"
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array):  # keys of random numbers, too
-            continue
-        dtype = np.asarray(leaf).dtype
-        if not jnp.issubdtype(dtype, np.number) and dtype != np.bool_:
-            name = jax.tree_util.keystr(path)
-            return f"{name} is {brief(leaf)} of type {type(leaf).__name__}".strip()
-    return None
 
 
 def _widen(tree: Tree) -> Tree:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from mlox._utils.tree import brief
+from mlox._utils.describe import summarize
+from mlox._utils.types import PyTree
 from mlox.methods._base import Answer
 from mlox.methods._implicit import Implicit
 from mlox.solvers import Solver, System
 
-PyTree = Any
 Leaves = Sequence[Any]
 Tangent = Callable[[Leaves, Leaves, Mapping[int, jax.Array]], Leaves]
 
@@ -66,13 +66,13 @@ def attach(
     method = Implicit(solver)
     if not callable(residual):
         raise TypeError(
-            f"attach: residual is {brief(residual)}; expected a function (answer, "
+            f"attach: residual is {summarize(residual)}; expected a function (answer, "
             "*args) -> a pytree like the answer."
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(answer):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
-                f"attach: answer{jax.tree_util.keystr(path)} is {brief(leaf)}; "
+                f"attach: answer{jax.tree_util.keystr(path)} is {summarize(leaf)}; "
                 "expected a floating array."
             )
 
@@ -87,10 +87,10 @@ def attach(
 
     def like_answer(y: PyTree, args: PyTree) -> PyTree:
         found = residual(y, *args)
-        if brief(found, 10**6) != brief(y, 10**6):
+        if summarize(found, 10**6) != summarize(y, 10**6):
             raise ValueError(
-                f"attach: the residual is {brief(found)}; expected a pytree like the "
-                f"answer, {brief(y)}."
+                f"attach: the residual is {summarize(found)}; expected a pytree like "
+                f"the answer, {summarize(y)}."
             )
         return found
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 
+from mlox._utils.types import PyTree
 from mlox.solvers import Info, System
-
-PyTree = Any
 
 
 class Answer(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 import jax
 
-from mlox._utils.tree import Tree
+from mlox._utils.types import Tree
 
 MatVec: TypeAlias = Callable[[Tree], Tree]
 """A linear map from pytrees of one structure to pytrees of the same structure."""

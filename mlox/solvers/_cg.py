@@ -7,14 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from mlox._utils.convolutions import unrolls
-from mlox._utils.fields import (
-    check_count,
-    check_not_negative,
-    check_optional_flag,
-)
-from mlox._utils.tree import Tree, add_scaled, vdot
+from mlox._utils.fields import COUNT, NOT_NEGATIVE, check_fields
+from mlox._utils.tree import add_scaled, vdot
+from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, System, serves
-from mlox.solvers._iterate import damped, divide, iterate, report, start
+from mlox.solvers._iterate import UNROLL, damped, divide, iterate, report, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +55,13 @@ class CG:
     unroll: bool | None = None
 
     def __post_init__(self) -> None:
-        check_count(self, "iterations", self.iterations)
-        check_not_negative(self, "tolerance", self.tolerance)
-        check_not_negative(self, "damping", self.damping)
-        check_optional_flag(self, "unroll", self.unroll)
+        check_fields(
+            self,
+            iterations=COUNT,
+            tolerance=NOT_NEGATIVE,
+            damping=NOT_NEGATIVE,
+            unroll=UNROLL,
+        )
 
     def __call__(
         self, matvec: MatVec, b: Tree, guess: Tree | None = None

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from mlox._utils.fields import check_not_negative
-from mlox._utils.tree import Tree
+from mlox._utils.fields import NOT_NEGATIVE, check_fields
+from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec
 from mlox.solvers._iterate import damped
 
@@ -37,7 +37,7 @@ class Dense:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        check_not_negative(self, "damping", self.damping)
+        check_fields(self, damping=NOT_NEGATIVE)
 
     def __call__(
         self, matvec: MatVec, b: Tree, guess: Tree | None = None

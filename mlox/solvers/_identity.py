@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mlox._utils.tree import Tree
+from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, System, serves
 
 

@@ -7,10 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlox._utils.tree import Tree, add_scaled, vdot
+from mlox._utils.fields import Kind
+from mlox._utils.tree import add_scaled, vdot
+from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec
 
 State = TypeVar("State")
+
+UNROLL = Kind("True, False or None", lambda x: x is None or isinstance(x, bool))
+"""Whether a loop is written out: of every iterative solver."""
 
 
 def damped(matvec: MatVec, damping: float) -> MatVec:

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlox._utils.tree import Tree, brief, linked, stray
+from mlox._utils.describe import find_non_array, summarize
+from mlox._utils.tree import link_leaves
+from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, Solver, System, serves
 
 
@@ -53,7 +55,7 @@ def linear_solve(
     """
     _check_callable("solver", solver, "a value such as mlox.CG()")
     _check_callable("matvec", matvec, "a function x -> A x")
-    if wrong := stray((b, guess)):
+    if wrong := find_non_array((b, guess)):
         raise TypeError(
             f"linear_solve: (b, guess){wrong}; expected pytrees of floating arrays."
         )
@@ -67,8 +69,8 @@ def linear_solve(
     product = jax.eval_shape(matvec, b)
     if _form(product) != _form(b):
         raise ValueError(
-            f"linear_solve: matvec(b) is {brief(product)}; expected a pytree like b, "
-            f"{brief(b)}."
+            f"linear_solve: matvec(b) is {summarize(product)}; expected a pytree like "
+            f"b, {summarize(b)}."
         )
     return _solved(solver, matvec, b, guess, symmetric)
 
@@ -99,8 +101,8 @@ def _solved(
     # nothing, as these use `matvec`. They are on both sides since the map is transposed
     # before the transposed solve is differentiated in its turn.
     def linked_matvec(unknowns: tuple[Tree, Tree | None]) -> tuple[Tree, Tree | None]:
-        x, guess = linked(unknowns)
-        return linked((matvec(x), guess))
+        x, guess = link_leaves(unknowns)
+        return link_leaves((matvec(x), guess))
 
     solution, info = lax.custom_linear_solve(
         linked_matvec,
@@ -123,7 +125,7 @@ def _linked_tangent(tree: Tree) -> Tree:
 
 @_linked_tangent.defjvp
 def _(primals: tuple[Tree], tangents: tuple[Tree]) -> tuple[Tree, Tree]:
-    return _linked_tangent(*primals), linked(*tangents)
+    return _linked_tangent(*primals), link_leaves(*tangents)
 
 
 def _check(b: Tree, guess: Tree | None) -> None:
@@ -147,7 +149,9 @@ def _check(b: Tree, guess: Tree | None) -> None:
 
 def _check_callable(what: str, value: Any, expected: str) -> None:
     if not callable(value) or isinstance(value, type):
-        raise TypeError(f"linear_solve: {what} is {brief(value)}; expected {expected}.")
+        raise TypeError(
+            f"linear_solve: {what} is {summarize(value)}; expected {expected}."
+        )
 
 
 def _checked(found: Any, b: Tree) -> tuple[Tree, Info]:
@@ -155,13 +159,13 @@ def _checked(found: Any, b: Tree) -> tuple[Tree, Info]:
     pair = isinstance(found, tuple) and len(found) == 2
     if not pair or not isinstance(found[1], Mapping):
         raise TypeError(
-            f"a solver returned {brief(found)}; expected a pair (x, report), the "
+            f"a solver returned {summarize(found)}; expected a pair (x, report), the "
             "report a dict of scalars."
         )
     if _form(found[0]) != _form(b):
         raise ValueError(
-            f"a solver returned x = {brief(found[0])}; expected a pytree like b, "
-            f"{brief(b)}."
+            f"a solver returned x = {summarize(found[0])}; expected a pytree like "
+            f"b, {summarize(b)}."
         )
     return found
 

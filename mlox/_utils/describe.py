@@ -1,0 +1,89 @@
+"""Descriptions of values for error messages, short enough for a screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlox._utils.types import PyTree
+
+
+def summarize(tree: Any, limit: int = 200) -> str:
+    """Show a pytree for an error: arrays as dtype and shape, traced ones too.
+
+    Example:
+        >>> summarize({"w": jnp.ones(2, jnp.float32), "name": "x"})
+        "{'name': 'x', 'w': 'float32[2]'}"
+    """
+    arrays = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
+
+    def shown(leaf: Any) -> Any:
+        array = isinstance(leaf, arrays)
+        return f"{leaf.dtype}{list(leaf.shape)}" if array else leaf
+
+    text = shown(tree) if isinstance(tree, arrays) else repr(jax.tree.map(shown, tree))
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def find_non_array(tree: Any) -> str | None:
+    """Describe the first leaf that is neither an array of numbers nor a number.
+
+    Returns:
+        Its path, value and type, or None if there is none.
+
+    Example:
+        >>> find_non_array({"w": 1.0, "name": "x"})
+        "['name'] is 'x' of type str"
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array):  # keys of random numbers, too
+            continue
+        dtype = np.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, np.number) and dtype != np.bool_:
+            name = jax.tree_util.keystr(path)
+            return f"{name} is {summarize(leaf)} of type {type(leaf).__name__}".strip()
+    return None
+
+
+def leaf_types(tree: PyTree) -> dict[str, str]:
+    """Return the dtype and shape of each leaf, by its path.
+
+    Example:
+        >>> leaf_types({"w": jnp.ones(2, jnp.float32)})
+        {"['w']": 'float32[2]'}
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda x: x, tree))
+    return {jax.tree_util.keystr(path): summarize(leaf) for path, leaf in leaves}
+
+
+def show_differences(given: PyTree, expected: PyTree, most: int = 3) -> str:
+    """Name the first leaves in which two pytrees of arrays differ.
+
+    Args:
+        given: A pytree of arrays.
+        expected: What it is compared with.
+        most: How many leaves are named; the others are counted.
+
+    Returns:
+        One line, empty if structures, shapes and dtypes are equal.
+
+    Example:
+        >>> show_differences({"w": jnp.float32(1)}, {"w": jnp.int32(1)})
+        "['w'] is float32[], expected int32[]"
+    """
+    ours, theirs = leaf_types(given), leaf_types(expected)
+    rows = [
+        f"{path or 'it'} is {ours.get(path, 'missing')}, expected "
+        f"{theirs.get(path, 'no such leaf')}"
+        for path in dict.fromkeys([*ours, *theirs])
+        if ours.get(path) != theirs.get(path)
+    ]
+    if len(rows) > most:
+        rows = [*rows[:most], f"and {len(rows) - most} more"]
+    structures = [jax.tree.structure(tree) for tree in (given, expected)]
+    if not rows and structures[0] != structures[1]:
+        rows = [summarize(structures[0]) + ", expected " + summarize(structures[1])]
+    return "; ".join(rows)
