@@ -1,4 +1,4 @@
-"""The code of the README and the docs runs as it stands, in processes of its own.
+"""The code of the README, CONTRIBUTING and the docs runs, each page in a process.
 
 Blocks with a title, ```python title="Betty", show the code of others and do not run.
 """
@@ -11,7 +11,8 @@ import sys
 import pytest
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
-PAGES = [README, *sorted(README.parent.glob("docs/*.md"))]
+CONTRIBUTING = README.with_name("CONTRIBUTING.md")
+PAGES = [README, CONTRIBUTING, *sorted(README.parent.glob("docs/*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
