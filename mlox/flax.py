@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from flax.training.train_state import TrainState
 
-from mlox._problem.context import Context, Neighbour, as_dict
+from mlox._problem.context import Context, Neighbour
+from mlox._problem.loss_output import as_dict
 from mlox._problem.problem import Problem
 from mlox._problem.validation import check_function
 from mlox._utils.describe import summarize

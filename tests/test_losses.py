@@ -10,7 +10,7 @@ import pytest
 from flax.training.dynamic_scale import DynamicScale
 
 import mlox
-from mlox._problem.loss_scaling import scaled
+from mlox._problem.loss_scaling import scale_cotangent
 
 EDGES = {"up": ["low"]}, {"low": ["up"]}
 SGD = optax.sgd(0.2)
@@ -214,7 +214,7 @@ class TestMixedPrecision:
 
 
 def cubes(x, scale):
-    return jnp.sum(scaled(scaled(x, 1 / scale) ** 3, scale))
+    return jnp.sum(scale_cotangent(scale_cotangent(x, 1 / scale) ** 3, scale))
 
 
 X = jnp.arange(1.0, 4.0)
@@ -274,7 +274,7 @@ class TestScaled:
 
         tapped = jax.custom_vjp(seen)
         tapped.defvjp(lambda x: (x, None), lambda _, ct: (inside.append(ct) or ct,))
-        jax.grad(lambda x: scaled(tapped(scaled(x, 1 / 8)), 8.0))(1.0)
+        jax.grad(lambda x: scale_cotangent(tapped(scale_cotangent(x, 1 / 8)), 8.0))(1.0)
         assert inside == [8.0]
 
 

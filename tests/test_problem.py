@@ -12,6 +12,7 @@ import pytest
 
 import mlox
 from mlox._problem.context import RESERVED
+from mlox._problem.optimizer import apply_gradients
 from mlox._utils.describe import summarize
 
 SGD = optax.sgd(0.1)
@@ -338,7 +339,7 @@ class TestUpdated:
         params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2, jnp.float32)}
         tx = optax.inject_hyperparams(optax.adam)(optax.constant_schedule(0.1))
         before = create(params=params, tx=tx)
-        after = before.updated(params, None, 0.0)
+        after = apply_gradients(before, params, None, 0.0)
         kinds = [jax.tree.map(lambda x: x.dtype, p.opt_state) for p in (before, after)]
         assert kinds[0] == kinds[1]
         assert all(x.max() < 1 for x in jax.tree.leaves(after.params))
@@ -348,13 +349,15 @@ class TestUpdated:
             return grads, jax.random.split(key)[0]
 
         tx = optax.GradientTransformation(lambda params: jax.random.key(0), update)
-        after = create(params=jnp.ones(2), tx=tx).updated(jnp.ones(2), None, 0.0)
+        after = apply_gradients(
+            create(params=jnp.ones(2), tx=tx), jnp.ones(2), None, 0.0
+        )
         assert jnp.issubdtype(after.opt_state.dtype, jax.dtypes.prng_key)
 
     def test_an_optimizer_that_goes_by_the_loss(self):
         tx = optax.polyak_sgd(max_learning_rate=10.0)
         grads = jnp.array([3.0, 4.0])
-        after = create(params=jnp.zeros(2), tx=tx).updated(grads, None, 5.0)
+        after = apply_gradients(create(params=jnp.zeros(2), tx=tx), grads, None, 5.0)
         np.testing.assert_allclose(after.params, -5.0 / 25.0 * grads)
 
     def test_a_line_search_is_refused(self):

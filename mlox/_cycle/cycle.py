@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from mlox._cycle import batches as _batches
 from mlox._cycle import hooks as _hooks
@@ -24,8 +25,10 @@ from mlox._graph.dependencies import Plan
 from mlox._graph.graph import Graph
 from mlox._hypergradient.lagrangian import Gradient, Objective, losses
 from mlox._hypergradient.point import EvaluationPoint, StepInputs
-from mlox._problem.finite import all_finite, backed_off, chosen, kept_finite
+from mlox._problem.loss_scaling import all_finite, back_off, skip_overflow
+from mlox._problem.optimizer import apply_gradients
 from mlox._problem.problem import Problem
+from mlox._problem.responsive import stop_unresponsive
 from mlox._utils.tree import combine
 from mlox._utils.types import Batches, Metrics, PyTree, State
 from mlox.methods import Detached
@@ -147,7 +150,7 @@ class Cycle:
             updated[name], found, finite = self.updated(layer, name, ran, batches)
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
             for n in self.scaling(name, ran.state):
-                lowered[n] = backed_off(lowered.get(n, ran.state[n]), finite)
+                lowered[n] = back_off(lowered.get(n, ran.state[n]), finite)
         before = {n: jax.lax.stop_gradient(ran.state[n].model_state) for n in names}
         drawn = {n: batches[n] for n in names if n in ran.kept.drawn}
         kept = ran.kept._replace(
@@ -159,7 +162,7 @@ class Cycle:
             back = self.rolled_back(layer, below, state, after, kept, batches)
             if any(state[n].warmup_steps for n in below):
                 stepped = [updated[n].step > ran.state[n].step for n in names]
-                back = chosen(jnp.stack(stepped).any(), back, (after, kept))
+                back = optax.tree.where(jnp.stack(stepped).any(), back, (after, kept))
             after, kept = back
         return after, kept, metrics
 
@@ -185,14 +188,16 @@ class Cycle:
         def update() -> tuple[Problem, Metrics, jax.Array]:
             found, grads = self.gradient(layer, name, ran, batches)
             loss = losses(problem, found.metrics)
-            after = problem.updated(grads, found.model_state, loss)
+            after = apply_gradients(problem, grads, found.model_state, loss)
             finite = all_finite(grads) if guarded else jnp.array(True)
             if guarded:
-                after = kept_finite(problem, after, finite)
+                after = skip_overflow(problem, after, finite)
             if isinstance(problem.method, Detached):
                 after = _hooks.passed(problem, after)
             if name in self.plan.moved:
-                after = after.replace(params=problem.seen(after.params))
+                after = dataclasses.replace(
+                    after, params=stop_unresponsive(problem, after.params)
+                )
             return after, found.metrics, finite
 
         def wait() -> tuple[Problem, Metrics, jax.Array]:
@@ -307,7 +312,9 @@ class Cycle:
 
         return EvaluationPoint(
             params={
-                n: problem.seen(problem.params) if n in beneath else problem.params
+                n: stop_unresponsive(problem, problem.params)
+                if n in beneath
+                else problem.params
                 for n, problem in ran.state.items()
             },
             multipliers={},

@@ -10,6 +10,7 @@ import jax
 from mlox._hypergradient.lagrangian import Objective
 from mlox._hypergradient.point import EvaluationPoint
 from mlox._problem.context import annotate_errors
+from mlox._problem.optimizer import restart
 from mlox._problem.problem import Problem
 from mlox._utils.describe import find_non_array
 from mlox._utils.tree import strip_weak_type
@@ -41,7 +42,7 @@ def restarted(objective: Objective, name: str, values: EvaluationPoint) -> Probl
         with annotate_errors(f"reset of problem {name!r}", params=params):
             return reset(params, objective.context(name, one))
 
-    return problem.restarted(_over_tasks(begin, name, values))
+    return restart(problem, _over_tasks(begin, name, values))
 
 
 def drawn(

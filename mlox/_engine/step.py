@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from mlox._cycle.cycle import Batches, Cycle, Metrics, State
+from mlox._engine.nonfinite import has_nonfinite
 from mlox._engine.validation import check_batches, check_donated, check_state
-from mlox._problem.finite import faulty
 from mlox._utils.convolutions import unrolls
 
 
@@ -54,7 +54,7 @@ class Step:
     ) -> dict[str, jax.Array]:
         """Say which problems a cycle left with numbers that are not finite."""
         return {
-            name: faulty(before[name], problem, metrics.get(f"{name}/loss"))
+            name: has_nonfinite(before[name], problem, metrics.get(f"{name}/loss"))
             for name, problem in after.items()
         }
 

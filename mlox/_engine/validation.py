@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,9 @@ from jax.core import Tracer
 from mlox._cycle.cycle import Batches, State
 from mlox._graph.dependencies import Block, Plan
 from mlox._graph.graph import Graph
+from mlox._problem.optimizer import optimizer_of, pull_update, restart
 from mlox._problem.problem import Problem
+from mlox._problem.responsive import responsive_part
 from mlox._problem.validation import (
     check_counts,
     check_loss_scale,
@@ -126,8 +129,10 @@ def warn_of_adaptive(plan: Plan, problems: Sequence[Problem]) -> None:
             problem.params,
         )
         ones = jax.tree.map(jnp.ones_like, problem.params)
-        fresh = problem.replace(opt_state=problem.optimizer.init(problem.params))
-        slopes = jax.jit(fresh.pull_update)(sparse, fresh.answer(ones), 0.0)
+        fresh = restart(problem, problem.params)
+        slopes = jax.jit(functools.partial(pull_update, fresh))(
+            sparse, responsive_part(fresh, ones), 0.0
+        )
         if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(slopes)):
             warnings.warn(
                 f"problem {problem.name!r} is Unrolled, but its optimizer has an "
@@ -182,7 +187,7 @@ def _check_arrays(problem: Problem) -> None:
     check_params(name, problem.params)
     check_model_state(name, problem.model_state)
     check_loss_scale(name, problem.loss_scale)
-    check_opt_state(name, problem.optimizer, problem.params, problem.opt_state)
+    check_opt_state(name, optimizer_of(problem), problem.params, problem.opt_state)
 
 
 def check_donated(state: State) -> None:

@@ -25,9 +25,12 @@ import jax.numpy as jnp
 
 from mlox._graph.dependencies import Block, Plan
 from mlox._hypergradient.point import EvaluationPoint, Params, Unknowns
-from mlox._problem.context import Context, Neighbour, annotate_errors, split_loss
-from mlox._problem.loss_scaling import scaled
+from mlox._problem.context import Context, Neighbour, annotate_errors
+from mlox._problem.loss_output import split_loss
+from mlox._problem.loss_scaling import scale_cotangent
+from mlox._problem.optimizer import pull_update as pull_update_of
 from mlox._problem.problem import Problem
+from mlox._problem.responsive import stop_unresponsive
 from mlox._utils.describe import summarize
 from mlox._utils.tree import avoid_zero, shard_like
 from mlox._utils.types import Metrics, PyTree
@@ -86,7 +89,7 @@ class Objective:
         scale = draw.problem.loss_scale
         if scale is not None:
             reads = {n: values.params[n] for n in (name, *self.plan.graph.reads(name))}
-            values = values.moved(scaled(reads, 1 / scale.scale))
+            values = values.moved(scale_cotangent(reads, 1 / scale.scale))
         ctx = self.context(name, values, train=train)
         given = {"params": values.params[name], "batch": draw.batch}
         seen = {"rng": ctx.rng, "model_state": ctx.model_state}
@@ -94,7 +97,7 @@ class Objective:
             returned = draw.problem.loss_fn(*given.values(), ctx)
         loss, metrics, model_state = split_loss(name, returned, draw.model_state)
         if scale is not None:
-            loss = scaled(loss, scale.scale)
+            loss = scale_cotangent(loss, scale.scale)
         return loss, (metrics, model_state)
 
     def context(
@@ -277,7 +280,7 @@ class Objective:
             # Or the square root of Adam would make the multiplier NaN.
             gradient = jax.tree.map(avoid_zero, slopes.params[top.name])
             cotangent, loss = vector.params[top.name], self.cost(top.name, values)[0]
-            pulled = top.pull_update(gradient, cotangent, loss)
+            pulled = pull_update_of(top, gradient, cotangent, loss)
             return Unknowns({top.name: pulled}, {})
 
         answer = Answer(
@@ -343,7 +346,10 @@ class Objective:
             own = self.plan.responses[name].own
             if own:
                 found = values.inputs[name].window(values.params)
-                ran = {n: values.inputs[n].problem.seen(found[n]) for n in own}
+                ran = {
+                    n: stop_unresponsive(values.inputs[n].problem, found[n])
+                    for n in own
+                }
                 values = values._replace(params={**values.params, **ran})
         return values
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mlox._problem.problem import Problem
+from mlox._problem.responsive import responsive_part
 from mlox._utils.tree import combine
 from mlox._utils.types import Params, PyTree
 
@@ -118,7 +119,7 @@ class EvaluationPoint(NamedTuple):
 
     def answer(self, name: str) -> PyTree:
         """Return the parameters of a problem that respond to those above it."""
-        return self.inputs[name].problem.answer(self.params[name])
+        return responsive_part(self.inputs[name].problem, self.params[name])
 
     def tasks(self, names: Iterable[str]) -> int | None:
         """Count the tasks of some problems, if all have the same number of them."""

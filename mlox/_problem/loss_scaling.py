@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+import optax
 
+from mlox._problem.problem import Problem
+from mlox._utils.tree import widen
 from mlox._utils.types import PyTree
 
 
-def scaled(tree: PyTree, scale: Any) -> PyTree:
+def scale_cotangent(tree: PyTree, scale: Any) -> PyTree:
     """Return the same values, with an adjoint that multiplies by a scale.
 
-    With f'(x) = scaled(f(scaled(x, 1 / s)), s) the gradient of f is unchanged, but what
-    reverse mode computes inside of f is s times as large.
+    With g(x) = scale_cotangent(f(scale_cotangent(x, 1 / s)), s) the gradient of g is
+    that of f, but what reverse mode computes inside of f is s times as large.
 
     Args:
         tree: A pytree of floating arrays.
@@ -26,64 +28,79 @@ def scaled(tree: PyTree, scale: Any) -> PyTree:
         A pytree like `tree`.
 
     Example:
-        >>> gradient = jax.grad(lambda x: scaled(x * x, 1024.0))(3.0)
+        >>> gradient = jax.grad(lambda x: scale_cotangent(x * x, 1024.0))(3.0)
         >>> print(gradient)
         6144.0
     """
     scale = jax.lax.stop_gradient(jnp.asarray(scale, jnp.float32))
-    return jax.tree.map(lambda x: _bind(jnp.asarray(x), scale, multiply=False), tree)
+
+    def multiply(x: jax.Array) -> jax.Array:
+        # A scale of 2^16, where Flax starts, is beyond float16.
+        wide = widen(x)
+        return (wide * scale.astype(wide.dtype)).astype(x.dtype)
+
+    # A linear map S with a transpose of its own: S = 1 and S^T = s. No `custom_vjp`
+    # does that, since it forbids forward mode, in which Hessian-vector products are
+    # taken; `jax.custom_derivatives.linear_call` has no rule for vmap. The solution of
+    # the system 1 x = b, solved by the identity and transposed by the product, has all
+    # rules. The transpose of S^T is S: what forward mode sends through the adjoint is
+    # not scaled twice, so derivatives of any order are unchanged.
+    return jax.tree.map(
+        lambda x: jax.lax.custom_linear_solve(
+            lambda v: v,
+            jnp.asarray(x),
+            solve=lambda _, b: b,
+            transpose_solve=lambda _, b: multiply(b),
+        ),
+        tree,
+    )
 
 
-# A primitive of its own: a `custom_vjp` rule would forbid forward mode, in which
-# Hessian-vector products are taken, and `linear_call` has no rule for vmap. It is the
-# identity or the product with the scale, each of which is the transpose of the other:
-# so a derivative of a derivative enters and leaves f at its own scale, too.
-_scaled = Primitive("scaled")
+def all_finite(tree: PyTree) -> jax.Array:
+    """Return whether all numbers of a pytree are finite; a scalar."""
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
-@_scaled.def_abstract_eval
-def _shape(x: Any, scale: Any, *, multiply: bool) -> Any:
-    del scale, multiply
-    return x
+def skip_overflow(before: Problem, after: Problem, finite: jax.Array) -> Problem:
+    """Return the problem without an update whose gradient was not finite.
+
+    The update still counts as a step, and the scale is adapted.
+
+    Args:
+        before: The problem before the update.
+        after: The problem after it.
+        finite: Whether the gradient was finite; a scalar.
+    """
+    new, old = (
+        (problem.params, problem.opt_state, problem.model_state)
+        for problem in (after, before)
+    )
+    params, opt_state, model_state = optax.tree.where(finite, new, old)
+    return dataclasses.replace(
+        after,
+        params=params,
+        opt_state=opt_state,
+        model_state=model_state,
+        loss_scale=_adapt(before.loss_scale, finite),
+    )
 
 
-def _bind(x: Any, scale: Any, *, multiply: bool) -> Any:
-    return _scaled.bind(x, scale, multiply=multiply)
+def back_off(problem: Problem, finite: jax.Array) -> Problem:
+    """Return the problem with its scale lowered if an upper's gradient overflowed.
+
+    Args:
+        problem: A problem with a loss scale.
+        finite: Whether the gradient of the upper was finite; a scalar.
+    """
+    scale = problem.loss_scale
+    lower = jnp.minimum(scale.scale, _adapt(scale, finite).scale)
+    return dataclasses.replace(problem, loss_scale=scale.replace(scale=lower))
 
 
-def _apply(x: Any, scale: Any, *, multiply: bool) -> Any:
-    spread = scale.reshape(scale.shape + (1,) * (x.ndim - scale.ndim))
-    return (x * spread).astype(x.dtype) if multiply else x
-
-
-def _jvp(primals: Any, tangents: Any, *, multiply: bool) -> tuple[Any, Any]:
-    (x, scale), dot = primals, tangents[0]
-    same = _bind(x, scale, multiply=multiply)
-    zero = isinstance(dot, ad.Zero)
-    return same, dot if zero else _bind(dot, scale, multiply=multiply)
-
-
-def _transpose(
-    cotangent: Any, x: Any, scale: Any, *, multiply: bool
-) -> tuple[Any, None]:
-    del x
-    if isinstance(cotangent, ad.Zero):
-        return cotangent, None
-    return _bind(cotangent, scale, multiply=not multiply), None
-
-
-def _batch(args: Any, dims: Any, *, multiply: bool) -> tuple[Any, int]:
-    # The scale has the leading axes of x over which it was mapped.
-    (x, scale), (x_dim, scale_dim) = args, dims
-    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
-    x = batching.bdim_at_front(x, x_dim, size)
-    if scale_dim is not None or scale.ndim:
-        scale = batching.bdim_at_front(scale, scale_dim, size)
-    return _bind(x, scale, multiply=multiply), 0
-
-
-_scaled.def_impl(_apply)
-ad.primitive_jvps[_scaled] = _jvp
-ad.primitive_transposes[_scaled] = _transpose
-batching.primitive_batchers[_scaled] = _batch
-mlir.register_lowering(_scaled, mlir.lower_fun(_apply, multiple_results=False))
+def _adapt(scale: Any, finite: jax.Array) -> Any:
+    """Return the scale that Flax makes of one after a gradient, finite or not."""
+    if scale is None:
+        return None
+    slope = jnp.where(finite, 0.0, jnp.nan)
+    adapted = scale.value_and_grad(lambda z: z * slope)(0.0)[0]
+    return jax.lax.stop_gradient(adapted)

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlox._problem.context import Context, as_dict
+from mlox._problem.context import Context
+from mlox._problem.loss_output import as_dict
 from mlox._problem.validation import LOSS, check_function
 from mlox._utils.convolutions import unrolls
 from mlox._utils.describe import find_non_array

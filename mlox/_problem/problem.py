@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlox._problem.context import Context, annotate_errors, check_name
+from mlox._problem.context import Context, check_name
+from mlox._problem.transformation import build_transformation
 from mlox._problem.validation import (
     check_mask,
     check_opt_state,
@@ -23,8 +24,7 @@ from mlox._problem.validation import (
     checked_loss_scale,
     checked_model_state,
 )
-from mlox._utils.describe import find_non_array, leaf_types, summarize
-from mlox._utils.tree import combine, partition, strip_weak_type
+from mlox._utils.tree import strip_weak_type
 from mlox._utils.types import LossFn, Mask, PyTree
 from mlox.methods import Implicit, Iterative, Method
 
@@ -191,7 +191,7 @@ class Problem:
             ("meta_trainable", meta_trainable),
         ):
             check_mask(name, what, mask, params)
-        optimizer = _optimizer(tx, trainable, None)
+        optimizer = build_transformation(tx, trainable, None)
         if opt_state is None:
             opt_state = optimizer.init(params)
         check_opt_state(name, optimizer, params, opt_state)
@@ -237,121 +237,8 @@ class Problem:
         check_parts(self.name, parts)
         return dataclasses.replace(self, **changes)
 
-    def updated(self, grads: PyTree, model_state: PyTree, loss: Any) -> Problem:
-        """Return the problem after one optimizer step."""
-        updates, opt_state = self._update(grads, loss)
-        params = optax.apply_updates(self.params, updates)
-        if self.project is not None:
-            with annotate_errors(f"project of problem {self.name!r}", params=params):
-                project = self.project if self.tasks is None else jax.vmap(self.project)
-                params = project(params)
-            self._check_alike("project", params)
-        return self.replace(
-            params=params,
-            # Some transformations promote their state among parameters of mixed dtypes.
-            opt_state=jax.tree.map(_like, opt_state, self.opt_state),
-            model_state=model_state,
-            step=self.step + 1,
-        )
-
-    def restarted(self, params: PyTree) -> Problem:
-        """Return the problem at the start of an inner loop, where `reset` has it."""
-        self._check_alike("reset", params)
-        return self.replace(params=params, opt_state=self.optimizer.init(params))
-
-    @property
-    def optimizer(self) -> optax.GradientTransformation:
-        """The optimizer of what is trainable, for all tasks; the rest stays."""
-        return _optimizer(self.tx, self.trainable, self.tasks)
-
-    def answer(self, params: PyTree) -> PyTree:
-        """Return the part of `params` that responds to uppers, None for the rest.
-
-        What is frozen solves nothing; but it may respond through `reset`, where loops
-        are differentiated.
-        """
-        iterative = isinstance(self.method, Iterative)
-        part = params
-        one = params if self.tasks is None else jax.tree.map(lambda x: x[0], params)
-        for mask in (self.meta_trainable, None if iterative else self.trainable):
-            if mask is not None:
-                part = partition(mask(one), part)
-        return part
-
-    def seen(self, params: PyTree) -> PyTree:
-        """Return `params`, constant where no upper sees a derivative through them."""
-        return combine(self.answer(params), jax.lax.stop_gradient(params))
-
-    def _check_alike(self, what: str, params: PyTree) -> None:
-        given = (params, self.params)
-        if not find_non_array(params):
-            found, expected = (
-                leaf_types(jax.eval_shape(lambda p: p, p)) for p in given
-            )
-            if found == expected:
-                return
-        raise ValueError(
-            f"problem {self.name!r}: {what} returned {summarize(params)}; expected "
-            f"params as they were, {summarize(self.params)}."
-        )
-
-    def pull_update(self, gradient: PyTree, cotangent: PyTree, loss: Any) -> PyTree:
-        """Return (du/dg)^T cotangent for the optimizer's next update u(g)."""
-
-        def update(gradient: PyTree) -> PyTree:
-            whole = combine(gradient, jax.tree.map(jnp.zeros_like, self.params))
-            return self.answer(self._update(whole, loss)[0])
-
-        return jax.vjp(update, gradient)[1](cotangent)[0]
-
-    def _update(self, grads: PyTree, loss: Any) -> tuple[PyTree, PyTree]:
-        # Some transformations go by the loss: reduce_on_plateau, polyak_sgd.
-        tx = optax.with_extra_args_support(self.optimizer)
-        with annotate_errors(f"tx of problem {self.name!r}", gradient=grads):
-            return tx.update(grads, self.opt_state, self.params, value=loss)
-
-
-# One value for equal arguments, or every new problem would be compiled anew.
-@functools.lru_cache(maxsize=64)
-def _optimizer(
-    tx: optax.GradientTransformation, trainable: Mask | None, tasks: int | None
-) -> optax.GradientTransformation:
-    if tasks is not None:
-        return _each_task(_optimizer(tx, trainable, None), tasks)
-    if trainable is None:
-        return tx
-    parts: dict[Hashable, Any] = {"trained": tx, "frozen": optax.set_to_zero()}
-
-    def labels(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda m: "trained" if m else "frozen", trainable(params))
-
-    return optax.partition(parts, labels)
-
-
-def _each_task(
-    tx: optax.GradientTransformation, tasks: int
-) -> optax.GradientTransformationExtraArgs:
-    """Make an optimizer that has a state, and makes an update, for each task."""
-    single = optax.with_extra_args_support(tx)
-
-    def update(
-        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
-    ) -> tuple[PyTree, PyTree]:
-        def one(value: Any, *args: PyTree) -> Any:
-            return single.update(*args, value=value)
-
-        losses = jnp.broadcast_to(extra["value"], (tasks,))
-        return jax.vmap(one)(losses, updates, state, params)
-
-    return optax.GradientTransformationExtraArgs(jax.vmap(single.init), update)
-
 
 def _repeated(tree: PyTree, tasks: int | None) -> PyTree:
     if tasks is None:
         return tree
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (tasks, *x.shape)), tree)
-
-
-def _like(new: Any, old: jax.Array) -> jax.Array:
-    array = jnp.asarray(new)
-    return array if array.dtype == old.dtype else array.astype(old.dtype)

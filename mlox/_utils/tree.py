@@ -27,7 +27,7 @@ def vdot(x: Tree, y: Tree) -> jax.Array:
         >>> print(vdot(x, x))
         1000.0
     """
-    return jnp.asarray(optax.tree.vdot(_widen(x), _widen(y)))
+    return jnp.asarray(optax.tree.vdot(jax.tree.map(widen, x), jax.tree.map(widen, y)))
 
 
 def add_scaled(x: Tree, scale: jax.Array | float, y: Tree) -> Tree:
@@ -191,12 +191,13 @@ def strip_weak_type(value: Any) -> jax.Array:
     return array.astype(array.dtype) if number and array.weak_type else array
 
 
-def _widen(tree: Tree) -> Tree:
-    """Cast leaves of fewer than 32 bits to float32."""
+def widen(leaf: Any) -> jax.Array:
+    """Return a floating array in float32 if its dtype is narrower.
 
-    def wide(leaf: Any) -> jax.Array:
-        leaf = jnp.asarray(leaf)
-        narrow = jnp.finfo(leaf.dtype).bits < 32
-        return leaf.astype(jnp.float32) if narrow else leaf
-
-    return jax.tree.map(wide, tree)
+    Example:
+        >>> widen(jnp.ones(2, jnp.bfloat16)).dtype
+        dtype('float32')
+    """
+    array = jnp.asarray(leaf)
+    narrow = jnp.finfo(array.dtype).bits < 32
+    return array.astype(jnp.float32) if narrow else array

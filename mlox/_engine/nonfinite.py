@@ -1,0 +1,32 @@
+"""Whether steps left numbers that are not finite."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mlox._problem.problem import Problem
+
+
+def has_nonfinite(
+    before: Problem, after: Problem, losses: jax.Array | None
+) -> jax.Array:
+    """Return whether steps of a problem brought numbers that are not finite; a scalar.
+
+    An optimizer may hold an infinity on purpose, as a best loss so far: entries that
+    were not finite before do not count. Nor do the losses of a problem with a loss
+    scale, which is there to handle their overflow.
+
+    Args:
+        before: The problem before the steps.
+        after: The problem after them.
+        losses: Its losses in these steps, or None.
+    """
+    found = [jnp.array(False)]
+    if losses is not None and after.loss_scale is None:
+        found.append(~jnp.isfinite(losses).all())
+    mutable = [(p.params, p.opt_state, p.model_state) for p in (before, after)]
+    for old, new in zip(*map(jax.tree.leaves, mutable), strict=True):
+        if jnp.issubdtype(new.dtype, jnp.inexact):
+            found.append((jnp.isfinite(old) & ~jnp.isfinite(new)).any())
+    return jnp.stack(found).any()

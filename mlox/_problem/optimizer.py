@@ -1,0 +1,99 @@
+"""The optimizer of a problem: its step, its reset, and the transpose of its update."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mlox._problem.context import annotate_errors
+from mlox._problem.problem import Problem
+from mlox._problem.responsive import responsive_part
+from mlox._problem.transformation import build_transformation
+from mlox._utils.describe import find_non_array, show_differences, summarize
+from mlox._utils.tree import combine
+from mlox._utils.types import PyTree
+
+
+def optimizer_of(problem: Problem) -> optax.GradientTransformation:
+    """Return the optimizer of what is trainable, for all tasks; the rest stays."""
+    return build_transformation(problem.tx, problem.trainable, problem.tasks)
+
+
+def apply_gradients(
+    problem: Problem, grads: PyTree, model_state: PyTree, loss: Any
+) -> Problem:
+    """Return the problem after one optimizer step.
+
+    Args:
+        problem: The problem.
+        grads: A pytree like its params.
+        model_state: Its mutable state after the step.
+        loss: Its loss, for transformations that go by it.
+    """
+    updates, opt_state = _update(problem, grads, loss)
+    params = optax.apply_updates(problem.params, updates)
+    if problem.project is not None:
+        with annotate_errors(f"project of problem {problem.name!r}", params=params):
+            one = problem.project
+            params = (one if problem.tasks is None else jax.vmap(one))(params)
+        _check_params_fit(problem, "project", params)
+    return dataclasses.replace(
+        problem,
+        params=params,
+        # Some transformations promote their state among parameters of mixed dtypes.
+        opt_state=jax.tree.map(_cast_like, opt_state, problem.opt_state),
+        model_state=model_state,
+        step=problem.step + 1,
+    )
+
+
+def restart(problem: Problem, params: PyTree) -> Problem:
+    """Return the problem at the start of an inner loop, at what `reset` returned."""
+    _check_params_fit(problem, "reset", params)
+    opt_state = optimizer_of(problem).init(params)
+    return dataclasses.replace(problem, params=params, opt_state=opt_state)
+
+
+def pull_update(
+    problem: Problem, gradient: PyTree, cotangent: PyTree, loss: Any
+) -> PyTree:
+    """Return (du/dg)^T cotangent for the optimizer's next update u(g).
+
+    Args:
+        problem: The problem.
+        gradient: g, like the part of its params that responds.
+        cotangent: A pytree like `gradient`.
+        loss: Its loss, for transformations that go by it.
+    """
+
+    def update(gradient: PyTree) -> PyTree:
+        whole = combine(gradient, jax.tree.map(jnp.zeros_like, problem.params))
+        return responsive_part(problem, _update(problem, whole, loss)[0])
+
+    return jax.vjp(update, gradient)[1](cotangent)[0]
+
+
+def _update(problem: Problem, grads: PyTree, loss: Any) -> tuple[PyTree, PyTree]:
+    # Some transformations go by the loss: reduce_on_plateau, polyak_sgd.
+    tx = optax.with_extra_args_support(optimizer_of(problem))
+    with annotate_errors(f"tx of problem {problem.name!r}", gradient=grads):
+        return tx.update(grads, problem.opt_state, problem.params, value=loss)
+
+
+def _cast_like(new: Any, old: jax.Array) -> jax.Array:
+    # `optax.tree.cast_like` fails at typed keys, and at numbers of Python.
+    array = jnp.asarray(new)
+    return array if array.dtype == old.dtype else array.astype(old.dtype)
+
+
+def _check_params_fit(problem: Problem, function: str, params: PyTree) -> None:
+    """Raise ValueError if a function returned something unlike the params."""
+    if find_non_array(params) or show_differences(params, problem.params):
+        raise ValueError(
+            f"problem {problem.name!r}: {function} returned {summarize(params)}; "
+            f"expected params as they were, {summarize(problem.params)}."
+        )

@@ -1,0 +1,31 @@
+"""The part of an answer that responds to those above; the rest is a constant there."""
+
+from __future__ import annotations
+
+import jax
+
+from mlox._problem.problem import Problem
+from mlox._utils.tree import combine, partition
+from mlox._utils.types import PyTree
+from mlox.methods import Iterative
+
+
+def responsive_part(problem: Problem, params: PyTree) -> PyTree:
+    """Return the part of `params` that responds to uppers, None for the rest.
+
+    Frozen parameters solve nothing, so they are no unknowns of an implicit answer; but
+    they may respond through `reset` where loops are differentiated.
+    """
+    trainable = None if isinstance(problem.method, Iterative) else problem.trainable
+    part = params
+    tasks = problem.tasks
+    one = params if tasks is None else jax.tree.map(lambda x: x[0], params)
+    for mask in (problem.meta_trainable, trainable):
+        if mask is not None:
+            part = partition(mask(one), part)
+    return part
+
+
+def stop_unresponsive(problem: Problem, params: PyTree) -> PyTree:
+    """Return `params`, constant where no upper sees a derivative through them."""
+    return combine(responsive_part(problem, params), jax.lax.stop_gradient(params))

@@ -1,0 +1,58 @@
+"""The optax transformation of a problem: frozen parameters left out, one per task."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mlox._utils.types import Mask, PyTree
+
+
+# Equal arguments give one value, or every new problem would be compiled anew.
+@functools.lru_cache(maxsize=64)
+def build_transformation(
+    tx: optax.GradientTransformation, trainable: Mask | None, tasks: int | None
+) -> optax.GradientTransformation:
+    """Return the transformation that updates the parameters of a problem.
+
+    Args:
+        tx: The transformation for the trainable parameters of one task.
+        trainable: Which parameters are trained; the others get no state and no update.
+        tasks: The number of tasks, each with a state of its own, or None.
+
+    Returns:
+        The transformation for all parameters of all tasks.
+    """
+    if tasks is not None:
+        return _map_tasks(build_transformation(tx, trainable, None), tasks)
+    if trainable is None:
+        return tx
+    parts: dict[Hashable, Any] = {"trained": tx, "frozen": optax.set_to_zero()}
+
+    def labels(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda m: "trained" if m else "frozen", trainable(params))
+
+    return optax.partition(parts, labels)
+
+
+def _map_tasks(
+    tx: optax.GradientTransformation, tasks: int
+) -> optax.GradientTransformationExtraArgs:
+    """Return a transformation with a state, and an update, for each task."""
+    single = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        def update_one(value: Any, *args: PyTree) -> Any:
+            return single.update(*args, value=value)
+
+        losses = jnp.broadcast_to(extra["value"], (tasks,))
+        return jax.vmap(update_one)(losses, updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(jax.vmap(single.init), update)
