@@ -12,7 +12,13 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from sharded import (
+
+import mlox
+import mlox.flax
+from mlox._run import dispatch as _dispatch
+from mlox._sharding.layout import layout_of
+
+from .sharded import (
     BATCH,
     METHODS,
     SIZE,
@@ -22,11 +28,6 @@ from sharded import (
     stacked,
     trees,
 )
-
-import mlox
-import mlox.flax
-from mlox._run import dispatch as _dispatch
-from mlox._sharding.layout import layout_of
 
 P = PartitionSpec
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 
-import _event_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,8 @@ import pytest
 
 import mlox
 from mlox._checkpoint import arrays as _packing
+
+from . import event_files
 
 DATA = {"x": np.arange(12.0).reshape(6, 2), "y": np.arange(6.0) % 3}
 
@@ -206,7 +207,7 @@ def test_logs_have_no_holes_and_no_doubled_steps(engine, tmp_path):
         for row in table:
             row.pop(speed)
     assert tables[0] == tables[1]
-    scalars = [_event_files.scalars(tmp_path / x) for x in ("parts", "whole")]
+    scalars = [event_files.scalars(tmp_path / x) for x in ("parts", "whole")]
     for found in scalars:
         found.pop("cycles_per_second")
     assert scalars[0] == scalars[1]

@@ -16,9 +16,10 @@ import optax
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.flatten_util import ravel_pytree
-from nested import GRAPHS, Graph, Program, slope
 
 import mlox
+
+from .nested import GRAPHS, Graph, Program, slope
 
 DENSE = mlox.Implicit(mlox.Dense())
 GMRES = mlox.Implicit(mlox.GMRES())

@@ -9,10 +9,11 @@ import sys
 import jax
 import numpy as np
 import pytest
-from sharded import METHODS, check_close, data, engine_of, trees
 
 import mlox
 from mlox import _processes as processes
+
+from .sharded import METHODS, check_close, data, engine_of, trees
 
 SCRIPT = pathlib.Path(__file__).with_name("one_of_many.py")
 TIMEOUT = 240

@@ -16,9 +16,10 @@ import numpy as np
 import optax
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nested import Graph
 
 import mlox
+
+from .nested import Graph
 
 SIZE = 2
 

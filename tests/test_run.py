@@ -12,7 +12,6 @@ import subprocess
 import sys
 import termios
 
-import _event_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,8 @@ import mlox
 from mlox._logging import base as _log
 from mlox._run import metrics as _points
 from mlox._run import run_state as _trail
+
+from . import event_files
 
 TX = optax.sgd(0.1)
 BATCHES = [{"x": np.array([i, 1.0 - i])} for i in (0.5, -1.0, 2.0, 0.0)]
@@ -326,7 +327,7 @@ def test_logdir_holds_the_history_for_tensorboard_and_as_json(engine, tmp_path):
     ]
     found = {
         (step, tag): value
-        for tag, steps in _event_files.scalars(logdir).items()
+        for tag, steps in event_files.scalars(logdir).items()
         for step, value in steps.items()
     }
     assert [row["cycle"] for row in rows] == [4, 8, 10]

@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 
-import _event_files
 import pytest
 from tensorboardX.record_writer import masked_crc32c
 
 import mlox
+
+from . import event_files
 
 
 def files(folder):
@@ -18,7 +19,7 @@ def files(folder):
 
 def raw_steps(folder):
     """All steps of all files, without regard to what a later file purges."""
-    events = [event for path in files(folder) for event in _event_files.read(path)]
+    events = [event for path in files(folder) for event in event_files.read(path)]
     return [event.step for event in events if event.HasField("summary")]
 
 
@@ -40,7 +41,7 @@ def test_a_log_point_is_in_the_file_when_log_returns(tmp_path):
     )
     assert killed.returncode == -signal.SIGKILL
     expected = {step: step / 2 for step in range(50)}
-    assert _event_files.scalars(tmp_path) == {"x": expected}
+    assert event_files.scalars(tmp_path) == {"x": expected}
 
 
 def test_resuming_takes_steps_back_in_all_files(tmp_path):
@@ -55,7 +56,7 @@ def test_resuming_takes_steps_back_in_all_files(tmp_path):
     log(third, range(4, 11))
     third.close()
     assert raw_steps(tmp_path) == list(range(1, 11))
-    found = _event_files.scalars(tmp_path)
+    found = event_files.scalars(tmp_path)
     assert found["x/loss"] == {step: 0.5 * step for step in range(1, 11)}
     assert len(files(tmp_path)) == len(list(tmp_path.iterdir())) == 3
 
@@ -72,7 +73,7 @@ def test_tensorboard_is_told_from_where_on_to_forget(tmp_path):
     logger = mlox.tensorboard_logger(tmp_path)
     logger.resume(4)
     logger.close()
-    version, start = _event_files.read(files(tmp_path)[0])
+    version, start = event_files.read(files(tmp_path)[0])
     assert version.file_version == "brain.Event:2"
     assert (start.step, start.session_log.status) == (5, start.session_log.START)
 

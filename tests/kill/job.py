@@ -1,9 +1,9 @@
-"""A run with all that a checkpoint must hold; `kill_and_resume.py` kills it.
+"""A run with all that a checkpoint must hold, to be killed.
 
-python benchmarks/_kill_job.py FOLDER KIND
+python tests/kill/job.py FOLDER KIND
 
-It says "ready" before it begins, and the cycle at every log point. At its end, the
-sums of all bits of what it returns are in FOLDER/end.json.
+It prints "ready" before it begins, and the cycle at every log point. At its end, the
+checksums of everything that it returns are in FOLDER/end.json.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 class Line:
-    """A logger that says where the run is."""
+    """A logger that prints where the run is."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         del metrics
@@ -89,8 +89,8 @@ def score(state: Any) -> dict[str, Any]:
     return {"error": jnp.sin(7.0 * norm) + 0.5 * norm}
 
 
-def sums(tree: Any) -> dict[str, str]:
-    """Return the sums of the bits of all leaves, by path."""
+def checksums(tree: Any) -> dict[str, str]:
+    """Return a checksum of each leaf, by path."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         key = jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
@@ -128,7 +128,7 @@ def main() -> None:
         resume=True,
         **options,
     )
-    (folder / "end.json").write_text(json.dumps(sums(end)))
+    (folder / "end.json").write_text(json.dumps(checksums(end)))
 
 
 if __name__ == "__main__":

@@ -14,35 +14,48 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _fault import Fault, Handled, ending, of_area
-from _faults import BAD, GOOD, run
-from _small import problem
 
 import mlox
 
+from ..small import problem
+from .fault import Fault, Outcome, describe_end, table
+from .runs import BAD, GOOD, run
 
-def cases() -> list[Fault]:
+
+def faults() -> list[Fault]:
     return [*_signals(), *_disks()]
 
 
 def _signals() -> list[Fault]:
-    def sent(number: int, saves: bool) -> Callable[[pathlib.Path], Handled]:
+    def sent(number: int, saves: bool) -> Callable[[pathlib.Path], Outcome]:
         return lambda folder: _signalled(folder, number, saves)
 
-    return of_area(
+    return table(
         "Signals",
         [
-            ("SIGTERM in cycle 3, with a checkpoint", sent(signal.SIGTERM, True)),
+            (
+                "SIGTERM in cycle 3, with a checkpoint",
+                sent(signal.SIGTERM, True),
+                "RunInterrupted: .*signal after cycle 4.*SIGTERM.*resume=True",
+                "after cycle 4, finite; .*1, 2, 3, 4.*bit for bit",
+            ),
             (
                 "SIGINT (Ctrl-C) in cycle 3, with a checkpoint",
                 sent(signal.SIGINT, True),
+                "RunInterrupted: .*signal after cycle 4.*SIGINT.*resume=True",
+                "after cycle 4, finite; .*1, 2, 3, 4.*bit for bit",
             ),
-            ("SIGINT (Ctrl-C) in cycle 3, without one", sent(signal.SIGINT, False)),
+            (
+                "SIGINT (Ctrl-C) in cycle 3, without one",
+                sent(signal.SIGINT, False),
+                "RunInterrupted: .*validation after cycle 3.*KeyboardInterrupt",
+                "after cycle 3, finite; .*cycles 1, 2, 3$",
+            ),
         ],
     )
 
 
-def _signalled(folder: pathlib.Path, number: int, saves: bool) -> Handled:
+def _signalled(folder: pathlib.Path, number: int, saves: bool) -> Outcome:
     """Send this process a signal while it computes, and go on after it."""
 
     def kill(state: Any) -> Any:
@@ -53,13 +66,13 @@ def _signalled(folder: pathlib.Path, number: int, saves: bool) -> Handled:
     checkpoint = mlox.Checkpoint(folder, every=2) if saves else None
     options = {"checkpoint": checkpoint, "valid_every": 1}
     with _default(signal.SIGINT, signal.default_int_handler):
-        found = ending(folder, lambda: run(GOOD, validation=kill, **options))
+        found = describe_end(folder, lambda: run(GOOD, validation=kill, **options))
     if not saves:
         return found
     state, history = run(
         GOOD, validation=lambda state: {"error": 0.5}, resume=True, **options
     )
-    return Handled(found.does, f"{found.kept}. {_resumed(state, history)}")
+    return Outcome(found.action, f"{found.remains}. {_resumed(state, history)}")
 
 
 def _resumed(state: Any, history: Any) -> str:
@@ -83,14 +96,39 @@ def _default(number: int, handler: Any) -> Iterator[None]:
 
 
 def _disks() -> list[Fault]:
-    return of_area(
+    return table(
         "Disks",
         [
-            ("a disk that is full, at a checkpoint", _full_of_checkpoints),
-            ("a disk that is full, at a line of metrics.csv", _full_of_lines),
-            ("the folder of checkpoints is deleted in cycle 3", _deleted),
-            ("a last line of metrics.csv that was cut off", _cut_table),
-            ("a last line of metrics.jsonl that was cut off", _cut_lines),
+            (
+                "a disk that is full, at a checkpoint",
+                _full_of_checkpoints,
+                "RunError: .*saving after cycle 3.*File too large",
+                "after cycle 3, finite; .*bit for bit.*True",
+            ),
+            (
+                "a disk that is full, at a line of metrics.csv",
+                _full_of_lines,
+                "RunError: .*logging after cycle 2.*File too large.*csv_logger.*room",
+                "after cycle 2, finite; .*of 3 lines .*whole: 1",
+            ),
+            (
+                "the folder of checkpoints is deleted in cycle 3",
+                _deleted,
+                "runs until cycle 5",
+                r"1, 2, 3, 4, 5; .*\['1', '2'\] elsewhere and \['3', '4', '5'\]",
+            ),
+            (
+                "a last line of metrics.csv that was cut off",
+                _cut_table,
+                "drops it, and runs until cycle 5",
+                r"\[1, 2, 3, 4, 5\]",
+            ),
+            (
+                "a last line of metrics.jsonl that was cut off",
+                _cut_lines,
+                "drops it, and runs until cycle 5",
+                r"\[1, 2, 3, 4, 5\]",
+            ),
         ],
     )
 
@@ -106,7 +144,7 @@ def _room(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def _full_of_checkpoints(folder: pathlib.Path) -> Handled:
+def _full_of_checkpoints(folder: pathlib.Path) -> Outcome:
     """Fill the disk in the third cycle: checkpoints of 1 and 2 are there."""
     big = mlox.Engine(
         [problem("fit", params=jnp.ones(4096, jnp.float32), loss_fn=_noisy, rng=0)]
@@ -120,7 +158,7 @@ def _full_of_checkpoints(folder: pathlib.Path) -> Handled:
         return {"error": 0.5}
 
     with room:
-        found = ending(
+        found = describe_end(
             folder, lambda: run(None, big, validation=fill, checkpoint=checkpoint)
         )
     state, _ = run(
@@ -132,8 +170,10 @@ def _full_of_checkpoints(folder: pathlib.Path) -> Handled:
     )
     whole, _ = run(None, big)
     same = bool(jnp.array_equal(state["fit"].params, whole["fit"].params))
-    kept = f"{found.kept}. Resumed with room, it ends bit for bit as one run: {same}"
-    return Handled(found.does, kept)
+    remains = (
+        f"{found.remains}. Resumed with room, it ends bit for bit as one run: {same}"
+    )
+    return Outcome(found.action, remains)
 
 
 def _noisy(params: Any, batch: Any, ctx: mlox.Context) -> Any:
@@ -141,20 +181,22 @@ def _noisy(params: Any, batch: Any, ctx: mlox.Context) -> Any:
     return jnp.sum((params - noise) ** 2)
 
 
-def _full_of_lines(folder: pathlib.Path) -> Handled:
+def _full_of_lines(folder: pathlib.Path) -> Outcome:
     table = folder / "metrics.csv"
     logger = mlox.csv_logger(table)
     with _room(60):
-        found = ending(folder, lambda: run(GOOD, loggers=[logger]))
+        found = describe_end(folder, lambda: run(GOOD, loggers=[logger]))
     rows = len(table.read_text().splitlines())
     again = mlox.csv_logger(table)
     again.close()
     whole = len(table.read_text().splitlines()) - 1
-    kept = f"{found.kept}; of {rows} lines in the table, rows that are whole: {whole}"
-    return Handled(found.does, kept)
+    remains = (
+        f"{found.remains}; of {rows} lines in the table, rows that are whole: {whole}"
+    )
+    return Outcome(found.action, remains)
 
 
-def _deleted(folder: pathlib.Path) -> Handled:
+def _deleted(folder: pathlib.Path) -> Outcome:
     checkpoint = mlox.Checkpoint(folder / "run", every=1, async_=False)
 
     def delete(state: Any) -> Any:
@@ -162,37 +204,39 @@ def _deleted(folder: pathlib.Path) -> Handled:
             (folder / "run").rename(folder / "elsewhere")
         return {"error": 0.5}
 
-    found = ending(folder, lambda: run(GOOD, validation=delete, checkpoint=checkpoint))
+    found = describe_end(
+        folder, lambda: run(GOOD, validation=delete, checkpoint=checkpoint)
+    )
     there, here = (
         sorted(p.name for p in (folder / name).iterdir())
         for name in ("elsewhere", "run")
     )
-    return Handled(
-        found.does, f"{found.kept}; checkpoints {there} elsewhere and {here} there"
+    return Outcome(
+        found.action, f"{found.remains}; checkpoints {there} elsewhere and {here} there"
     )
 
 
 def _cut(
     folder: pathlib.Path, name: str, logger: Any, cycle: Callable[[str], int]
-) -> Handled:
+) -> Outcome:
     """Stop after three cycles, cut the last line, and resume until the fifth."""
     file, checkpoint = folder / name, mlox.Checkpoint(folder / "run", every=1)
     run(GOOD, train_iters=BAD, loggers=[logger(file)], checkpoint=checkpoint)
     with file.open("a") as lines:
         lines.write(file.read_text().splitlines()[-1][:9])
-    found = ending(
+    found = describe_end(
         folder,
         lambda: run(GOOD, loggers=[logger(file)], checkpoint=checkpoint, resume=True),
     )
     cycles = [cycle(line) for line in file.read_text().splitlines() if line[0] != "c"]
-    return Handled(f"drops it, and {found.does}", f"whole lines of cycles {cycles}")
+    return Outcome(f"drops it, and {found.action}", f"whole lines of cycles {cycles}")
 
 
-def _cut_table(folder: pathlib.Path) -> Handled:
+def _cut_table(folder: pathlib.Path) -> Outcome:
     first = lambda line: int(line.split(",")[0])
     return _cut(folder, "metrics.csv", mlox.csv_logger, first)
 
 
-def _cut_lines(folder: pathlib.Path) -> Handled:
+def _cut_lines(folder: pathlib.Path) -> Outcome:
     named = lambda line: json.loads(line)["cycle"]
     return _cut(folder, "metrics.jsonl", mlox.json_logger, named)

@@ -1,14 +1,15 @@
-"""A few runs that are killed by SIGKILL, as `benchmarks/kill_and_resume.py` does it."""
+"""A few of the runs that `python -m tests.kill` kills by SIGKILL and resumes."""
 
 import itertools
 import json
 
-import _kill_job
-import kill_and_resume
 import pytest
-from kill_and_resume import Moment
 
-KINDS = list(_kill_job.KINDS)
+from . import chains
+from .chains import Moment
+from .job import KINDS as JOBS
+
+KINDS = list(JOBS)
 
 
 @pytest.mark.parametrize(
@@ -19,44 +20,44 @@ KINDS = list(_kill_job.KINDS)
     ],
     ids=["three kills", "one kill"],
 )
-def test_a_killed_run_that_goes_on_is_one_that_never_stopped(tmp_path, kind, drawn):
-    assert not kill_and_resume.run(tmp_path / "whole", kind)
-    whole = kill_and_resume.found(tmp_path / "whole")
-    made = kill_and_resume.chain(tmp_path / "parts", kind, drawn, whole)
+def test_killed_run_returns_the_same_bits_when_resumed(tmp_path, kind, drawn):
+    assert not chains.run(tmp_path / "whole", kind)
+    whole = chains.found(tmp_path / "whole")
+    made = chains.chain(tmp_path / "parts", kind, drawn, whole)
     assert len(made.kills) == len(drawn)
     assert not made.differences
 
 
-def test_differences_are_found(tmp_path):
-    """Every kind of thing that is compared, changed by hand, is told."""
-    kill_and_resume.run(tmp_path, KINDS[1])
-    whole = kill_and_resume.found(tmp_path)
+def test_differences_returns_all_that_differ(tmp_path):
+    """Change everything that is compared by hand."""
+    chains.run(tmp_path, KINDS[1])
+    whole = chains.found(tmp_path)
     assert "[1]['validation/error']" in whole
     assert any(name.startswith("[0]['inner'].params") for name in whole)
 
-    def told():
-        return kill_and_resume.differences(whole, kill_and_resume.found(tmp_path))
+    def changed():
+        return chains.differences(whole, chains.found(tmp_path))
 
-    assert not told()
+    assert not changed()
     sums = json.loads((tmp_path / "end.json").read_text())
     first = next(iter(sums))
     (tmp_path / "end.json").write_text(json.dumps({**sums, first: "other"}))
-    assert told() == [first]
+    assert changed() == [first]
     for name in ("metrics.jsonl", "table.csv"):
         lines = (tmp_path / "logs" / name).read_text().splitlines(keepends=True)
         (tmp_path / "logs" / name).write_text("".join(lines[:-1]))
     (tmp_path / "checkpoints" / "1").mkdir()
     (events,) = (tmp_path / "logs").glob("events*")
     events.write_bytes(events.read_bytes()[:-1])
-    assert set(told()) == {
+    assert set(changed()) == {
         *(first, "CSV rows", "JSON lines", "event files"),
         *("steps in event files", "folder of checkpoints"),
     }
 
 
-def test_moments_are_drawn_from_a_seed():
+def test_moments_returns_the_same_for_a_seed():
     first, again, other = (
-        list(itertools.islice(kill_and_resume.moments(seed), 50)) for seed in (0, 0, 1)
+        list(itertools.islice(chains.moments(seed), 50)) for seed in (0, 0, 1)
     )
     assert first == again != other
     assert {1} < {moment.lines for moment in first}

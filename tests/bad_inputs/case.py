@@ -1,4 +1,4 @@
-"""A bad input as a value: what is tried, and what comes of it."""
+"""A bad input as a value: what is passed, how, and which error must come."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import pathlib
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
-
-LONGEST = 420
 
 # What differs from run to run, and from one version of JAX to another.
 SAME = {
@@ -20,55 +18,48 @@ SAME = {
     r"'\w*Tracer'": "'Tracer'",
     r"OUT_OF_RANGE: .*": "OUT_OF_RANGE: ...",
 }
-NOTHING = "nothing"
 
 
 class Case(NamedTuple):
-    """Something that a user might get wrong.
+    """An input that a user might get wrong.
 
     Attributes:
         area: What it is passed to.
-        tried: What is passed, in words.
-        do: Does it, with an empty folder to write into.
+        what: What is passed, in words.
+        pass_it: Passes it; gets an empty folder to write into.
+        error: The type of the error or the warning that must come.
+        match: A regular expression that its message must match: names and values, and
+            one word of the remedy, so that rewording costs nothing.
     """
 
     area: str
-    tried: str
-    do: Callable[[pathlib.Path], object]
+    what: str
+    pass_it: Callable[[pathlib.Path], object]
+    error: type[BaseException]
+    match: str
 
 
-class Outcome(NamedTuple):
-    """What came of a case.
-
-    Attributes:
-        kind: The type of the error or warning, or "nothing".
-        message: What it says, in one line, the same on every machine.
-    """
-
-    kind: str
-    message: str
+Row = tuple[str, Callable[[pathlib.Path], object], type[BaseException], str]
 
 
-def of_area(
-    area: str, tried: Iterable[tuple[str, Callable[[pathlib.Path], object]]]
-) -> list[Case]:
-    return [Case(area, what, do) for what, do in tried]
+def table(area: str, rows: list[Row]) -> list[Case]:
+    return [Case(area, *row) for row in rows]
 
 
-def outcome(case: Case) -> Outcome:
-    """Do what a case says, and catch whatever comes of it."""
+def observe(case: Case) -> tuple[type[BaseException] | None, str]:
+    """Pass a bad input; return the type and the message of the error or warning."""
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("error")
         folder = pathlib.Path(name)
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                case.do(folder)
+                case.pass_it(folder)
         except BaseException as error:
-            return Outcome(type(error).__name__, told(error, folder))
-    return Outcome(NOTHING, "")
+            return type(error), message_of(error, folder)
+    return None, ""
 
 
-def told(error: BaseException, folder: pathlib.Path) -> str:
+def message_of(error: BaseException, folder: pathlib.Path) -> str:
     """Return message and notes of an error in one line, without what differs."""
     # JAX notes at every error that it leaves out its own frames.
     notes = [n for n in vars(error).get("__notes__", ()) if not n.startswith("---")]
@@ -76,4 +67,4 @@ def told(error: BaseException, folder: pathlib.Path) -> str:
     text = text.replace(str(folder), "FOLDER")
     for different, same in SAME.items():
         text = re.sub(different, same, text)
-    return text if len(text) <= LONGEST else text[:LONGEST].rstrip() + " …"
+    return text

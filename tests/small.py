@@ -37,7 +37,7 @@ def problem(name: Any = "fit", **parts: Any) -> mlox.Problem:
     return mlox.Problem.create(name=name, **given)
 
 
-def alone(**parts: Any) -> mlox.Engine:
+def single(**parts: Any) -> mlox.Engine:
     return mlox.Engine([problem(**parts)])
 
 
@@ -57,7 +57,7 @@ def pair(
     )
 
 
-def traced(engine: mlox.Engine, batches: Any = None) -> Any:
+def trace(engine: mlox.Engine, batches: Any = None) -> Any:
     """Trace a step, which is where a loss is seen first, and compile nothing."""
     batches = (
         (GOOD if len(engine.names) > 1 else {"fit": None})
@@ -67,7 +67,7 @@ def traced(engine: mlox.Engine, batches: Any = None) -> Any:
     return jax.eval_shape(engine.step, engine.init(), batches)
 
 
-def ran(engine: mlox.Engine, data: Any = None, **options: Any) -> Any:
+def run_engine(engine: mlox.Engine, data: Any = None, **options: Any) -> Any:
     """Run a few cycles in silence."""
     options = {"train_iters": 3, "log_every": 1, "loggers": (), **options}
     return engine.run(engine.init(), data, progress=False, **options)

@@ -1,11 +1,7 @@
-"""Kills runs at random moments, lets them go on, and compares with one never stopped.
-
-python benchmarks/kill_and_resume.py
-"""
+"""Kill runs at random moments, resume them, and compare with a run in one go."""
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import csv
 import json
@@ -15,17 +11,16 @@ import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import _event_files
-import _kill_job
-import _timing
 import numpy as np
 
-JOB = pathlib.Path(__file__).with_name("_kill_job.py")
+from .. import event_files
+from . import job
+
+JOB = pathlib.Path(__file__).with_name("job.py")
 SPEED = "cycles_per_second"
 MOMENTS = ("before the first checkpoint", "within a save", "between saves")
 
@@ -107,8 +102,8 @@ def found(folder: pathlib.Path) -> dict[str, Any]:
     with (logs / "table.csv").open(newline="") as table:
         rows = list(csv.DictReader(table))
     files = sorted(logs.glob("events.out.tfevents.*"))
-    events = [event for path in files for event in _event_files.read(path)]
-    scalars = _event_files.scalars(logs)
+    events = [event for path in files for event in event_files.read(path)]
+    scalars = event_files.scalars(logs)
     return {
         **json.loads((folder / "end.json").read_text()),
         "JSON lines": [without_speed(line) for line in lines],
@@ -154,7 +149,7 @@ def chains(folder: pathlib.Path, kills: int, seed: int, workers: int) -> list[Ch
     Returns:
         The chains.
     """
-    kinds, drawn = list(_kill_job.KINDS), moments(seed)
+    kinds, drawn = list(job.KINDS), moments(seed)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         wholes = [folder / f"whole-{i}" for i in range(len(kinds))]
         list(pool.map(run, wholes, kinds))
@@ -174,35 +169,3 @@ def chains(folder: pathlib.Path, kills: int, seed: int, workers: int) -> list[Ch
             ]
             made += [job.result() for job in jobs]
     return made
-
-
-def rows(made: list[Chain]) -> Iterator[list[str]]:
-    """Count kills and differences, for a table."""
-    for kind in [*_kill_job.KINDS, None]:
-        of = [link for link in made if kind in (None, link.kind)]
-        kills = [moment for link in of for moment in link.kills]
-        differ = sum(len(link.kills) for link in of if link.differences)
-        counts = [kills.count(moment) for moment in MOMENTS]
-        yield [kind or "all", *map(str, [len(of), len(kills), *counts, differ])]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Runs that are killed, and go on")
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
-    given = parser.parse_args()
-    begun = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        made = chains(pathlib.Path(folder), given.kills, given.seed, given.workers)
-    head = ["job", "runs", "kills", *MOMENTS, "kills of runs that differ"]
-    print(_timing.table(head, rows(made)))
-    for number, link in enumerate(made):
-        if link.differences:
-            print(f"chain {number} ({link.kind}, {link.kills}): {link.differences}")
-    print(f"\nseed {given.seed}, {time.perf_counter() - begun:.0f} s")
-    sys.exit(any(link.differences for link in made))
-
-
-if __name__ == "__main__":
-    main()

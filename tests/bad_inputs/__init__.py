@@ -1,0 +1,1 @@
+"""Bad inputs: a table for each area."""

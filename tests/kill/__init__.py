@@ -1,0 +1,1 @@
+"""Runs that are killed, resumed, and compared with runs that were never stopped."""
