@@ -32,9 +32,7 @@ def main() -> int:
         made = chains(
             pathlib.Path(folder), options.kills, options.seed, options.workers
         )
-    print(
-        "| job | runs | kills |", " | ".join(MOMENTS), "| kills of runs that differ |"
-    )
+    print("| job | runs | kills |", " | ".join(MOMENTS), "| kills that differ |")
     print("|---" * (len(MOMENTS) + 4) + "|")
     for kind in [*job.KINDS, None]:
         print("|", " | ".join(map(str, count(kind, made))), "|")
