@@ -372,13 +372,13 @@ REFUSED = {
     "nothing": ([], ValueError, r"rules are \[\]; expected"),
     "no pair": (["fit"], TypeError, "the rules hold 'fit'; expected"),
     "two kinds": ([("w", P()), ("b", "data")], TypeError, "mix patterns with"),
-    "no expression": ([("(", P())], ValueError, r"'\(' is no regular expression"),
+    "no expression": ([("(", P())], ValueError, r"'\(' is not a regular expression"),
     "no leaf": ([("fit/kernel", P())], ValueError, "'fit/kernel' matches no leaf"),
     "no axis": ([("fit/w", P("up"))], ValueError, "mesh has no axis 'up', only"),
     "too many": (
         [("fit/w", P(None, None, "data"))],
         ValueError,
-        "problem 'fit', leaf 'fit/w' of the shape .32, 32. .* it has 2 axes",
+        "problem 'fit', leaf 'fit/w' of shape .32, 32. .* it has 2 axes",
     ),
     "twice": ([("fit/w", P("data", "data"))], ValueError, "'data' is there twice"),
     "uneven": ([("fit/b", P("data"))], ValueError, "axis 0 of 1 cannot be split"),
@@ -413,7 +413,7 @@ def test_a_state_of_another_engine_is_refused():
         mlox.shard(engine, {"fit": engine.init()["fit"]}, mesh_of("fsdp"))
 
 
-UNEVEN = "problem '.*': leaf .* has 12 examples, .* 8 places .* of 8, e.g. 16"
+UNEVEN = "problem 'fit': leaf .* has 12 examples; expected a multiple of 8, .* e.g. 16"
 
 
 def test_a_batch_that_cannot_be_split_is_refused():

@@ -89,7 +89,6 @@ def test_imports_point_down():
     order.prepare()  # raises if the rooms import in a circle
 
 
-@pytest.mark.xfail(reason="until the cuts are made")
 def test_mathematics_and_host_never_meet():
     for path in FILES:
         if room_of(path) in MATHEMATICS:

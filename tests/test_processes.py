@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mlox
-from mlox import _processes as processes
+from mlox._sharding import multihost
 
 from .sharded import METHODS, check_close, data, engine_of, trees
 
@@ -127,7 +127,7 @@ def test_four_processes(tmp_path, expected):
     for process, text in enumerate(read(tmp_path, "refused", 4)):
         alike, mesh, placed, saved = text.splitlines()
         assert "'fit/step' differs between processes" in alike
-        assert f"processes [0, 1, 2], but this is process {process} of 4" in mesh
+        assert f"processes [0, 1, 2], and this is process {process} of 4" in mesh
         assert "`state` is on no mesh, but this job has 4 processes" in placed
         assert "`state` is on a mesh of one of 4. Place it on a mesh of" in saved
 
@@ -189,10 +189,10 @@ def test_a_job_whose_process_was_killed_goes_on_as_if_it_were_not(tmp_path):
 
 
 def test_positions_of_other_processes():
-    each = {processes.EACH: [{"fit": 1}, {"fit": 2}]}
+    each = {multihost.PER_PROCESS: [{"fit": 1}, {"fit": 2}]}
     with pytest.warns(UserWarning, match="is of 2 processes .* this job has 1: all go"):
-        assert processes.own(each) == {"fit": 1}
-    assert processes.own({"fit": 3}) == {"fit": 3}
+        assert multihost.select_positions(each) == {"fit": 1}
+    assert multihost.select_positions({"fit": 3}) == {"fit": 3}
 
 
 def test_mlox_has_no_process_by_itself():

@@ -437,7 +437,7 @@ def _jitted(value: Step | Evaluation, donate: bool, layout: Layout | None) -> An
 
     def step(state: State, batches: Batches) -> tuple[State, Metrics]:
         state, metrics = value(state, batches)
-        return layout.held(state), metrics
+        return layout.constrain(state), metrics
 
     return jax.jit(step, donate_argnums=donated)
 

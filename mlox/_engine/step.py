@@ -67,11 +67,15 @@ class Step:
         check_state(self.cycle.plan, state)
         check_donated(state)
 
+    def check_batches(self, state: State, batches: Batches) -> None:
+        """Raise if batches do not fit the schedule, or the problems of the state."""
+        check_batches(self.cycle.plan.graph, state, batches)
+
     def prepared(self, state: State, batches: Batches) -> Cycle:
         """Check the arguments of a step, and decide whether loops are written out."""
         plan = self.cycle.plan
         check_state(plan, state)
-        check_batches(plan.graph, state, batches)
+        self.check_batches(state, batches)
         if self.unroll_loops is not None:
             return self.cycle
         looped = [n for n, steps in plan.graph.steps_per_cycle.items() if steps > 1]

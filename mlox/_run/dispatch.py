@@ -12,7 +12,7 @@ from jax import lax
 
 from mlox._data import stacking as _data
 from mlox._run import nonfinite as _faults
-from mlox._sharding.layout import Layout, split
+from mlox._sharding.layout import Layout, split_batches
 from mlox._utils.types import State
 
 
@@ -88,7 +88,7 @@ def compiled(
         """Keep a state on a mesh as it is, and the sums where every process is."""
         if layout is None:
             return state, totals
-        return layout.held(state), layout.whole(totals)
+        return layout.constrain(state), layout.replicate(totals)
 
     def program(
         state: State, totals: Totals, batches: Any, safe: State
@@ -138,7 +138,7 @@ def zero_totals(
         }
         counts = {} if policy is None else _faults.counters(state, sums)
         totals = Totals(sums, counts)
-        return totals if layout is None else layout.whole(totals)
+        return totals if layout is None else layout.replicate(totals)
 
     return jax.jit(zeros, keep_unused=True)
 
@@ -168,7 +168,7 @@ def gather(
     batches = _data.stack(engine.steps_per_cycle, sources, cycles)
     if layout is None:
         return jax.device_put(batches)
-    return split(batches, layout.mesh, axis=1 if cycles is None else 2)
+    return split_batches(batches, layout.mesh, axis=1 if cycles is None else 2)
 
 
 def lengths(cycles: int, cycles_per_dispatch: int) -> Iterator[int]:

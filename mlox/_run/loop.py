@@ -30,7 +30,7 @@ from mlox._run.resume import Found
 from mlox._run.run_state import Point, State, Trail
 from mlox._run.signals import noted
 from mlox._sharding.layout import Layout
-from mlox._sharding.multihost import reached_stop, shared
+from mlox._sharding.multihost import gather_positions, poll_preemption
 
 
 class Plan(NamedTuple):
@@ -68,7 +68,7 @@ class Run(NamedTuple):
     @property
     def spans(self) -> bool:
         """Whether it is one of several processes."""
-        return self.layout is not None and self.layout.spans
+        return self.layout is not None and self.layout.is_multi_process
 
 
 class Start(NamedTuple):
@@ -128,7 +128,7 @@ def loop(run: Run, found: Found | None) -> None:
     # Where there are several processes, JAX notes the signals.
     with noted(run.store is not None and not run.spans) as signals:
         for number, reached in enumerate(_dispatched(run, start, cycles)):
-            asked = reached_stop(number) if run.spans else bool(signals)
+            asked = poll_preemption(number) if run.spans else bool(signals)
             stops = _seen_to(run, reached, asked)
             if stops:
                 return
@@ -227,7 +227,7 @@ def _seen_to(run: Run, reached: Reached, asked: bool) -> bool:
     if run.store is not None and (due.saves or due.ends or asked or stops):
         trail.stage = "saving after"
         safe = None if due.saves else reached.safe  # else it is the state itself
-        where = shared(reached.positions) if run.spans else reached.positions
+        where = gather_positions(reached.positions) if run.spans else reached.positions
         _saving.save(run.store, trail, reached.onward, safe, where, scalars)
     if stops and plan.stopping is not None:
         run.bar.set_postfix_str("stopped early", refresh=False)

@@ -12,7 +12,7 @@ from mlox._run.dispatch import Totals, copied, shown
 from mlox._run.early_stopping import EarlyStopping, update, value_of
 from mlox._run.nonfinite import CYCLES, cause
 from mlox._run.run_state import Point, State, Trail, mean_metrics
-from mlox._sharding.multihost import agreed
+from mlox._sharding.multihost import mean_over_processes
 
 Validation = Callable[[State], Mapping[str, Any]]
 
@@ -78,7 +78,7 @@ def validate(
     def measured() -> dict[str, np.ndarray]:
         return _scores(validation(point.state))
 
-    scores = agreed(measured) if spans else measured()
+    scores = mean_over_processes(measured) if spans else measured()
     record = {"validation/cycle": np.asarray(point.cycle), **scores}
     if trail.validations and set(record) != set(trail.validations[0]):
         raise ValueError(

@@ -13,7 +13,7 @@ from mlox._checkpoint.restore import Archive, Snapshot
 from mlox._checkpoint.save import Store, tidy
 from mlox._run.early_stopping import Best
 from mlox._run.run_state import Point, State, Trail
-from mlox._sharding.multihost import alone
+from mlox._sharding.multihost import on_primary
 
 Positions = Mapping[str, Any]
 Records = list[dict[str, np.ndarray]]
@@ -110,7 +110,7 @@ def begin(
     read = archive.newest({"state": state}, about)
     if read is None:
         return None
-    alone(spans, lambda: tidy(checkpoint, read.cycle))
+    on_primary(spans, lambda: tidy(checkpoint, read.cycle))
     notes, arrays = read.notes, read.arrays
     state = filled("state", state, arrays)
     trail.safe = Point(read.cycle, state, None, notes["since"])

@@ -18,8 +18,12 @@ from mlox._run.dispatch import Steps
 from mlox._run.loop import Run, loop
 from mlox._run.resume import Found
 from mlox._run.run_state import History, Point, State, Trail, history_of, stopped
-from mlox._sharding.layout import check_placed, layout_of
-from mlox._sharding.multihost import explained, is_of_devices, own
+from mlox._sharding.layout import check_placement, layout_of
+from mlox._sharding.multihost import (
+    annotate_device_error,
+    is_device_error,
+    select_positions,
+)
 
 
 def run(
@@ -33,7 +37,11 @@ def run(
     failure: BaseException | None = None
     store: Store | None = None
     layout = layout_of(state)
-    speaks, spans = (True, False) if layout is None else (layout.speaks, layout.spans)
+    speaks, spans = (
+        (True, False)
+        if layout is None
+        else (layout.is_primary, layout.is_multi_process)
+    )
     opened: list[_log.Logger] = []
     try:
         _open(opened, options.loggers)
@@ -41,7 +49,7 @@ def run(
         _data.check_data(engine.steps_per_cycle, series)
         engine.check(state)
         plan = planned(engine, options)
-        check_placed(layout, plan.checkpoint is not None)
+        check_placement(layout, plan.checkpoint is not None)
         opened += _files(options.logdir) if speaks else []
         heard = opened if speaks else []
         found = None
@@ -57,8 +65,8 @@ def run(
         with _log.progress_bar(plan.train_iters, trail.safe.cycle, shown) as bar:
             loop(Run(engine, plan, trail, sources, heard, bar, store, layout), found)
     except BaseException as error:
-        failure = explained(error) if spans else error
-    if spans and is_of_devices(failure):
+        failure = annotate_device_error(error) if spans else error
+    if spans and is_device_error(failure):
         store = None  # closing it would wait for a process that is gone
     failure = _close(opened, store, trail, failure)
     if failure is None:
@@ -100,7 +108,7 @@ def _files(logdir: str | os.PathLike[str] | None) -> list[_log.Logger]:
 
 def _sources(series: Mapping[str, Any], found: Found | None) -> dict[str, Opened]:
     """Open the data, where a run that is resumed was."""
-    positions = {} if found is None else own(found.positions)
+    positions = {} if found is None else select_positions(found.positions)
     return {
         name: repeat(name, value, positions.get(name))
         for name, value in series.items()

@@ -1,7 +1,7 @@
-"""Where a state lives: the layout of a run on a mesh, and batches split over it.
+"""Layouts: how a state is placed on a mesh, and batches split over it.
 
-Everything follows from how the arrays of the state are placed: a step, a dispatch and a
-run keep the layout that they find, and XLA's own partitioner does the rest.
+A step, a dispatch and a run keep the placement of the arrays that they are given, and
+XLA's partitioner does the rest.
 """
 
 from __future__ import annotations
@@ -30,93 +30,99 @@ class Layout:
     mesh: Mesh
     shardings: tuple[NamedSharding, ...]
 
-    def of(self, state: PyTree) -> PyTree:
-        """Return the shardings as a tree like the state."""
-        return jax.tree.unflatten(jax.tree.structure(state), self.shardings)
+    def constrain(self, state: PyTree) -> PyTree:
+        """Constrain a traced state to this layout.
 
-    def held(self, state: PyTree) -> PyTree:
-        """Return the state, for XLA to place as it was; inside of a traced function.
-
-        Left to itself, XLA would place what follows from sharded data as suits it: the
-        next step would find another layout, and be compiled again.
+        Without it XLA chooses the placement of what a step returns: the next step
+        would meet another layout, and be compiled again.
         """
-        return jax.lax.with_sharding_constraint(state, self.of(state))
+        shardings = jax.tree.unflatten(jax.tree.structure(state), self.shardings)
+        return jax.lax.with_sharding_constraint(state, shardings)
 
-    def whole(self, tree: PyTree) -> PyTree:
-        """Return a tree, whole on every device; inside of a traced function."""
+    def replicate(self, tree: PyTree) -> PyTree:
+        """Constrain a traced tree to be whole on every device."""
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         return jax.lax.with_sharding_constraint(tree, everywhere)
 
     @property
-    def spans(self) -> bool:
+    def is_multi_process(self) -> bool:
         """Whether some of its devices belong to other processes."""
         return self.mesh.is_multi_process
 
     @property
-    def speaks(self) -> bool:
-        """Whether this process is the one that shows and writes what all know."""
-        return not self.spans or jax.process_index() == 0
+    def is_primary(self) -> bool:
+        """Whether this process shows and writes what all processes know."""
+        return not self.is_multi_process or jax.process_index() == 0
 
 
 def layout_of(state: PyTree) -> Layout | None:
     """Return the layout of a state; None if it is on no mesh.
 
-    What is on no device in particular will be whole on every device.
+    Leaves that are not on the mesh are whole on every device in the layout.
     """
-    leaves = jax.tree.leaves(state)
-    placed = [x.sharding if isinstance(x, jax.Array) else None for x in leaves]
-    named = [x for x in placed if isinstance(x, NamedSharding)]
+    found = [
+        x.sharding if isinstance(x, jax.Array) else None for x in jax.tree.leaves(state)
+    ]
+    named = [x for x in found if isinstance(x, NamedSharding)]
     meshes = [x.mesh for x in named if isinstance(x.mesh, Mesh)]
     if not meshes:
         return None
-    mesh, nowhere = automatic(meshes[0]), PartitionSpec()
-    specs = [x.spec if isinstance(x, NamedSharding) else nowhere for x in placed]
+    mesh, whole = with_auto_axes(meshes[0]), PartitionSpec()
+    specs = [x.spec if isinstance(x, NamedSharding) else whole for x in found]
     return Layout(mesh, tuple(NamedSharding(mesh, spec) for spec in specs))
 
 
-def check_placed(layout: Layout | None, saves: bool) -> None:
-    """Refuse a state that lives on one process of several by an oversight.
+def check_placement(layout: Layout | None, saves: bool) -> None:
+    """Raise ValueError if a state of a job is on one process by an oversight.
 
-    Raises:
-        ValueError: If there are several processes, and the state is on no mesh; or on
-            that of one process, and is to be saved.
+    Args:
+        layout: The layout of the state.
+        saves: Whether it is to be saved.
     """
     count = jax.process_count()
-    if layout is not None and count > 1 and saves and not layout.spans:
-        raise ValueError(
-            "`checkpoint` is written by all processes together, but `state` is on a "
-            f"mesh of one of {count}. Place it on a mesh of jax.devices(), or start "
-            "programs without jax.distributed."
-        )
-    if layout is None and count > 1:
+    if count == 1:
+        return
+    if layout is None:
         raise ValueError(
             f"`state` is on no mesh, but this job has {count} processes, each of which "
             "would train by itself. Place it with mlox.shard(engine, state, mesh); if "
             "that is what you want, on a mesh of jax.local_devices()."
         )
+    if saves and not layout.is_multi_process:
+        raise ValueError(
+            "`checkpoint` is written by all processes together, but `state` is on a "
+            f"mesh of one of {count}. Place it on a mesh of jax.devices(), or start "
+            "programs without jax.distributed."
+        )
 
 
-def check_mesh(mesh: Mesh) -> None:
-    """Refuse a mesh on which the processes cannot all work.
+def check_mesh(mesh: Any) -> None:
+    """Raise if a mesh is none, or if it has devices of some of the processes only.
 
     Raises:
+        TypeError: If it is not a mesh.
         ValueError: If it lacks some of the processes, or all devices of this one.
     """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"shard: mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh, "
+            "e.g. jax.make_mesh((len(jax.devices()),), ('data',))."
+        )
     there = {device.process_index for device in mesh.devices.flat}
-    every, own = set(range(jax.process_count())), {jax.process_index()}
-    if there not in (every, own):
+    index, count = jax.process_index(), jax.process_count()
+    if there not in ({index}, set(range(count))):
         raise ValueError(
-            f"the mesh has devices of the processes {sorted(there)}, but this is "
-            f"process {own.pop()} of {len(every)}: use devices of all of them, e.g. "
+            f"shard: mesh has devices of the processes {sorted(there)}, and this is "
+            f"process {index} of {count}; expected devices of all of them, "
             "jax.devices(), or of this one alone, jax.local_devices()."
         )
 
 
-def automatic(mesh: Mesh) -> Mesh:
-    """Return a mesh whose axes XLA's partitioner may use as it sees fit.
+def with_auto_axes(mesh: Mesh) -> Mesh:
+    """Return the mesh with axes that XLA's partitioner may use as it sees fit.
 
     The axes that `jax.make_mesh` makes are explicit by default: JAX then asks every
-    function, the user's losses too, to say how its results are sharded.
+    function, the user's losses too, how its results are sharded.
     """
     kinds = (AxisType.Auto,) * len(mesh.axis_names)
     return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
@@ -127,7 +133,9 @@ def data_axis(mesh: Mesh) -> str:
     return "data" if "data" in mesh.axis_names else mesh.axis_names[0]
 
 
-def split(batches: Mapping[str, PyTree], mesh: Mesh, axis: int) -> dict[str, PyTree]:
+def split_batches(
+    batches: Mapping[str, PyTree], mesh: Mesh, axis: int
+) -> dict[str, PyTree]:
     """Split batches over the data axis of a mesh.
 
     Args:
@@ -143,42 +151,33 @@ def split(batches: Mapping[str, PyTree], mesh: Mesh, axis: int) -> dict[str, PyT
         ValueError: If a batch cannot be split evenly.
     """
     name = data_axis(mesh)
-    mesh = automatic(mesh)
-    spec = PartitionSpec(*[None] * axis, name)
-    parts = _local_parts(mesh, name)
+    mesh = with_auto_axes(mesh)
+    parts = _count_local_parts(mesh, name)
+    whole = NamedSharding(mesh, PartitionSpec())
+    divided = NamedSharding(mesh, PartitionSpec(*[None] * axis, name))
 
-    def placed(problem: str, path: Any, leaf: Any) -> jax.Array:
+    def place(path: Any, leaf: Any) -> jax.Array:
         array = np.asarray(leaf)
         if array.ndim <= axis:
-            sharding = NamedSharding(mesh, PartitionSpec())
-            return jax.make_array_from_process_local_data(sharding, array, array.shape)
-        if array.shape[axis] % parts or not array.shape[axis]:
-            raise ValueError(_uneven(problem, path, array.shape[axis], name, parts))
-        sharding = NamedSharding(mesh, spec)
-        return jax.make_array_from_process_local_data(sharding, array)
+            return jax.make_array_from_process_local_data(whole, array, array.shape)
+        size = array.shape[axis]
+        if size % parts or not size:
+            problem, *rest = path
+            where = jax.tree_util.keystr(tuple(rest))
+            raise ValueError(
+                f"problem {problem.key!r}: {f'leaf {where}' if where else 'the array'} "
+                f"of the batches has {size} examples; expected a multiple of {parts}, "
+                f"the places of this process along the mesh axis {name!r}. Use e.g. "
+                f"{max(1, math.ceil(size / parts)) * parts}, or a mesh with another "
+                f"size of {name!r}."
+            )
+        return jax.make_array_from_process_local_data(divided, array)
 
-    return {
-        problem: jax.tree_util.tree_map_with_path(
-            lambda path, leaf, problem=problem: placed(problem, path, leaf), batch
-        )
-        for problem, batch in batches.items()
-    }
+    return jax.tree_util.tree_map_with_path(place, dict(batches))
 
 
-def _local_parts(mesh: Mesh, name: str) -> int:
+def _count_local_parts(mesh: Mesh, name: str) -> int:
     """Count the positions along an axis where this process has devices."""
     owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
     mine = np.moveaxis(owners == jax.process_index(), mesh.axis_names.index(name), 0)
     return int(mine.reshape(len(mine), -1).any(axis=1).sum())
-
-
-def _uneven(problem: str, path: Any, size: int, name: str, parts: int) -> str:
-    leaf = jax.tree_util.keystr(path)
-    where = f"leaf {leaf} of the batches" if leaf else "the batches"
-    fitting = max(1, math.ceil(size / parts)) * parts
-    return (
-        f"problem {problem!r}: {where} has {size} examples, which cannot be split "
-        f"evenly over the {parts} places of this process along the mesh axis {name!r}. "
-        f"Make the batch a multiple of {parts}, e.g. {fitting}; or choose a mesh "
-        f"whose axis {name!r} divides it."
-    )

@@ -1,4 +1,4 @@
-"""Several processes of one job: what they must agree on, or wait for each other."""
+"""Jobs of several processes: values that they agree on, and points where they wait."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from jax.experimental import multihost_utils
 
 Scores = Mapping[str, np.ndarray]
 Positions = Mapping[str, Any]
-EACH = "each process"
+PER_PROCESS = "each process"
+"""The key of the positions of all processes, in place of the names of problems."""
 
 
-def agreed(measure: Callable[[], Scores]) -> dict[str, np.ndarray]:
-    """Call a function on every process, and return what all of them go by.
+def mean_over_processes(measure: Callable[[], Scores]) -> dict[str, np.ndarray]:
+    """Call a function on every process, and return the means of its scalars.
 
     Args:
         measure: Returns scalars by name. Device computations in it must be the same on
             every process.
 
     Returns:
-        The scalars; where processes differ, the mean.
+        The scalars, as they are where all processes have the same; else their means.
 
     Raises:
-        RuntimeError: If it failed on another process; its own error on the one where
-            it failed.
+        RuntimeError: If it failed on another process. On the process where it failed,
+            its own error is raised.
         ValueError: If the names differ.
     """
     failure, scores = None, {}
@@ -51,13 +52,13 @@ def agreed(measure: Callable[[], Scores]) -> dict[str, np.ndarray]:
             f"`validation` returned {sorted(scores)} on process {jax.process_index()}, "
             "and other names on another one. Return the same names on every process."
         )
-    return _means(scores)
+    return _mean_scores(scores)
 
 
-def _means(scores: Scores) -> dict[str, np.ndarray]:
-    own = np.array([float(score) for score in scores.values()], np.float64)
+def _mean_scores(scores: Scores) -> dict[str, np.ndarray]:
+    local = np.array([float(score) for score in scores.values()], np.float64)
     # As integers, since JAX would round them to single precision.
-    halves = multihost_utils.process_allgather(own.view(np.uint32))
+    halves = multihost_utils.process_allgather(local.view(np.uint32))
     found = np.ascontiguousarray(halves).view(np.float64)
     same = (found == found[0]) | np.isnan(found) & np.isnan(found[0])
     return {
@@ -66,50 +67,50 @@ def _means(scores: Scores) -> dict[str, np.ndarray]:
     }
 
 
-def alone(spans: bool, work: Callable[[], None]) -> None:
-    """Let the first process do something once all have come here, and wait for it.
+def on_primary(is_multi_process: bool, work: Callable[[], None]) -> None:
+    """Call a function on the first process, while the others wait for it.
 
     Args:
-        spans: Whether there are several processes.
-        work: What to do.
+        is_multi_process: Whether there are others.
+        work: The function.
     """
-    if spans:
+    if is_multi_process:
         multihost_utils.sync_global_devices("before")
-    if not spans or jax.process_index() == 0:
+    if not is_multi_process or jax.process_index() == 0:
         work()
-    if spans:
+    if is_multi_process:
         multihost_utils.sync_global_devices("after")
 
 
-def shared(positions: Positions) -> Positions:
-    """Return where the data of all processes are, for a checkpoint.
+def gather_positions(positions: Positions) -> Positions:
+    """Return the positions in the data of all processes, for a checkpoint.
 
     Args:
-        positions: By the names of problems, on this process.
+        positions: {problem: position}, on this process.
 
     Returns:
-        The same, if it is so on every process; else those of each process.
+        The same, if they are equal on every process; else those of each process.
     """
-    own = np.frombuffer(json.dumps(dict(positions)).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([own.size], np.uint32))[:, 0]
+    local = np.frombuffer(json.dumps(dict(positions)).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([local.size], np.uint32))[:, 0]
     padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: own.size] = own
+    padded[: local.size] = local
     rows = multihost_utils.process_allgather(padded)
     texts = [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
     if len(set(texts)) == 1:
         return positions
-    return {EACH: [json.loads(text) for text in texts]}
+    return {PER_PROCESS: [json.loads(text) for text in texts]}
 
 
-def own(positions: Positions) -> Positions:
-    """Return where the data of this process go on, as `shared` has kept it.
+def select_positions(gathered: Positions) -> Positions:
+    """Return the positions of this process from what `gather_positions` returned.
 
-    The processes may be more or fewer than before if all were at the same position.
-    Otherwise that of the first one is taken, with a warning.
+    There may be more or fewer processes than before if all were at the same positions.
+    Otherwise those of the first process are returned, with a warning.
     """
-    each = positions.get(EACH)
+    each = gathered.get(PER_PROCESS)
     if each is None:
-        return positions
+        return gathered
     if len(each) == jax.process_count():
         return each[jax.process_index()]
     warnings.warn(
@@ -121,24 +122,24 @@ def own(positions: Positions) -> Positions:
     return each[0]
 
 
-def reached_stop(dispatch: int) -> bool:
-    """Say whether all processes stop after this dispatch, since one got SIGTERM.
+def poll_preemption(dispatch: int) -> bool:
+    """Return whether all processes stop after this dispatch, as one got SIGTERM.
 
-    JAX notes the signal, and chooses the next dispatch that none has passed.
+    JAX catches the signal, and chooses the next dispatch that no process has passed.
     """
     if not jax.config.values["jax_enable_preemption_service"]:
         return False
     return multihost_utils.reached_preemption_sync_point(dispatch)
 
 
-def is_of_devices(failure: BaseException | None) -> bool:
-    """Say whether the devices have failed, as they do where another process died."""
+def is_device_error(failure: BaseException | None) -> bool:
+    """Return whether the devices failed, as they do where another process died."""
     return isinstance(failure, jax.errors.JaxRuntimeError)
 
 
-def explained(failure: BaseException) -> BaseException:
-    """Say of an error of the devices what may be behind it in a job of several."""
-    if is_of_devices(failure):
+def annotate_device_error(failure: BaseException) -> BaseException:
+    """Add to an error of the devices that another process may have died."""
+    if is_device_error(failure):
         failure.add_note(
             f"This is process {jax.process_index()} of {jax.process_count()}. If "
             "another one has died, its log says why: start all of them again, with "

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from mlox._problem.problem import Problem
 from mlox._sharding.layout import data_axis
 
 Rules = (
@@ -19,13 +18,20 @@ Rules = (
     | Sequence[tuple[str, PartitionSpec]]
     | Sequence[tuple[str, str | tuple[str, ...] | None]]
 )
-FSDP_LEAST = 1024
-"""Leaves of fewer numbers stay whole with "fsdp": what they save is less than it costs
-to gather them."""
-
+FSDP_MIN_SIZE = 1024
+"""Smaller leaves stay whole with "fsdp": to gather them costs more than they save."""
 
 STACKED = ("params", "opt_state", "model_state")
-"""What a problem with tasks holds for each of them."""
+"""The parts of a problem with tasks that have an axis of tasks."""
+
+
+class HasTasks(Protocol):
+    """A problem as the rules see it: a pytree, whose paths begin with its fields."""
+
+    @property
+    def tasks(self) -> int | None:
+        """The number of its tasks; None without tasks."""
+        ...
 
 
 class Leaf(NamedTuple):
@@ -48,7 +54,7 @@ class Leaf(NamedTuple):
     tasks: bool
 
     def __str__(self) -> str:
-        """Write it as the patterns of a table see it."""
+        """Return the text that the patterns of a table are searched in."""
         part = () if self.part == "params" else (self.part,)
         path = jax.tree_util.keystr(self.path, simple=True, separator="/")
         return "/".join((self.problem, *part, *([path] if path else [])))
@@ -57,7 +63,7 @@ class Leaf(NamedTuple):
 Rule = Callable[[Leaf], PartitionSpec]
 
 
-def leaves_of(name: str, problem: Problem) -> Iterator[Leaf]:
+def list_leaves(name: str, problem: HasTasks) -> Iterator[Leaf]:
     """Yield the leaves of a problem in their order."""
     # Loaded here, as `import mlox` does not load Flax.
     from flax.core.meta import Partitioned
@@ -76,25 +82,30 @@ def leaves_of(name: str, problem: Problem) -> Iterator[Leaf]:
         yield Leaf(name, part.name, tuple(path), jnp.shape(array), axes, tasks)
 
 
-def rule_of(rules: Any, mesh: Mesh, leaves: Sequence[Leaf]) -> Rule:
-    """Make a function of a leaf of what the user wrote."""
+def build_rule(rules: Any, mesh: Mesh, leaves: Sequence[Leaf]) -> Rule:
+    """Return the function of a leaf that the rules of the user describe.
+
+    Raises:
+        TypeError: If the rules hold something other than pairs of one kind.
+        ValueError: If they are of no known form, or name what no leaf has.
+    """
     if isinstance(rules, str) and rules in ("replicated", "fsdp"):
         name = data_axis(mesh)
-        least = FSDP_LEAST if rules == "fsdp" else math.inf
-        return lambda leaf: _even(leaf, name, mesh.shape[name], least)
-    rows = _rows(rules)
-    if all(isinstance(value, PartitionSpec) for _, value in rows):
-        return _table(rows, leaves)
-    if any(isinstance(value, PartitionSpec) for _, value in rows):
-        raise TypeError(
-            "shard: rules mix patterns with a PartitionSpec and logical names with a "
-            "mesh axis; expected one kind. Write the names as patterns of paths."
-        )
-    return _logical(rows, leaves)
+        min_size = FSDP_MIN_SIZE if rules == "fsdp" else math.inf
+        return lambda leaf: _split_evenly(leaf, name, mesh.shape[name], min_size)
+    rows = _check_rows(rules)
+    specs = [isinstance(value, PartitionSpec) for _, value in rows]
+    if all(specs):
+        return _build_table(rows, leaves)
+    if not any(specs):
+        return _build_logical(rows, leaves)
+    raise TypeError(
+        "shard: rules mix patterns with a PartitionSpec and logical names with a mesh "
+        "axis; expected one kind. Write the names as patterns of paths."
+    )
 
 
-def _rows(rules: Any) -> list[tuple[str, Any]]:
-    """Check that rules are a sequence of pairs."""
+def _check_rows(rules: Any) -> list[tuple[str, Any]]:
     expected = (
         "expected 'replicated', 'fsdp', a table [(pattern, PartitionSpec), ...], or "
         "rules of Flax [(logical name, mesh axis), ...]."
@@ -109,51 +120,51 @@ def _rows(rules: Any) -> list[tuple[str, Any]]:
     return [(row[0], row[1]) for row in rules]
 
 
-def _even(leaf: Leaf, name: str, parts: int, least: float) -> PartitionSpec:
-    """Split a leaf by tasks, as their batches are; else, if it is worth it, evenly."""
+def _split_evenly(leaf: Leaf, name: str, parts: int, min_size: float) -> PartitionSpec:
+    """Split a leaf by tasks, as their batches are; else its largest axis that fits."""
     fits = [i for i, size in enumerate(leaf.shape) if size and size % parts == 0]
     if leaf.tasks and 0 in fits:
         return PartitionSpec(name)
-    if not fits or math.prod(leaf.shape) < least:
+    if not fits or math.prod(leaf.shape) < min_size:
         return PartitionSpec()
     axis = max(fits, key=lambda i: leaf.shape[i])
     return PartitionSpec(*[None] * axis, name)
 
 
-def _table(rows: Sequence[tuple[str, Any]], leaves: Sequence[Leaf]) -> Rule:
-    """Look leaves up by their paths; moments are placed as their parameters are."""
-    patterns = [(_pattern(text), spec) for text, spec in rows]
-    own = [leaf for leaf in leaves if leaf.part in ("params", "model_state")]
+def _build_table(rows: Sequence[tuple[str, Any]], leaves: Sequence[Leaf]) -> Rule:
+    """Return a rule by paths; moments are placed as their parameters are."""
+    patterns = [(_compile(text), spec) for text, spec in rows]
+    named = [leaf for leaf in leaves if leaf.part in ("params", "model_state")]
     for pattern, _ in patterns:
-        if not any(pattern.search(str(leaf)) for leaf in own):
-            shown = "\n  ".join(map(str, own[:20]))
+        if not any(pattern.search(str(leaf)) for leaf in named):
+            shown = "\n  ".join(map(str, named[:20]))
             raise ValueError(
                 f"shard: the pattern {pattern.pattern!r} matches no leaf. Drop it, or "
                 f"write it for one of these, which `re.search` goes through:\n  {shown}"
             )
 
     def rule(leaf: Leaf) -> PartitionSpec:
-        named = _parameter_of(leaf, leaves) if leaf.part == "opt_state" else leaf
-        if named is None or named.part not in ("params", "model_state"):
+        owner = _find_parameter(leaf, leaves) if leaf.part == "opt_state" else leaf
+        if owner not in named:
             return PartitionSpec()
-        found = (spec for pattern, spec in patterns if pattern.search(str(named)))
+        found = (spec for pattern, spec in patterns if pattern.search(str(owner)))
         return next(found, PartitionSpec())
 
     return rule
 
 
-def _pattern(text: str) -> re.Pattern[str]:
+def _compile(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
         raise ValueError(
-            f"shard: the pattern {text!r} is no regular expression ({error}). Escape "
-            "its special signs with re.escape."
+            f"shard: the pattern {text!r} is not a regular expression: {error}. Escape "
+            "special characters with re.escape."
         ) from error
 
 
-def _parameter_of(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf | None:
-    """Find the parameter of a moment: of its shape, and with the end of its path."""
+def _find_parameter(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf | None:
+    """Return the parameter of a moment: of its shape, and with the end of its path."""
     owners = [
         other
         for other in leaves
@@ -164,8 +175,8 @@ def _parameter_of(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf | None:
     return max(owners, key=lambda other: len(other.path), default=None)
 
 
-def _logical(rows: Sequence[tuple[str, Any]], leaves: Sequence[Leaf]) -> Rule:
-    """Translate the names of axes as Flax does."""
+def _build_logical(rows: Sequence[tuple[str, Any]], leaves: Sequence[Leaf]) -> Rule:
+    """Return a rule by the names of axes, which Flax translates."""
     from flax.linen.spmd import logical_to_mesh_axes
 
     named = [(name, leaf) for leaf in leaves for name in leaf.names or ()]
@@ -195,28 +206,31 @@ def _logical(rows: Sequence[tuple[str, Any]], leaves: Sequence[Leaf]) -> Rule:
 
 
 def check_spec(leaf: Leaf, spec: PartitionSpec, mesh: Mesh) -> None:
-    """Refuse a way to split a leaf that it or the mesh does not have."""
-    what = f"shard: problem {leaf.problem!r}, leaf {str(leaf)!r} of the shape"
-    what = f"{what} {list(leaf.shape)} should be split as {spec}, but"
-    if len(spec) > len(leaf.shape):
-        raise ValueError(
-            f"{what} it has {len(leaf.shape)} axes. Name one mesh axis, or None, for "
-            "each of them at most."
-        )
+    """Raise ValueError if a leaf cannot be split as a rule says."""
     axes = [() if e is None else e if isinstance(e, tuple) else (e,) for e in spec]
-    for name in (name for names in axes for name in names):
-        if name not in mesh.axis_names:
-            raise ValueError(
-                f"{what} the mesh has no axis {name!r}, only {list(mesh.axis_names)}."
-            )
-        if sum(names.count(name) for names in axes) > 1:
-            raise ValueError(
-                f"{what} {name!r} is there twice. Split one axis of a leaf by it."
-            )
-    for i, names in enumerate(axes):
-        parts = math.prod(mesh.shape[name] for name in names)
-        if leaf.shape[i] % parts:
-            raise ValueError(
-                f"{what} its axis {i} of {leaf.shape[i]} cannot be split evenly into "
-                f"{parts}. Make it a multiple of {parts}, or leave it whole: None."
-            )
+    used = [name for names in axes for name in names]
+    unknown = [name for name in used if name not in mesh.axis_names]
+    twice = [name for name in used if used.count(name) > 1]
+    if len(spec) > len(leaf.shape):
+        wrong = (
+            f"it has {len(leaf.shape)} axes. Name one mesh axis, or None, for each of "
+            "them at most."
+        )
+    elif unknown:
+        wrong = f"the mesh has no axis {unknown[0]!r}, only {list(mesh.axis_names)}."
+    elif twice:
+        wrong = f"{twice[0]!r} is there twice. Split one axis of a leaf by it."
+    else:
+        parts = [math.prod(mesh.shape[name] for name in names) for names in axes]
+        uneven = [i for i, n in enumerate(parts) if leaf.shape[i] % n]
+        if not uneven:
+            return
+        size, n = leaf.shape[uneven[0]], parts[uneven[0]]
+        wrong = (
+            f"its axis {uneven[0]} of {size} cannot be split evenly into {n}. Make it "
+            f"a multiple of {n}, or leave it whole: None."
+        )
+    raise ValueError(
+        f"shard: problem {leaf.problem!r}, leaf {str(leaf)!r} of shape "
+        f"{list(leaf.shape)} should be split as {spec}, but {wrong}"
+    )

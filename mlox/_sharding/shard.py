@@ -4,19 +4,52 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mlox._engine.engine import Engine
-from mlox._engine.validation import check_batches, check_state
-from mlox._problem.problem import Problem
-from mlox._sharding.layout import automatic, check_mesh, split
-from mlox._sharding.partition_rules import Leaf, Rules, check_spec, leaves_of, rule_of
-from mlox._utils.types import PyTree
+from mlox._sharding.layout import check_mesh, split_batches, with_auto_axes
+from mlox._sharding.partition_rules import (
+    HasTasks,
+    Leaf,
+    Rules,
+    build_rule,
+    check_spec,
+    list_leaves,
+)
+from mlox._utils.types import Batches, State
+
+Problem = TypeVar("Problem", bound=HasTasks)
+
+
+class Step(Protocol):
+    """The step of an engine, which knows what it can take."""
+
+    def check(self, state: Any) -> None:
+        """Raise if the engine was not built for the state."""
+        ...
+
+    def check_batches(self, state: State, batches: Batches) -> None:
+        """Raise if batches do not fit the schedule, or the problems of the state."""
+        ...
+
+
+class Engine(Protocol):
+    """What is asked of an engine here; `mlox.Engine` has it."""
+
+    @property
+    def traced(self) -> Step:
+        """The step."""
+        ...
+
+    @property
+    def problems(self) -> Sequence[Any]:
+        """The problems that it was built of."""
+        ...
 
 
 def shard(
@@ -82,17 +115,12 @@ def shard(
         >>> tuple(state["fit"].opt_state[0].mu["w"].sharding.spec)
         ('data',)
     """
-    check_state(engine.cycle.plan, state)
-    if not isinstance(mesh, Mesh):
-        raise TypeError(
-            f"shard: mesh is a {type(mesh).__name__}; expected a jax.sharding.Mesh, "
-            "e.g. jax.make_mesh((len(jax.devices()),), ('data',))."
-        )
+    engine.traced.check(state)
     check_mesh(mesh)
-    mesh = automatic(mesh)
+    mesh = with_auto_axes(mesh)
     # JAX flattens dicts in the order of their keys.
-    leaves = [leaf for name in sorted(state) for leaf in leaves_of(name, state[name])]
-    rule = rule_of(rules, mesh, leaves)
+    leaves = [leaf for name in sorted(state) for leaf in list_leaves(name, state[name])]
+    rule = build_rule(rules, mesh, leaves)
     shardings = []
     for leaf in leaves:
         spec = rule(leaf)
@@ -100,11 +128,11 @@ def shard(
         shardings.append(NamedSharding(mesh, spec))
     arrays, structure = jax.tree.flatten(dict(state))
     if mesh.is_multi_process:
-        _check_alike(leaves, arrays)
-    return jax.tree.unflatten(structure, list(map(_placed, arrays, shardings)))
+        _check_equal(leaves, arrays)
+    return jax.tree.unflatten(structure, list(map(_place, arrays, shardings)))
 
 
-def shard_batches(engine: Engine, batches: Mapping[str, PyTree], mesh: Mesh) -> Any:
+def shard_batches(engine: Engine, batches: Batches, mesh: Mesh) -> Any:
     """Split the batches of a cycle over the data axis of a mesh.
 
     For loops of one's own; `engine.run` does it by itself for a state of `mlox.shard`.
@@ -142,17 +170,17 @@ def shard_batches(engine: Engine, batches: Mapping[str, PyTree], mesh: Mesh) -> 
         >>> float(metrics["fit/loss"][0])
         1.0
     """
-    expected = {problem.name: problem for problem in engine.problems}
-    check_batches(engine.graph, expected, batches)
-    return split(batches, mesh, axis=1)
+    problems = {problem.name: problem for problem in engine.problems}
+    engine.traced.check_batches(problems, batches)
+    return split_batches(batches, mesh, axis=1)
 
 
-def _check_alike(leaves: Sequence[Leaf], arrays: Sequence[Any]) -> None:
-    """Refuse a state of which the processes have made different copies."""
+def _check_equal(leaves: Sequence[Leaf], arrays: Sequence[Any]) -> None:
+    """Raise ValueError if the processes have made different copies of a state."""
     from jax.experimental import multihost_utils
 
     local = [
-        (leaf, _numbers(array))
+        (leaf, _to_numpy(array))
         for leaf, array in zip(leaves, arrays, strict=True)
         if array.is_fully_addressable
     ]
@@ -169,20 +197,18 @@ def _check_alike(leaves: Sequence[Leaf], arrays: Sequence[Any]) -> None:
         )
 
 
-def _numbers(array: jax.Array) -> np.ndarray:
-    keys = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(array) if keys else array)
+def _to_numpy(array: jax.Array) -> np.ndarray:
+    return np.asarray(optax.tree.unwrap_random_key_data(array))
 
 
-def _placed(array: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """Put an array on a mesh."""
+def _place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Return an array, placed on a mesh."""
     if sharding.is_fully_addressable or not array.is_fully_addressable:
         return jax.device_put(array, sharding)
     # On devices of several processes, of which each has all of the array.
-    keys = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    numbers = _numbers(array)
-    if keys:
-        whole = NamedSharding(sharding.mesh, PartitionSpec())
-        data = jax.make_array_from_callback(numbers.shape, whole, numbers.__getitem__)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
-    return jax.make_array_from_callback(array.shape, sharding, numbers.__getitem__)
+    numbers = _to_numpy(array)
+    if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.make_array_from_callback(array.shape, sharding, numbers.__getitem__)
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+    data = jax.make_array_from_callback(numbers.shape, whole, numbers.__getitem__)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))

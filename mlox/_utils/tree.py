@@ -89,15 +89,15 @@ def avoid_zero(leaf: jax.Array) -> jax.Array:
 
 
 def shard_like(tree: Tree, like: Tree, never: jax.Array) -> Tree:
-    """Return a pytree that XLA places on the devices as it places another one.
+    """Return a pytree that XLA places on a mesh as it places another one.
 
-    What a solver iterates on would else be whole on every device, even where the
-    parameters are split: a gradient is a sum over examples, which nothing splits. XLA
-    places both sides of a choice alike; that it is always the same, it does not know.
+    The vectors of a solver would else be whole on every device where the parameters
+    are split: a gradient is a sum over examples, which nothing splits.
 
     Args:
         tree: a pytree of arrays.
-        like: a pytree of the same structure, shapes and dtypes.
+        like: a pytree of the same structure, shapes and dtypes. Without a mesh `tree`
+            is returned as it is.
         never: a bool that is False, and that no compiler can tell to be.
 
     Returns:
@@ -107,7 +107,16 @@ def shard_like(tree: Tree, like: Tree, never: jax.Array) -> Tree:
         >>> print(shard_like((jnp.ones(2),), (jnp.zeros(2),), jnp.array(False))[0])
         [1. 1.]
     """
-    return jax.tree.map(lambda x, y: jnp.where(never, y, x), tree, like)
+    # `jax.experimental.shard_alike` is in JAX 0.10 and gone from JAX 0.12. On a mesh of
+    # automatic axes a traced array does not know how it is split, so that there is no
+    # sharding to constrain to; but XLA places both sides of a choice alike. The choice
+    # may take a temporary of the size of the parameters, so it is made only where the
+    # type of a traced array (JAX 0.10 and later) names a mesh.
+    return jax.tree.map(
+        lambda x, y: jnp.where(never, y, x) if jax.typeof(y).sharding.mesh.size else x,
+        tree,
+        like,
+    )
 
 
 def link_leaves(tree: Tree) -> Tree:
