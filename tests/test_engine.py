@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_graph import ladder, simulate
 
 import mlox
+
+from .test_graph import ladder, simulate
 
 SGD = optax.sgd(0.1)
 FROZEN = optax.sgd(0.0)
