@@ -7,9 +7,9 @@ from mlox._data.combinators import together as together
 from mlox._data.iterators import shuffled as shuffled
 from mlox._engine.engine import Engine as Engine
 from mlox._logging.base import Logger as Logger
-from mlox._logging.base import json_logger as json_logger
-from mlox._logging.base import stdout_logger as stdout_logger
+from mlox._logging.console import stdout_logger as stdout_logger
 from mlox._logging.csv import csv_logger as csv_logger
+from mlox._logging.jsonl import json_logger as json_logger
 from mlox._logging.tensorboard import tensorboard_logger as tensorboard_logger
 from mlox._problem.context import Context as Context
 from mlox._problem.context import Neighbour as Neighbour

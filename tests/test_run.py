@@ -19,7 +19,6 @@ import optax
 import pytest
 
 import mlox
-from mlox._logging import base as _log
 from mlox._run import metrics as _points
 from mlox._run import run_state as _trail
 
@@ -339,7 +338,7 @@ def test_logdir_holds_the_history_for_tensorboard_and_as_json(engine, tmp_path):
 
 
 def test_json_has_null_for_what_is_not_finite(tmp_path):
-    logger = _log.json_logger(tmp_path / "new" / "m.jsonl")
+    logger = mlox.json_logger(tmp_path / "new" / "m.jsonl")
     logger.log(1, {"a": math.nan, "b": math.inf, "c": 1e-300})
     logger.close()
     text = (tmp_path / "new" / "m.jsonl").read_text()
@@ -349,7 +348,7 @@ def test_json_has_null_for_what_is_not_finite(tmp_path):
 def test_json_lines_go_on_after_a_line_that_was_cut_off(tmp_path):
     file = tmp_path / "m.jsonl"
     file.write_text('{"cycle": 1, "x/loss": 2.0}\n{"cycle": 2, "x/lo')
-    _log.json_logger(file).log(2, {"x/loss": 1.0})
+    mlox.json_logger(file).log(2, {"x/loss": 1.0})
     cycles = [json.loads(line)["cycle"] for line in file.read_text().splitlines()]
     assert cycles == [1, 2]
 
@@ -369,7 +368,7 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_run(engine, tmp_pa
 
 
 def test_lines_are_aligned(capsys):
-    logger = _log.stdout_logger()
+    logger = mlox.stdout_logger()
     logger.log(5, {"a/rate": -2e-7, "a/loss": 0.5, "cycles_per_second": 12345.678})
     logger.log(1000, {"a/rate": 12.0, "a/loss": 1234.4, "cycles_per_second": 3.0})
     logger.log(1001, {"validation/x": math.nan, "a/rate": 1.0, "a/loss": math.inf})
@@ -384,7 +383,6 @@ def test_lines_are_aligned(capsys):
 SCRIPT = """
 import jax.numpy as jnp, optax
 import mlox
-from mlox._logging import base as _log
 fit = mlox.Problem.create(
     name="fit", params=jnp.ones(3), tx=optax.sgd(0.1),
     loss_fn=lambda params, batch, ctx: {{
@@ -408,7 +406,7 @@ def test_lines_and_bar_share_a_terminal():
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     child = subprocess.Popen(
-        command("[_log.stdout_logger()]"), stdin=end, stdout=end, stderr=end
+        command("[mlox.stdout_logger()]"), stdin=end, stdout=end, stderr=end
     )
     os.close(end)
     output = b""
@@ -675,7 +673,7 @@ def test_an_exit_is_not_held_up(engine):
         ),
         ({"validation": 3}, TypeError, "`validation` must be a function.*got int"),
         (
-            {"loggers": [_log.stdout_logger]},
+            {"loggers": [mlox.stdout_logger]},
             TypeError,
             r"with `log` and `close`, got function. Call the factory",
         ),

@@ -1,26 +1,27 @@
-"""A logger that writes event files for TensorBoard: without a queue, none twice."""
+"""A logger that writes event files for TensorBoard."""
+
+from __future__ import annotations
 
 import os
 import pathlib
-import socket
-import struct
+import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any
 
-from mlox._logging.base import Functions, Logger, replace_bytes, writing
+from mlox._logging.base import FunctionLogger, Logger
+from mlox._logging.files import annotate_os_error
+from mlox._utils.fields import PATH, check
 
-OURS = "events.out.tfevents.*.mlox"
+SUFFIX = ".mlox"
 
 
 def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
     """Write an event file for TensorBoard.
 
-    Every log point is one record, which is on the disk when `log` returns, and the file
-    is open only meanwhile: a process that is killed loses nothing. A run that is
-    resumed writes another file. It takes the steps that are logged again out of the
-    files before, and tells TensorBoard to forget them. Event files of others in the
-    same folder are left alone.
+    Every log point is in the file when `log` returns: a process that is killed loses
+    none. A run that is resumed begins another file. It removes the steps that will be
+    logged again from the earlier files, and tells TensorBoard to forget them. Event
+    files of other programs in the same folder are left alone.
 
     Args:
         logdir: A folder; it is made if it does not exist.
@@ -29,8 +30,9 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
         A `Logger`.
 
     Raises:
-        TypeError: If `logdir` is no path.
-        OSError: If the file cannot be written, at once and not at the first log point.
+        OSError: If nothing can be written there, at once and not at the first log
+            point.
+        TypeError: If `logdir` is not a path.
 
     Example:
         >>> import tempfile, pathlib
@@ -41,76 +43,66 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
         ...     len(list(pathlib.Path(folder).glob("events.out.tfevents.*")))
         1
     """
-    if not isinstance(logdir, str | os.PathLike):
-        raise TypeError(
-            f"tensorboard_logger: logdir is {logdir!r}; expected the path of a folder."
-        )
+    check("tensorboard_logger: logdir", logdir, PATH)
     folder = pathlib.Path(logdir)
-    with writing("tensorboard_logger", folder):
+    with annotate_os_error("tensorboard_logger", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    now = time.time_ns()
-    name = f"{now // 10**9:010d}.{socket.gethostname()}.{now}"
-    file = folder / OURS.replace("*", name)
-    event = _event()
+        tempfile.TemporaryFile(dir=folder).close()
+    writer: Any = None
 
-    def write(mode: str, **what: Any) -> None:
-        # tensorboardX's own writer has a queue, which flushing does not wait for: a
-        # killed process would lose what is in it.
-        record = _framed(event(wall_time=time.time(), **what).SerializeToString())
-        with writing("tensorboard_logger", file), file.open(mode) as events:
-            events.write(record)
+    def write(**event: Any) -> None:
+        nonlocal writer
+        with annotate_os_error("tensorboard_logger", folder):
+            writer = writer or _open(folder)
+            writer.write_event(_event(wall_time=time.time(), **event))
+            writer.flush()
 
     def log(step: int, metrics: dict[str, float]) -> None:
-        values = [{"tag": n, "simple_value": x} for n, x in metrics.items()]
-        write("ab", step=step, summary={"value": values})
+        values = [{"tag": name, "simple_value": x} for name, x in metrics.items()]
+        write(step=step, summary={"value": values})
 
     def resume(step: int) -> None:
-        for other in sorted(set(folder.glob(OURS)) - {file}):
-            _cut(other, step)
-        # What TensorBoard has in memory, it forgets from this step on.
-        write("ab", step=step + 1, session_log={"status": "START"})
+        close()
+        for file in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
+            _truncate(file, step)
+        # TensorBoard forgets what it has read from this step on (its `purge_step`).
+        write(step=step + 1, session_log={"status": "START"})
 
-    write("xb", file_version="brain.Event:2")
-    return Functions(log=log, close=lambda: None, resume=resume)
+    def close() -> None:
+        nonlocal writer
+        if writer is not None:
+            writer.close()
+        writer = None
+
+    return FunctionLogger(log, close, resume=resume)
 
 
-def _event() -> Any:
-    """Return the protocol buffer of an event; importing it takes a while."""
+def _open(folder: pathlib.Path) -> Any:
+    """Begin an event file, whose name no other file has."""
+    # Not `SummaryWriter`, which has a queue that flushing does not wait for: a process
+    # that is killed would lose what is in it. This one writes when it is called.
+    from tensorboardX.event_file_writer import EventsWriter  # takes a while
+
+    return EventsWriter(str(folder / "events"), f".{time.time_ns()}{SUFFIX}")
+
+
+def _event(**fields: Any) -> Any:
+    """Build the protocol buffer of an event."""
     from tensorboardX.proto import event_pb2
 
     messages: Any = event_pb2  # built when it is imported: type checkers see nothing
-    return messages.Event
+    return messages.Event(**fields)
 
 
-def _cut(file: pathlib.Path, step: int) -> None:
-    """Take all that came after a step out of an event file, and a torn end."""
-    event = _event()
-    content = file.read_bytes()
-    kept = b"".join(
-        record
-        for record in _records(content)
-        if event.FromString(record[12:-4]).step <= step
-    )
-    if kept != content:
-        replace_bytes(file, file.with_name("events.new"), kept)
-
-
-def _records(content: bytes) -> Iterator[bytes]:
-    """Cut an event file into its records: length, checksum, content, checksum."""
-    begin = 0
-    while begin + 8 <= len(content):
-        (length,) = struct.unpack_from("<Q", content, begin)
-        record = content[begin : begin + length + 16]
-        if len(record) < length + 16:  # the process was killed as it wrote
+def _truncate(file: pathlib.Path, step: int) -> None:
+    """Cut an event file off before its first record after a step, or a torn one."""
+    content, end = file.read_bytes(), 0
+    while end < len(content):
+        # The length of an event (8 bytes), a checksum (4), the event, a checksum (4).
+        length = int.from_bytes(content[end : end + 8], "little")
+        event = content[end + 12 : end + 12 + length]
+        following = end + 16 + length
+        if following > len(content) or _event().FromString(event).step > step:
+            os.truncate(file, end)
             return
-        yield record
-        begin += len(record)
-
-
-def _framed(content: bytes) -> bytes:
-    """Make a record of an event."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    length = struct.pack("<Q", len(content))
-    sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, content))
-    return b"".join((length, next(sums), content, next(sums)))
+        end = following

@@ -19,6 +19,7 @@ from mlox._checkpoint.options import Checkpoint, check_best
 from mlox._checkpoint.save import Store
 from mlox._data.combinators import Opened
 from mlox._logging import base as _log
+from mlox._logging.console import format_losses
 from mlox._run import early_stopping as _stopping
 from mlox._run import metrics as _points
 from mlox._run import nonfinite as _faults
@@ -221,7 +222,7 @@ def _seen_to(run: Run, reached: Reached, asked: bool) -> bool:
         trail.stage = "logging after"
         for logger in run.loggers:
             logger.log(point.cycle, dict(scalars))
-        run.bar.set_postfix_str(_log.summary(scalars), refresh=False)
+        run.bar.set_postfix_str(format_losses(scalars), refresh=False)
     if due.logs:
         _warn(run, point.cycle)
     if run.store is not None and (due.saves or due.ends or asked or stops):
@@ -231,7 +232,7 @@ def _seen_to(run: Run, reached: Reached, asked: bool) -> bool:
         _saving.save(run.store, trail, reached.onward, safe, where, scalars)
     if stops and plan.stopping is not None:
         run.bar.set_postfix_str("stopped early", refresh=False)
-        _log.note(run.loggers, point.cycle, reason(plan.stopping, trail.best))
+        _log.send_note(run.loggers, point.cycle, reason(plan.stopping, trail.best))
     return stops
 
 
@@ -264,7 +265,7 @@ def _warn(run: Run, cycle: int) -> None:
     """Note once that a loss has left the numbers, if nothing else looks after it."""
     losses = _points.turned(run.trail.records) if run.plan.policy is None else []
     if losses:
-        _log.note(
+        _log.send_note(
             run.loggers,
             cycle,
             f"{', '.join(losses)} no longer finite: see `on_nonfinite` to stop there, "

@@ -11,6 +11,8 @@ from mlox._checkpoint.save import Store
 from mlox._data import stacking as _data
 from mlox._data.combinators import Opened, repeat
 from mlox._logging import base as _log
+from mlox._logging.console import progress_bar, stdout_logger
+from mlox._logging.jsonl import json_logger
 from mlox._logging.tensorboard import tensorboard_logger
 from mlox._run import resume as _saving
 from mlox._run.arguments import Options, planned
@@ -60,9 +62,9 @@ def run(
         _checkpoint.check_reached(trail.safe.cycle, plan.train_iters)
         sources = _sources(series, found)
         if options.resume:
-            _log.resume(heard, trail.safe.cycle)
+            _log.resume_loggers(heard, trail.safe.cycle)
         shown = options.progress if speaks else False
-        with _log.progress_bar(plan.train_iters, trail.safe.cycle, shown) as bar:
+        with progress_bar(plan.train_iters, trail.safe.cycle, shown) as bar:
             loop(Run(engine, plan, trail, sources, heard, bar, store, layout), found)
     except BaseException as error:
         failure = annotate_device_error(error) if spans else error
@@ -80,7 +82,7 @@ def run(
 def _open(opened: list[_log.Logger], loggers: Iterable[_log.Logger] | None) -> None:
     """Take over the loggers, to close them however the run ends, and refuse others."""
     if loggers is None:
-        opened.append(_log.stdout_logger())
+        opened.append(stdout_logger())
         return
     if isinstance(loggers, _log.Logger) or not isinstance(loggers, Iterable):
         raise TypeError(
@@ -102,7 +104,7 @@ def _files(logdir: str | os.PathLike[str] | None) -> list[_log.Logger]:
         return []
     if not isinstance(logdir, str | os.PathLike):
         raise TypeError(f"`logdir` is {logdir!r}; expected the path of a folder.")
-    lines = _log.json_logger(pathlib.Path(logdir, "metrics.jsonl"))
+    lines = json_logger(pathlib.Path(logdir, "metrics.jsonl"))
     return [lines, tensorboard_logger(logdir)]
 
 

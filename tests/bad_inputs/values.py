@@ -428,6 +428,12 @@ def _loggers() -> list[Case]:
                 ValueError,
                 "'two,0.25'.*cycle",
             ),
+            (
+                "csv_logger of one column, not in a list",
+                lambda folder: mlox.csv_logger(folder / "m.csv", "fit/loss"),
+                TypeError,
+                "columns is 'fit/loss'.*list of names",
+            ),
         ],
     )
 

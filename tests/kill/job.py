@@ -20,6 +20,7 @@ import optax
 import mlox
 
 CYCLES = 60
+COLUMNS = ["inner/loss", "outer/loss", "validation/error"]
 DATA = {"x": np.arange(64.0).reshape(32, 2) / 64, "y": np.arange(32.0) % 3}
 SPOILED = {"x": DATA["x"], "y": np.full(32, np.nan)}
 BATCHES = [DATA, {"x": -DATA["x"], "y": DATA["y"]}]
@@ -122,7 +123,7 @@ def main() -> None:
         valid_every=3,
         log_every=1,
         logdir=folder / "logs",
-        loggers=[Line(), mlox.csv_logger(folder / "logs" / "table.csv")],
+        loggers=[Line(), mlox.csv_logger(folder / "logs" / "table.csv", COLUMNS)],
         progress=False,
         checkpoint=checkpoint,
         resume=True,

@@ -1,0 +1,64 @@
+"""Files of loggers: appended to, replaced as a whole, cleared of a torn last line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+from mlox._utils.fields import PATH, check
+
+
+def prepare_file(logger: str, path: str | os.PathLike[str]) -> pathlib.Path:
+    """Create a file and its folder if they do not exist.
+
+    Args:
+        logger: The name of the logger, for errors.
+        path: The path of the file.
+
+    Returns:
+        The file, to which text can be appended.
+
+    Raises:
+        OSError: If the file cannot be written.
+        TypeError: If `path` is not a path.
+    """
+    check(f"{logger}: path", path, PATH)
+    file = pathlib.Path(path)
+    with annotate_os_error(logger, file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
+    return file
+
+
+def replace(file: pathlib.Path, content: bytes) -> None:
+    """Replace the content of a file at once, so that it is never half written."""
+    new = file.with_name(file.name + ".new")
+    new.write_bytes(content)
+    new.replace(file)
+
+
+def drop_torn_line(file: pathlib.Path, prefix: bytes = b"") -> None:
+    """Drop a last line without an end, which a process left that was killed.
+
+    Args:
+        file: The file.
+        prefix: How a line of the logger begins; any other line is left alone.
+    """
+    whole, end, torn = file.read_bytes().rpartition(b"\n")
+    if torn and torn.startswith(prefix):
+        replace(file, whole + end)
+
+
+@contextlib.contextmanager
+def annotate_os_error(logger: str, path: pathlib.Path) -> Iterator[None]:
+    """Add the name of a logger and its path to an error of the operating system."""
+    try:
+        yield
+    except OSError as error:
+        error.add_note(
+            f"{logger} cannot write to {str(path)!r}; expected the path of a file "
+            "with room for it, in a folder that exists or can be made."
+        )
+        raise

@@ -1,0 +1,60 @@
+"""A logger that writes JSON lines: one object per log point."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+from mlox._logging import files
+from mlox._logging.base import FunctionLogger, Logger
+
+
+def json_logger(path: str | os.PathLike[str]) -> Logger:
+    r"""Append one JSON object per log point to a file.
+
+    Every line is in the file when `log` returns, and the file is open only meanwhile.
+    A run that is resumed removes the lines after its checkpoint. A last line that was
+    cut off is dropped. JSON has no NaN and no infinity: such a value becomes null.
+
+    Args:
+        path: The file; its folder is made if it does not exist.
+
+    Returns:
+        A `Logger`.
+
+    Raises:
+        OSError: If the file cannot be written, at once and not at the first log point.
+        TypeError: If `path` is not a path.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "metrics.jsonl")
+        ...     logger = json_logger(path)
+        ...     logger.log(50, {"classifier/loss": 0.5})
+        ...     path.read_text()
+        '{"cycle": 50, "classifier/loss": 0.5}\n'
+    """
+    file = files.prepare_file("json_logger", path)
+    files.drop_torn_line(file, prefix=b"{")
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        line = json.dumps({"cycle": step, **finite}, allow_nan=False) + "\n"
+        with files.annotate_os_error("json_logger", file), file.open("ab") as lines:
+            lines.write(line.encode())
+
+    def resume(step: int) -> None:
+        lines = file.read_bytes().splitlines(keepends=True)
+        files.replace(file, b"".join(x for x in lines if _is_until(step, x)))
+
+    return FunctionLogger(log, resume=resume)
+
+
+def _is_until(step: int, line: bytes) -> bool:
+    """Return whether a line is complete, and of a log point up to a step."""
+    try:
+        return json.loads(line)["cycle"] <= step
+    except json.JSONDecodeError:
+        return False
