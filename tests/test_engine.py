@@ -1111,9 +1111,9 @@ class Own:
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (3, "a method's multiplier is 3; expected a pair (multiplier, report)"),
+        (3, "multiplier returned 3; expected a pair (multiplier, report)"),
         (((), 3), "expected a pair (multiplier, report), the report a dict"),
-        (((), {}), "a method's multiplier is (); expected one like the cotangent"),
+        (((), {}), "multiplier returned (); expected a pytree like the cotangent"),
     ],
 )
 def test_multipliers_of_another_form(found, message):
@@ -1126,7 +1126,7 @@ def test_a_metric_that_a_solver_reports():
     loss = lambda params, batch, ctx: {"loss": params.sum(), "inner/residual": 0.0}
     problems = [problem("outer", loss_fn=loss), problem("inner")]
     message = (
-        "loss of 'outer' returned the metric 'inner/residual', which the solver of"
+        "loss_fn of problem 'outer' returned the metric 'inner/residual', which is"
     )
     with pytest.raises(ValueError, match=message):
         traced(mlox.Engine(problems, U2L, L2U))

@@ -7,8 +7,8 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
+from mlox._graph.build import build_graph
 from mlox._graph.dependencies import Plan
-from mlox._graph.graph import build_graph
 from mlox.solvers import System
 
 BILEVEL = ("tc", {"t": ["c"]}, {"c": ["t"]})
@@ -289,8 +289,8 @@ class TestPlan:
     def test_movers_are_closed_over_reads(self):
         plan = plan_of(*READER)
         assert plan.movers == {"t": {"p", "c"}, "p": set(), "c": set()}
-        assert plan.moved == {"p", "c"}
-        assert plan.coupled == {"t"}
+        assert plan.responsive == {"p", "c"}
+        assert plan.totals == {"t"}
         assert plan.towers == {"t"}
 
     def test_a_reader_is_a_block_after_what_it_reads(self):
@@ -320,19 +320,19 @@ class TestPlan:
         blocks = plan.responses["t"].blocks
         assert sorted(block.names for block in blocks) == [("p",), ("q",)]
         assert {block.system for block in blocks} == {System.DEFINITE}
-        assert plan.coupled == plan.towers == set()
+        assert plan.totals == plan.towers == set()
 
     def test_unrolled_answers_of_an_implicit_problem_respond_in_its_window(self):
         names, l2u = "tpc", {"c": ["p"], "p": ["t"]}
         plan = plan_of(names, {"t": ["p"], "p": ["c"]}, l2u, unrolled="c")
         response = plan.responses["t"]
         assert response.implicit == ("p",)
-        assert response.own == ()
-        assert response.owners == ("p",)
-        assert plan.windowed == {"p"}
-        assert plan.responses["p"].own == ("c",)
+        assert response.unrolled == ()
+        assert response.replayed == ("p",)
+        assert plan.replayed == {"p"}
+        assert plan.responses["p"].unrolled == ("c",)
         assert plan.towers == {"t"}
-        assert plan.coupled == {"t", "p"}
+        assert plan.totals == {"t", "p"}
 
     def test_a_ladder_has_as_many_blocks_as_problems(self):
         plan = plan_of(*ladder(6))

@@ -283,7 +283,7 @@ class TestSample:
 
     def test_no_arrays(self):
         engine = self.engine(None, sample=lambda params, ctx: {"x": "a word"})
-        message = "problem 'low': sample returned something that is no array: "
+        message = "problem 'low': sample returned a leaf that is not an array: "
         refuses(message, lambda: engine.step(engine.init(), NO_DATA))
 
 

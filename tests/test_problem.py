@@ -202,27 +202,27 @@ class TestMethod:
         assert create(method=None).method == mlox.Implicit()
 
     def test_solver_that_is_no_function(self):
-        with pytest.raises(TypeError, match="expected a solver such as mlox"):
+        with pytest.raises(TypeError, match="expected a function"):
             mlox.Implicit("cg")
 
     def test_solver_that_is_a_class(self):
-        with pytest.raises(TypeError, match=re.escape("Write Implicit(CG()).")):
+        with pytest.raises(TypeError, match=r"Write mlox.Implicit\(mlox.CG"):
             mlox.Implicit(mlox.CG)
 
     @pytest.mark.parametrize("method", [mlox.FiniteDifference, mlox.SAMA])
     @pytest.mark.parametrize("epsilon", [0, -1.0, "small", jnp.ones(())])
     def test_length_of_a_perturbation(self, method, epsilon):
-        message = f"{method.__name__}(epsilon={epsilon!r}): expected a positive Python"
-        with pytest.raises(ValueError, match=re.escape(message)):
+        message = f"{method.__name__}: epsilon is .*; expected a finite number > 0"
+        with pytest.raises(ValueError, match=message):
             method(epsilon)
 
     @pytest.mark.parametrize("steps", [0, -2, 1.5, True])
     def test_truncation(self, steps):
-        with pytest.raises(ValueError, match=r"Unrolled\(last_steps=.* positive int"):
+        with pytest.raises(ValueError, match=r"last_steps is .* positive int"):
             mlox.Unrolled(last_steps=steps)
 
     def test_checkpoint(self):
-        message = r"Unrolled\(checkpoint='all'\).*'segments'"
+        message = "Unrolled: checkpoint is 'all'.*'segments'"
         with pytest.raises(ValueError, match=message):
             mlox.Unrolled(checkpoint="all")
 

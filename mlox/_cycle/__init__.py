@@ -1,1 +1,1 @@
-"""See the files of this folder."""
+"""When each problem steps: one cycle of a graph as one traced function."""

@@ -13,18 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlox._checkpoint.options import Checkpoint
-from mlox._cycle.cycle import Batches, Cycle, Metrics, State
-from mlox._cycle.evaluate import Evaluation
+from mlox._cycle.cycle import Cycle
 from mlox._data import stacking as _data
 from mlox._engine import explain as _explain
+from mlox._engine.build import Edges, build_plan
+from mlox._engine.evaluate import Evaluation
 from mlox._engine.step import Step
 from mlox._engine.validation import (
     check_methods,
     check_problems,
     warn_of_adaptive,
 )
-from mlox._graph.dependencies import Plan
-from mlox._graph.graph import Graph, build_graph
+from mlox._graph.graph import Graph
 from mlox._logging.base import Logger
 from mlox._problem.problem import Problem
 from mlox._problem.validation import checked_key
@@ -33,12 +33,7 @@ from mlox._run.early_stopping import EarlyStopping
 from mlox._run.run import run
 from mlox._sharding.layout import Layout, layout_of
 from mlox._utils.describe import summarize
-from mlox._utils.types import PyTree
-from mlox.methods import Iterative, reach
-from mlox.solvers import System
-
-Node = str | Problem
-Edges = Mapping[Any, Sequence[Node]]
+from mlox._utils.types import Batches, Metrics, PyTree, State
 
 
 @dataclass(frozen=True, init=False)
@@ -121,13 +116,7 @@ class Engine:
             )
         _check_flag("roll_back", roll_back, (True, False))
         _check_flag("unroll_loops", unroll_loops, (True, False, None))
-        graph = build_graph(
-            [p.name for p in problems],
-            _named("u2l", u2l),
-            _named("l2u", l2u),
-            {p.name: int(p.unroll_steps) for p in problems},
-        )
-        plan = _plan(graph, problems, coupling == "total")
+        plan = build_plan(problems, u2l, l2u, coupling == "total")
         check_methods(plan, {p.name: p for p in problems})
         warn_of_adaptive(plan, problems)
         object.__setattr__(self, "problems", tuple(problems))
@@ -183,7 +172,7 @@ class Engine:
             ValueError: If state or batches do not fit, or a loss returns something
                 else than a loss; while tracing, before anything runs.
         """
-        return self.traced.prepared(state, batches).step(state, batches)
+        return self.traced.prepare(state, batches).step(state, batches)
 
     def compile(self, donate: bool = True, *, like: State | None = None) -> Any:
         """Return `jax.jit` of the step.
@@ -224,7 +213,7 @@ class Engine:
             ValueError: If the problem is unknown, or as for `step`.
         """
         name = self._known("hypergradient", name)
-        return self.traced.prepared(state, batches).hypergradient(state, batches, name)
+        return self.traced.prepare(state, batches).hypergradient(state, batches, name)
 
     def evaluate(
         self,
@@ -446,43 +435,3 @@ def _check_flag(what: str, value: Any, expected: tuple[bool | None, ...]) -> Non
     if not any(value is choice for choice in expected):
         choices = " or ".join(map(repr, expected))
         raise TypeError(f"{what} is {value!r}; expected {choices}.")
-
-
-def _named(kind: str, edges: Edges | None) -> dict[str, Sequence[str]]:
-    def name(node: Any) -> str:
-        if isinstance(node, Problem):
-            return node.name
-        if not isinstance(node, str):
-            raise TypeError(
-                f"{kind} holds {node!r}; expected the name of a problem, or a Problem."
-            )
-        return node
-
-    if edges is not None and not isinstance(edges, Mapping):
-        raise TypeError(
-            f"{kind} is {edges!r}; expected a dict from a problem to a list of "
-            "problems."
-        )
-    named: dict[str, Sequence[str]] = {}
-    for start, ends in (edges or {}).items():
-        if name(start) in named:
-            raise ValueError(
-                f"{kind} names {name(start)!r} twice, as a string and as a Problem. "
-                "Put its edges into one list."
-            )
-        if isinstance(ends, Problem) or not isinstance(ends, Iterable):
-            raise TypeError(
-                f"{kind}[{name(start)!r}] is a {type(ends).__name__}; expected a list "
-                f"of problems, e.g. {kind}={{{name(start)!r}: ['another']}}."
-            )
-        named[name(start)] = ends if isinstance(ends, str) else [name(e) for e in ends]
-    return named
-
-
-def _plan(graph: Graph, problems: Sequence[Problem], total: bool) -> Plan:
-    return Plan(
-        graph=graph,
-        unrolled=frozenset(p.name for p in problems if isinstance(p.method, Iterative)),
-        coupling=frozenset(p.name for p in problems if reach(p.method) > System.NONE),
-        total=total,
-    )

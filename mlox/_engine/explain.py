@@ -37,7 +37,7 @@ def mermaid(plan: Plan, problems: Sequence[Problem]) -> str:
         label = f"{problem.name}<br/>{_times(steps)} per cycle"
         if problem.tasks is not None:
             label += f", {problem.tasks} tasks"
-        if problem.name in plan.moved:
+        if problem.name in plan.responsive:
             label += f"<br/>{problem.method}".replace('"', "'")
         lines.append(f'  {key[problem.name]}["{label}"]')
     lines += [f"  {key[c]} -->|answer| {key[p]}" for c, p in plan.graph.l2u]
@@ -63,13 +63,13 @@ def _problem_lines(plan: Plan, problem: Problem) -> list[str]:
 
 
 def _answer(plan: Plan, problem: Problem) -> str:
-    if problem.name not in plan.moved:
+    if problem.name not in plan.responsive:
         return ""
     text = f"{problem.method}"
     if problem.name in plan.towers:
         return f"{text}, to its total objective: its lowers respond"
     if plan.movers[problem.name] and not isinstance(problem.method, Iterative):
-        if problem.name in plan.coupled:
+        if problem.name in plan.totals:
             return f"{text}, its unrolled lowers respond"
         return f"{text}, direct: its lowers are held fixed in its stationarity"
     return text

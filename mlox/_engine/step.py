@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,10 +10,11 @@ from typing import Any
 
 import jax
 
-from mlox._cycle.cycle import Batches, Cycle, Metrics, State
+from mlox._cycle.cycle import Cycle
 from mlox._engine.nonfinite import has_nonfinite
 from mlox._engine.validation import check_batches, check_donated, check_state
 from mlox._utils.convolutions import unrolls
+from mlox._utils.types import Batches, Metrics, State
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Step:
 
     def __call__(self, state: State, batches: Batches) -> tuple[State, Metrics]:
         """Run one cycle."""
-        return self.prepared(state, batches).step(state, batches)
+        return self.prepare(state, batches).step(state, batches)
 
     @property
     def steps_per_cycle(self) -> Mapping[str, int]:
@@ -71,7 +73,7 @@ class Step:
         """Raise if batches do not fit the schedule, or the problems of the state."""
         check_batches(self.cycle.plan.graph, state, batches)
 
-    def prepared(self, state: State, batches: Batches) -> Cycle:
+    def prepare(self, state: State, batches: Batches) -> Cycle:
         """Check the arguments of a step, and decide whether loops are written out."""
         plan = self.cycle.plan
         check_state(plan, state)
@@ -83,4 +85,4 @@ class Step:
             unrolls(partial(self.cycle.cost, name=name), state, batches)
             for name in looped
         )
-        return self.cycle.unrolled(unroll)
+        return dataclasses.replace(self.cycle, unroll=unroll)

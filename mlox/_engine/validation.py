@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mlox._cycle.cycle import Batches, State
 from mlox._graph.dependencies import Block, Plan
 from mlox._graph.graph import Graph
 from mlox._problem.optimizer import optimizer_of, pull_update, restart
@@ -26,6 +25,7 @@ from mlox._problem.validation import (
     check_params,
 )
 from mlox._utils.describe import find_non_array, summarize
+from mlox._utils.types import Batches, State
 from mlox.methods import Iterative, Unrolled, reach
 from mlox.solvers import System
 
@@ -57,7 +57,7 @@ def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
     blocks = {b: n for n, r in plan.responses.items() for b in r.blocks}
     for block, upper in blocks.items():
         _check_block(block, upper, problems)
-    for upper, run, shared, solved in plan.clashes:
+    for upper, run, shared, solved in plan.conflicts:
         raise ValueError(
             f"problems {run!r} and {solved!r} lead {shared!r}, which they share, "
             f"and {upper!r} differentiates both answers: {run!r} is unrolled, but "
@@ -65,7 +65,7 @@ def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
             "fixed. Give both mlox.Unrolled() or both mlox.Implicit(), or use "
             "coupling='direct'."
         )
-    for name, layer in plan.window_of.items():
+    for name, layer in plan.differentiated_at.items():
         method = problems[name].method
         steps = method.last_steps if isinstance(method, Unrolled) else None
         per_round = plan.steps_per_round(name, layer)
@@ -121,7 +121,7 @@ def warn_of_adaptive(plan: Plan, problems: Sequence[Problem]) -> None:
     """Say so if an optimizer cannot be differentiated where a gradient is zero."""
     for problem in problems:
         unrolled = isinstance(problem.method, Unrolled)
-        if not unrolled or problem.name not in plan.moved:
+        if not unrolled or problem.name not in plan.responsive:
             continue
         # Some entries only: clipping by a norm has no derivative where all are zero.
         sparse = jax.tree.map(
@@ -169,7 +169,7 @@ def check_state(plan: Plan, state: State) -> None:
     for name, problem in state.items():
         unrolled = isinstance(problem.method, Iterative)
         coupling = reach(problem.method) > System.NONE
-        kinds = (name in plan.unrolled, name in plan.coupling)
+        kinds = (name in plan.unrolled, name in plan.can_be_total)
         if problem.unroll_steps != steps[name] or (unrolled, coupling) != kinds:
             raise ValueError(
                 f"problem {name!r}: method or unroll_steps in the state "

@@ -1,1 +1,1 @@
-"""See the files of this folder."""
+"""Who reads whom: the graph, its schedule, and which answers respond to whom."""

@@ -1,11 +1,15 @@
-"""Which answers move when a problem moves, and in which blocks they are solved.
+"""Which answers respond when a problem moves, and in which blocks they are solved for.
 
-The mathematics of the engine that needs names only. Terms:
+The part of the mathematics that needs names only. Terms:
 
-- an answer is *unrolled* if its inner loop itself is differentiated, else *implicit*;
-- a problem is *coupled* if it answers to its total objective, in which its own lowers
-  respond (it is then the top of a *tower*), else to the partial gradient of its cost;
-- a *mover* of k is a problem below k whose answer moves when the parameters of k do.
+- an answer (the *best response* of the literature) is *unrolled* if its inner loop is
+  differentiated, else *implicit*: differentiated by the implicit function theorem;
+- B(k), the *movers* of k, are the problems below k whose answer responds when the
+  parameters theta_k move;
+- a problem is *total* if it answers to its total objective, in which its own movers
+  respond, else it answers to the partial gradient of its cost;
+- a *tower* is a total problem with implicit movers: the multipliers of these movers are
+  unknowns of every problem above, beside the parameters.
 """
 
 from __future__ import annotations
@@ -19,37 +23,62 @@ from mlox.solvers import System
 
 
 @dataclass(frozen=True)
+class Player:
+    """One player of a Nash game.
+
+    Attributes:
+        name: The player n. Its Lagrangian L_n has a slope for each of its unknowns.
+        names: n and, if n is a tower, its implicit movers: L_n is differentiated with
+            respect to their parameters.
+        towers: The towers among the movers, whose multipliers are unknowns of L_n, too.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    towers: tuple[str, ...]
+
+    @property
+    def is_tower(self) -> bool:
+        """Whether the player has multipliers of its own."""
+        return len(self.names) > 1
+
+
+@dataclass(frozen=True)
 class Block:
     """Answers that must be solved for together, as one linear system.
 
     Attributes:
         names: Its problems, from the highest to the lowest.
-        tops: Those of them that are in no other's tower. With one top the residual is
-            the gradient of its Lagrangian, hence symmetric; two tops play a Nash game
-            over what they share.
+        towers: Those of them whose multipliers are unknowns of the block.
+        tops: Those of them that are movers of no other. With one top the residual is
+            the gradient of the top's Lagrangian. Two tops, siblings that lead a lower
+            which they share, play a Nash game.
+        players: All of its problems as players of that game; empty with one top.
         system: The class of its matrix.
     """
 
     names: tuple[str, ...]
+    towers: tuple[str, ...]
     tops: tuple[str, ...]
+    players: tuple[Player, ...]
     system: System
 
 
 @dataclass(frozen=True)
 class Response:
-    """How the answers below one problem respond to it.
+    """How the answers below one problem k respond to it.
 
     Attributes:
-        implicit: Its implicit movers, from the lowest to the highest.
-        own: Its unrolled movers that respond through its own window.
-        owners: Coupled movers through whose windows other unrolled movers respond,
-            the highest first, so that the lowest one has the last word.
-        blocks: Its implicit movers in blocks, each after those that it depends on.
+        implicit: The implicit movers of k, from the lowest to the highest.
+        unrolled: The unrolled movers that respond through the window of k itself.
+        replayed: Total movers through whose last windows other unrolled movers respond,
+            from the highest to the lowest.
+        blocks: The implicit movers in blocks, each after those that it depends on.
     """
 
     implicit: tuple[str, ...]
-    own: tuple[str, ...]
-    owners: tuple[str, ...]
+    unrolled: tuple[str, ...]
+    replayed: tuple[str, ...]
     blocks: tuple[Block, ...]
 
 
@@ -60,186 +89,212 @@ class Plan:
     Attributes:
         graph: The graph.
         unrolled: The problems whose answers are unrolled.
-        coupling: The problems whose method can answer to a total objective.
-        total: Whether such a problem does so.
+        can_be_total: The problems whose method can answer to a total objective.
+        total: Whether such a problem does so: the coupling of the engine.
     """
 
     graph: Graph
     unrolled: frozenset[str]
-    coupling: frozenset[str]
+    can_be_total: frozenset[str]
     total: bool = True
 
     @cached_property
     def movers(self) -> Mapping[str, frozenset[str]]:
-        """The movers of each problem: those that it points to, closed over reads."""
-        return {name: self._movers(name) for name in self.graph.names}
+        """B(k) for each problem k: the lowers that it points to, closed over reads."""
+        # The closure matters. With u2l {t: [c]} and l2u {c: [p], p: [t]}, the answer of
+        # p moves with t although no u2l edge leads from t to p: p reads theta_c. Taking
+        # only what t points to leaves the hypergradient of t 93 % off.
+        return {name: self._find_movers(name) for name in self.graph.names}
 
     @cached_property
-    def moved(self) -> frozenset[str]:
-        """The problems whose answer moves with some other problem."""
+    def responsive(self) -> frozenset[str]:
+        """The problems whose answer responds to some problem above."""
         return frozenset().union(*self.movers.values())
 
     @cached_property
-    def coupled(self) -> frozenset[str]:
-        """The problems that answer to a total objective, with movers of their own."""
-        return frozenset(n for n in self.coupling if self.total and self.movers[n])
+    def implicit(self) -> frozenset[str]:
+        """The responsive problems that are not unrolled."""
+        return self.responsive - self.unrolled
+
+    @cached_property
+    def totals(self) -> frozenset[str]:
+        """The problems that answer to a total objective, since they have movers."""
+        return frozenset(n for n in self.can_be_total if self.total and self.movers[n])
 
     @cached_property
     def towers(self) -> frozenset[str]:
-        """The coupled problems whose multipliers are unknowns of those above."""
-        return frozenset(
-            n for n in self.graph.names if n in self.coupled and self._implicit(n)
-        )
+        """The total problems that have implicit movers, hence multipliers."""
+        return frozenset(n for n in self.totals if self.movers[n] & self.implicit)
 
     @cached_property
     def responses(self) -> Mapping[str, Response]:
         """The response of the answers below each problem."""
-        return {name: self._response(name) for name in self.graph.names}
+        return {name: self._find_response(name) for name in self.graph.names}
 
     @cached_property
     def attached(self) -> Mapping[str, tuple[Block, ...]]:
-        """Every moved implicit answer below each problem, in blocks."""
+        """Every implicit answer below each problem, in blocks."""
         return {
-            name: self._blocks(below & self.moved - self.unrolled)
+            name: self._find_blocks(below & self.implicit)
             for name, below in self.graph.below.items()
         }
 
     @cached_property
-    def windowed(self) -> frozenset[str]:
-        """The problems whose last window must be run again by those above."""
-        owners = (set(r.owners) for r in self.responses.values())
-        return frozenset().union(*owners)
+    def replayed(self) -> frozenset[str]:
+        """The problems whose last window is run again inside a residual above."""
+        return frozenset().union(*(r.replayed for r in self.responses.values()))
 
     @cached_property
-    def window_of(self) -> Mapping[str, int]:
-        """The lowest layer in whose window each unrolled answer is differentiated."""
+    def differentiated_at(self) -> Mapping[str, int]:
+        """The lowest layer through whose window each unrolled answer responds."""
         found: dict[str, int] = {}
         for layer, names in enumerate(self.graph.layers):
-            for answer in (u for n in names for u in self.responses[n].own):
+            for answer in (u for n in names for u in self.responses[n].unrolled):
                 found.setdefault(answer, layer)
         return found
 
     @cached_property
-    def clashes(self) -> tuple[tuple[str, str, str, str], ...]:
-        """List (k, u, c, j): an unrolled u that would respond to an implicit j unseen.
+    def conflicts(self) -> tuple[tuple[str, str, str, str], ...]:
+        """List (k, u, c, j) where an unrolled u would miss its response to j.
 
-        k moves both, and the answer of c, a lower of u, responds to j, which is not
-        below u. So u responds to j through c; but its steps take j as fixed.
+        k moves both u and the implicit j, and the answer of c, a lower of u, responds
+        to j, which is not below u. So u responds to j through c; but its steps hold j
+        fixed.
         """
         return tuple(
             (k, u, c, j)
             for k, response in self.responses.items()
-            for u in response.own
+            for u in response.unrolled
             for c in self.graph.order
-            if c in self.graph.below[u] & self.moved - self.unrolled
+            if c in self.graph.below[u] & self.implicit
             for j in response.implicit
             if j in self._responds_to(c) - self.graph.below[u] - {u}
         )
 
     def steps_per_round(self, name: str, layer: int) -> int:
-        """Count the steps of a problem in one round below a layer."""
+        """Return the steps of a problem in one round of a layer's window."""
         return self.graph.layer_period[layer - 1] // self.graph.period[name]
 
-    def touched(self, block: Block) -> frozenset[str]:
-        """List what the residuals of a block may read."""
-        inside = set(block.names)
-        for name in block.names:
-            if name in self.coupled:
-                inside |= self.movers[name]
-        reads = (set(self.graph.reads(name)) for name in inside)
-        return frozenset().union(*reads)
+    def reads_of(self, block: Block) -> frozenset[str]:
+        """Return the problems that the residual of a block may read."""
+        # The residual of a total problem contains the residuals of its movers.
+        members = set(block.names)
+        for name in self.totals.intersection(block.names):
+            members |= self.movers[name]
+        return frozenset().union(*(self.graph.reads(name) for name in members))
 
-    def _movers(self, name: str) -> frozenset[str]:
-        moving = {lower for upper, lower in self.graph.u2l if upper == name}
-        return _closure(
-            moving,
-            lambda moving: {
-                j for j in self.graph.below[name] if self._responds_to(j) & moving
-            },
+    def _find_movers(self, name: str) -> frozenset[str]:
+        below = self.graph.below[name]
+        return _close(
+            {lower for upper, lower in self.graph.u2l if upper == name},
+            lambda moving: {j for j in below if self._responds_to(j) & moving},
         )
 
     def _responds_to(self, name: str) -> frozenset[str]:
-        """List the problems that the answer of `name` responds to when they move.
-
-        An implicit upper that is not coupled takes its lowers as fixed, by
-        definition, so that their response to it is not part of anybody's gradient.
-        """
+        """Return the problems that the answer of `name` responds to when they move."""
+        # Lowers move the answer since its loss reads them. An upper p moves it if p
+        # differentiates through it: p is unrolled, or answers to its total objective.
+        # A direct p holds its lowers fixed by definition (Betty's rule): then their
+        # response to p is part of nobody's gradient, and p does not count.
         uppers = {
             p
             for p in self.graph.uppers(name)
-            if (self.total and p in self.coupling) or p in self.unrolled
+            if (self.total and p in self.can_be_total) or p in self.unrolled
         }
         return frozenset(uppers | set(self.graph.lowers(name)))
 
-    def _implicit(self, name: str) -> tuple[str, ...]:
-        movers = self.movers[name] - self.unrolled
-        return tuple(n for n in self.graph.order if n in movers)
+    def _find_unrolled(self, name: str) -> tuple[str, ...]:
+        """Return the unrolled movers that respond through the window of `name`."""
+        movers = self.movers[name]
+        unrolled = movers & self.unrolled
+        # Below a total mover they respond inside its residual, which runs them again.
+        for inner in movers & self.implicit & self.totals:
+            unrolled -= self.movers[inner]
+        return self._in_order(unrolled)
 
-    def _own(self, name: str) -> tuple[str, ...]:
-        unrolled = self.movers[name] & self.unrolled
-        for tower in set(self._implicit(name)) & self.coupled:
-            unrolled -= self.movers[tower]
-        return tuple(n for n in self.graph.order if n in unrolled)
-
-    def _response(self, name: str) -> Response:
-        implicit = self._implicit(name)
+    def _find_response(self, name: str) -> Response:
+        implicit = self._in_order(self.movers[name] & self.implicit)
         return Response(
             implicit=implicit,
-            own=self._own(name),
-            owners=tuple(
-                n for n in reversed(implicit) if n in self.coupled and self._own(n)
+            unrolled=self._find_unrolled(name),
+            # From the highest to the lowest: where windows overlap, the lowest one
+            # runs last, and its answers are those that count.
+            replayed=tuple(
+                n
+                for n in reversed(implicit)
+                if n in self.totals and self._find_unrolled(n)
             ),
-            blocks=self._blocks(implicit),
+            blocks=self._find_blocks(implicit),
         )
 
     @cached_property
     def _depends_on(self) -> Mapping[str, frozenset[str]]:
-        """What each residual reads, through its tower if the problem has one.
+        """The problems that each residual depends on, through its tower if it has one.
 
-        What reads an unrolled answer depends on the owner of its window.
+        What reads an unrolled answer depends on the problem whose window moves it.
         """
         graph = self.graph
         depends = {n: self._responds_to(n) for n in graph.names}
-        for name in self.coupled:
+        for name in self.totals:
             inside = self.movers[name] | {name}
             depends[name] = inside.union(*(graph.reads(n) for n in inside))
-        windows = {n: frozenset(self._own(n)) for n in self.coupled}
+        windows = {n: frozenset(self._find_unrolled(n)) for n in self.totals}
         return {
-            name: read.union(n for n, own in windows.items() if own & read)
+            name: read.union(n for n, moved in windows.items() if moved & read)
             for name, read in depends.items()
         }
 
-    def _blocks(self, members: Iterable[str]) -> tuple[Block, ...]:
-        inside = frozenset(members)
-        members = tuple(n for n in self.graph.order if n in inside)
-        depends = {n: self._depends_on[n] & inside for n in members}
+    def _find_blocks(self, members: Iterable[str]) -> tuple[Block, ...]:
+        """Condense answers into strongly connected blocks of what they depend on.
+
+        One iterative solver on the whole triangular set instead would be wrong without
+        a warning: conjugate gradients assume a symmetric matrix.
+        """
+        pending = self._in_order(members)
+        inside = frozenset(pending)
+        depends = {n: self._depends_on[n] & inside for n in pending}
         reach = {
-            n: _closure({n}, lambda seen: set().union(*(depends[m] for m in seen)))
-            for n in members
+            n: _close({n}, lambda seen: set().union(*(depends[m] for m in seen)))
+            for n in pending
         }
         blocks: list[Block] = []
-        pending = list(members)
         while pending:
             # The block that reaches least depends on nothing that is still pending.
-            first = min(pending, key=lambda n: len(reach[n] & set(pending)))
+            first = min(pending, key=lambda n: len(reach[n].intersection(pending)))
             names = tuple(n for n in reversed(pending) if reach[n] == reach[first])
-            blocks.append(self._block(names))
-            pending = [n for n in pending if n not in names]
+            blocks.append(self._make_block(names))
+            pending = tuple(n for n in pending if n not in names)
         return tuple(blocks)
 
-    def _block(self, names: tuple[str, ...]) -> Block:
-        inner = {m for n in names if n in self.coupled for m in self.movers[n]}
-        tops = tuple(n for n in names if n not in inner)
+    def _make_block(self, names: tuple[str, ...]) -> Block:
+        led = {m for n in self.totals.intersection(names) for m in self.movers[n]}
+        tops = tuple(n for n in names if n not in led)
+        towers = tuple(n for n in names if n in self.towers)
         if len(tops) > 1:
-            return Block(names, tops, System.GENERAL)
+            players = tuple(map(self._make_player, names))
+            return Block(names, towers, tops, players, System.GENERAL)
+        # The rows of a tower are the gradient of one Lagrangian: symmetric, but a
+        # saddle point in (parameters, multipliers), hence indefinite.
         tower = self.towers.intersection(tops)
-        return Block(names, tops, System.SYMMETRIC if tower else System.DEFINITE)
+        system = System.SYMMETRIC if tower else System.DEFINITE
+        return Block(names, towers, tops, (), system)
+
+    def _make_player(self, name: str) -> Player:
+        if name not in self.towers:
+            return Player(name, (name,), ())
+        below = self._in_order(self.movers[name] & self.implicit)
+        return Player(name, (name, *below), tuple(n for n in below if n in self.towers))
+
+    def _in_order(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Sort problems from the lowest to the highest."""
+        inside = frozenset(names)
+        return tuple(n for n in self.graph.order if n in inside)
 
 
-def _closure(
+def _close(
     start: Iterable[str], grow: Callable[[set[str]], set[str]]
 ) -> frozenset[str]:
-    """Add what a set calls for until it calls for nothing more."""
+    """Add to a set what `grow` returns for it, until that is nothing new."""
     seen = set(start)
     while more := grow(seen) - seen:
         seen |= more

@@ -1,12 +1,22 @@
-"""The graph of problems: edges, their checks, best-response paths and schedule.
+"""The graph of problems: edges, schedule and best-response paths.
 
-Nothing here knows JAX: names and integers only.
+Nothing here knows JAX: names and integers only. The schedule is static, so that no
+counter runs inside a compiled step:
+
+- a problem without lowers steps at every tick; another one steps when all its lowers
+  have done their `unroll_steps`, so that its period in ticks is
+
+      T(p) = max over the lowers c of p of unroll_steps(c) T(c);
+
+- a *layer* is a set of problems that step together: same period, same depth;
+- the *window* of a layer is one period of it: some *rounds*, which are windows of the
+  layer below, and then one step of each of its problems;
+- one *cycle* is the window of the highest layer.
 """
 
 from __future__ import annotations
 
 import graphlib
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,7 +70,7 @@ class Graph:
     def below(self) -> Mapping[str, frozenset[str]]:
         """The problems from which each problem is reached along l2u edges."""
         found: dict[str, frozenset[str]] = {}
-        for name in _bottom_up(self.names, self.l2u):
+        for name in bottom_up(self.names, self.l2u):
             lowers = self.lowers(name)
             found[name] = frozenset(lowers).union(*(found[c] for c in lowers))
         return found
@@ -69,19 +79,16 @@ class Graph:
     def depth(self) -> Mapping[str, int]:
         """The longest chain of l2u edges below each problem."""
         found: dict[str, int] = {}
-        for name in _bottom_up(self.names, self.l2u):
+        for name in bottom_up(self.names, self.l2u):
             found[name] = max((found[c] + 1 for c in self.lowers(name)), default=0)
         return found
 
     @cached_property
     def period(self) -> Mapping[str, int]:
-        """Ticks between two steps of each problem; a leaf steps at every tick.
-
-        T(p) = max over the lowers c of p of unroll_steps(c) T(c).
-        """
+        """The ticks T between two steps of each problem."""
         steps = dict(zip(self.names, self.unroll_steps, strict=True))
         found: dict[str, int] = {}
-        for name in _bottom_up(self.names, self.l2u):
+        for name in bottom_up(self.names, self.l2u):
             lowers = self.lowers(name)
             found[name] = max((steps[c] * found[c] for c in lowers), default=1)
         return found
@@ -100,11 +107,11 @@ class Graph:
         """The index of each problem's layer."""
         return {name: i for i, layer in enumerate(self.layers) for name in layer}
 
-    def beneath(self, layer: int) -> tuple[str, ...]:
+    def names_below(self, layer: int) -> tuple[str, ...]:
         """List the problems of the layers below a layer."""
         return tuple(n for names in self.layers[:layer] for n in names)
 
-    def count(self, layer: int, name: str) -> int:
+    def steps_in_window(self, layer: int, name: str) -> int:
         """Count the steps of a problem in a window of a layer."""
         return self.layer_period[layer] // self.period[name]
 
@@ -133,148 +140,28 @@ class Graph:
         """The best-response paths of each problem, for people and tests.
 
         A path is one u2l edge down and l2u edges back up, written from the end:
-        (name, ..., lower, name). Their number can be exponential in the depth; the
-        engine never enumerates them.
+        (name, ..., lower, name).
         """
+        # A ladder of d diamonds has 2^d paths: the engine sums over edges instead.
         return {
             name: [
                 (name, *middle, name)
                 for lower in self.names
                 if (name, lower) in self.u2l
-                for middle in self._ways_down(name, lower)
+                for middle in self._walks_down(name, lower)
             ]
             for name in self.names
         }
 
-    def _ways_down(self, upper: str, lower: str) -> list[tuple[str, ...]]:
-        ways = [(lower,)] if lower in self.lowers(upper) else []
+    def _walks_down(self, upper: str, lower: str) -> list[tuple[str, ...]]:
+        walks = [(lower,)] if lower in self.lowers(upper) else []
         for child in self.lowers(upper):
             if lower in self.below[child]:
-                ways += [(child, *way) for way in self._ways_down(child, lower)]
-        return ways
+                walks += [(child, *walk) for walk in self._walks_down(child, lower)]
+        return walks
 
 
-def build_graph(
-    names: Sequence[str],
-    u2l: Mapping[str, Sequence[str]],
-    l2u: Mapping[str, Sequence[str]],
-    unroll_steps: Mapping[str, int],
-) -> Graph:
-    """Check the edges and the schedule, and build the graph.
-
-    Args:
-        names: The problems.
-        u2l: For each upper, the lowers that read it and answer to it.
-        l2u: For each lower, the uppers that read its answer.
-        unroll_steps: Steps of each problem per step of its uppers.
-
-    Returns:
-        The graph.
-
-    Raises:
-        ValueError: If a name is given twice, an edge names an unknown problem or is
-            given twice, l2u has a cycle, a u2l edge has no way back, or the periods
-            do not divide each other.
-    """
-    _check_names(names)
-    graph = Graph(
-        names=tuple(names),
-        u2l=_edges("u2l", u2l, names),
-        l2u=_edges("l2u", l2u, names),
-        unroll_steps=tuple(unroll_steps[name] for name in names),
-    )
-    _check_acyclic(graph)
-    _check_ways_back(graph)
-    _check_periods(graph)
-    return graph
-
-
-def _bottom_up(names: Sequence[str], l2u: Edges) -> tuple[str, ...]:
+def bottom_up(names: Sequence[str], l2u: Edges) -> tuple[str, ...]:
+    """Order the problems so that each comes after its lowers."""
     lowers = {name: [c for c, p in l2u if p == name] for name in names}
     return tuple(graphlib.TopologicalSorter(lowers).static_order())
-
-
-def _edges(kind: str, given: Mapping[str, Sequence[str]], names: Sequence[str]):
-    edges: list[tuple[str, str]] = []
-    for start, ends in given.items():
-        if isinstance(ends, str):
-            raise ValueError(
-                f"{kind}[{start!r}] is the string {ends!r}; expected a list of "
-                f"problems. Write {kind}={{{start!r}: [{ends!r}]}}."
-            )
-        for end in ends:
-            for name in (start, end):
-                if name not in names:
-                    raise ValueError(
-                        f"{kind} edge {start!r} -> {end!r} names an unknown problem "
-                        f"{name!r}; the engine's problems are {sorted(names)}. "
-                        "Correct the name, or add the problem to the list."
-                    )
-            if start == end:
-                raise ValueError(
-                    f"{kind} edge {start!r} -> {end!r} leads from a problem to itself. "
-                    "Drop it: a loss gets its own params as an argument."
-                )
-            if (start, end) in edges:
-                raise ValueError(
-                    f"{kind} edge {start!r} -> {end!r} is given twice. Drop one."
-                )
-            edges.append((start, end))
-    return tuple(edges)
-
-
-def _check_names(names: Sequence[str]) -> None:
-    if not names:
-        raise ValueError("Engine got no problems; expected at least one Problem.")
-    twice = sorted({name for name in names if list(names).count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"Problems share the name {twice[0]!r}; names must differ, since edges, "
-            "batches and metrics go by name. Rename one of them."
-        )
-
-
-def _check_acyclic(graph: Graph) -> None:
-    try:
-        _bottom_up(graph.names, graph.l2u)
-    except graphlib.CycleError as error:
-        cycle = " -> ".join(error.args[1])
-        raise ValueError(
-            f"l2u has a cycle: {cycle}. A problem's answer must not depend on itself "
-            "through the uppers that read it: drop one of these l2u edges (an upper "
-            "is read by its lower along u2l)."
-        ) from error
-
-
-def _check_ways_back(graph: Graph) -> None:
-    for upper, lower in graph.u2l:
-        if lower not in graph.below[upper]:
-            raise ValueError(
-                f"u2l edge {upper!r} -> {lower!r} has no way back: no chain of l2u "
-                f"edges leads from {lower!r} to {upper!r}, so {upper!r} would never "
-                f"see the answer of {lower!r}. Add l2u={{{lower!r}: [{upper!r}]}}, "
-                "or the l2u edges of the problems between them."
-            )
-
-
-def _check_periods(graph: Graph) -> None:
-    periods = sorted(set(graph.period.values()))
-    for short, long in itertools.pairwise(periods):
-        if long % short:
-            first, second = (_who_has(graph, period) for period in (short, long))
-            raise ValueError(
-                f"unroll_steps do not divide: {first[0]!r} steps every {short} ticks "
-                f"(unroll_steps={first[2]} of {first[1]!r}) and {second[0]!r} every "
-                f"{long} (unroll_steps={second[2]} of {second[1]!r}). Each period "
-                "must be a multiple of the shorter ones: change one of the two."
-            )
-
-
-def _who_has(graph: Graph, period: int) -> tuple[str, str, int]:
-    """Find a problem with this period, and the lower whose unroll_steps set it."""
-    steps = dict(zip(graph.names, graph.unroll_steps, strict=True))
-    name = next(name for name in graph.names if graph.period[name] == period)
-    slowest = max(
-        graph.lowers(name), key=lambda c: steps[c] * graph.period[c], default=name
-    )
-    return name, slowest, steps[slowest]

@@ -1,1 +1,1 @@
-"""See the files of this folder."""
+"""What a hypergradient is: one Lagrangian, one adjoint, at fixed values."""

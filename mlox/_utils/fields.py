@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,15 +48,20 @@ PATH = Kind("a path", lambda x: isinstance(x, str | os.PathLike), TypeError)
 
 def one_of(*choices: str) -> Kind:
     """Return the kind of a choice between some strings."""
-    shown = " or ".join(map(repr, choices))
-    return Kind(shown, lambda x: isinstance(x, str) and x in choices)
+    return Kind(
+        _join(map(repr, choices)), lambda x: isinstance(x, str) and x in choices
+    )
 
 
 def optional(kind: Kind) -> Kind:
     """Return a kind that accepts None as well."""
-    first, _, last = kind.expected.rpartition(" or ")
-    shown = f"{first}, {last} or None" if first else f"{kind.expected} or None"
+    shown = _join([*kind.expected.split(" or "), "None"])
     return kind._replace(expected=shown, accepts=lambda x: x is None or kind.accepts(x))
+
+
+def _join(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}"
 
 
 def check(label: str, value: Any, kind: Kind, hint: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The implicit-function rule: an answer that knows how it responds."""
+"""The implicit-function rule: an answer that carries its implicit derivative."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from mlox._utils.describe import summarize
+from mlox._utils.describe import show_differences, summarize
 from mlox._utils.types import PyTree
 from mlox.methods._base import Answer
 from mlox.methods._implicit import Implicit
@@ -29,19 +29,20 @@ def attach(
 ) -> PyTree:
     r"""Give an answer the derivative of the implicit function theorem.
 
-    The identity on y = `answer`, however it was found, whose derivative with respect
-    to x = `args` is that of the function y(x) with G(y(x), x) = 0,
+    The identity on y = `answer`, however it was found, whose derivative with respect to
+    x (`args`, and what `residual` closes over) is that of the function y(x) with
+    G(y(x), x) = 0,
 
         dy = -(dG/dy)^{-1} dG/dx dx.
 
-    Forward and reverse mode, at any order; where nobody differentiates it costs
-    nothing. A derivative that the answer carries itself (of the loop that found it) is
-    cut.
+    It works in forward and reverse mode, at any order, and costs nothing where nobody
+    differentiates it. The derivative that the answer carries itself, through the loop
+    that found it, is dropped.
 
     Args:
         residual: (answer, *args) -> a pytree of the structure of the answer, zero at
-            the answer. It must not close over tracers: pass them in `args`.
-        answer: A pytree of floating arrays.
+            the answer.
+        answer: A pytree of floating arrays, the best response.
         *args: What the answer responds to, pytrees.
         solver: How the linear system is solved; None picks one that fits `system`.
         system: The class of dG/dy, e.g. `System.DEFINITE` if G is the gradient of a
@@ -50,6 +51,11 @@ def attach(
     Returns:
         The answer.
 
+    Raises:
+        TypeError: If `residual` is not a function, or `answer` holds a leaf that is not
+            a floating array.
+        ValueError: If the residual differs from the answer in structure or shapes.
+
     References:
         Blondel et al., Efficient and Modular Implicit Differentiation, 2022.
 
@@ -57,7 +63,7 @@ def attach(
         >>> import jax, mlox
         >>> def root(x):
         ...     found = jax.lax.stop_gradient(x) ** 0.5
-        ...     return mlox.attach(lambda y, x: y**2 - x, found, x)
+        ...     return mlox.attach(lambda y: y**2 - x, found)
         >>> print(round(float(jax.grad(root)(4.0)), 6))
         0.25
         >>> print(round(float(jax.grad(jax.grad(root))(4.0)), 6))
@@ -75,30 +81,37 @@ def attach(
                 f"attach: answer{jax.tree_util.keystr(path)} is {summarize(leaf)}; "
                 "expected a floating array."
             )
+    answer = jax.tree.map(jnp.asarray, answer)
+    closed, shapes = jax.make_jaxpr(residual, return_shape=True)(answer, *args)
+    if differences := show_differences(shapes, answer):
+        raise ValueError(
+            f"attach: the residual differs from the answer: {differences}. Return a "
+            "pytree like the answer."
+        )
+    structure = jax.tree.structure(answer)
 
-    def solve(point: PyTree, args: PyTree, cotangent: PyTree) -> PyTree:
+    # A tracer that the residual closes over would have the derivative zero: `tangent`
+    # below differentiates arguments only. So the constants of its jaxpr become
+    # arguments. (`jax.closure_convert` hoists floating tracers only: integers and PRNG
+    # keys then fail under grad of vmap and in scans.)
+    def hoisted(y: PyTree, inputs: tuple[PyTree, list[Any]]) -> PyTree:
+        args, consts = inputs
+        program = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))
+        return jax.tree.unflatten(structure, program(*jax.tree.leaves((y, *args))))
+
+    def solve(y: PyTree, inputs: PyTree, cotangent: PyTree) -> PyTree:
         problem = Answer(
-            point=point,
-            residual=lambda y: residual(y, *args),
+            point=y,
+            residual=lambda y: hoisted(y, inputs),
             system=system,
             pull_update=lambda v: v,
         )
         return method.multiplier(problem, cotangent)[0]
 
-    def like_answer(y: PyTree, args: PyTree) -> PyTree:
-        found = residual(y, *args)
-        if summarize(found, 10**6) != summarize(y, 10**6):
-            raise ValueError(
-                f"attach: the residual is {summarize(found)}; expected a pytree like "
-                f"the answer, {summarize(y)}."
-            )
-        return found
-
-    answer = jax.tree.map(jnp.asarray, answer)
-    return attached(like_answer, solve, answer, args)
+    return attach_answer(hoisted, solve, answer, (args, list(closed.consts)))
 
 
-def attached(
+def attach_answer(
     residual: Callable[[PyTree, PyTree], PyTree],
     adjoint: Callable[[PyTree, PyTree, PyTree], PyTree],
     answer: PyTree,
@@ -106,12 +119,9 @@ def attached(
 ) -> PyTree:
     """Attach an answer by any adjoint solve.
 
-    A rule in forward mode, with the transpose of the adjoint solve as its solve: so
-    both modes and all orders follow from what a method gives, and it is traced only
-    where somebody differentiates.
-
     Args:
-        residual: (y, args) -> G, of the structure of y.
+        residual: (y, args) -> G, of the structure of y. Neither function may close over
+            tracers.
         adjoint: (y, args, cotangent) -> (dG/dy)^{-T} cotangent, linear in the last.
         answer: y, a pytree of floating arrays.
         args: A pytree.
@@ -122,6 +132,9 @@ def attached(
     point, structure = jax.tree.flatten(jax.lax.stop_gradient(answer))
     leaves, args_structure = jax.tree.flatten(args)
 
+    # The rule in forward mode, dy = -(dG/dy)^{-1} (dG/dx dx). The inverse is the
+    # transpose of the adjoint solve, v -> (dG/dy)^{-T} v, so that forward mode, reverse
+    # mode and all orders follow from the one solve that a method gives.
     def tangent(point: Leaves, args: Leaves, dots: Mapping[int, jax.Array]) -> Leaves:
         y = jax.tree.unflatten(structure, point)
 
@@ -129,19 +142,23 @@ def attached(
             changed = [parts.get(i, leaf) for i, leaf in enumerate(args)]
             return residual(y, jax.tree.unflatten(args_structure, changed))
 
-        there = jax.tree.unflatten(args_structure, args)
-        drift = jax.jvp(of_moving, ({i: args[i] for i in dots},), (dots,))[1]
+        x = jax.tree.unflatten(args_structure, args)
+        dG = jax.jvp(of_moving, ({i: args[i] for i in dots},), (dots,))[1]
         zeros = jax.tree.map(jnp.zeros_like, y)
-        solve = jax.vjp(lambda v: adjoint(y, there, v), zeros)[1]
-        return [-leaf for leaf in jax.tree.leaves(solve(drift)[0])]
+        inverse = jax.vjp(lambda v: adjoint(y, x, v), zeros)[1]
+        return [-leaf for leaf in jax.tree.leaves(inverse(dG)[0])]
 
     found = _attach.bind(*point, *leaves, count=len(point), tangent=tangent)
     return jax.tree.unflatten(structure, found)
 
 
-# A primitive of its own, since JAX 0.10 drops a `custom_jvp` rule where it splits the
-# body of a scan for reverse mode: the derivative of such a derivative is then that of a
-# constant. (JAX 0.12 keeps it.) A primitive is kept by every transformation.
+# A primitive of its own. `lax.custom_root` and `jax.custom_jvp` have the same rule, but
+# JAX 0.10 drops it where it splits the body of a scan for reverse mode: the second
+# derivative of an answer inside `lax.scan` then is silently that of a constant (0.333
+# off in tests/test_laws.py; JAX 0.12 keeps the rule). `jax.custom_vjp` is right there,
+# but forbids forward mode. Every transformation keeps a primitive. When JAX 0.12 is the
+# lowest version that mlox supports, a `custom_jvp` of `tangent` can take its place; see
+# docs/internals.md for the table.
 _attach = Primitive("attach")
 _attach.multiple_results = True
 
@@ -156,8 +173,8 @@ def _identity(*leaves: Any, count: int, tangent: Tangent) -> list[Any]:
 def _jvp(
     primals: Leaves, tangents: Leaves, *, count: int, tangent: Tangent
 ) -> tuple[Leaves, Leaves]:
-    # Starts from the attached point: or the second derivative of an answer would be
-    # taken at a constant.
+    # Binds itself again: at an unattached point, second derivatives would be those of a
+    # constant (two levels right, three silently wrong).
     point = _attach.bind(*primals, count=count, tangent=tangent)
     dots = {i: d for i, d in enumerate(tangents[count:]) if not isinstance(d, ad.Zero)}
     if not dots:

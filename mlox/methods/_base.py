@@ -1,4 +1,17 @@
-"""What a method is: a way of differentiating an answer."""
+"""The contract of a method: a way to differentiate an answer.
+
+For an upper k with cost C_k, and a lower with the answer y at which G(y) = 0,
+
+    dC_k/dtheta_k - d<lambda, G>/dtheta_k
+
+is the hypergradient, if lambda solves (dG/dy)^T lambda = dC_k/dy =: v. Every method of
+implicit type is a choice of lambda, and of how the pairing <lambda, G> is evaluated:
+
+    Implicit            lambda by a linear solver      exact pairing
+    Identity, T1-T2     lambda = v                     exact pairing
+    FiniteDifference    lambda = v                     a difference of two costs
+    SAMA                lambda = -(du/dg)^T v          exact, or a difference
+"""
 
 from __future__ import annotations
 
@@ -13,7 +26,7 @@ from mlox.solvers import Info, System
 
 
 class Answer(NamedTuple):
-    """What a method may know of the answer that it differentiates.
+    """An answer (the *best response* of the literature), as a method sees it.
 
     Attributes:
         point: The unknowns y at the answer, a pytree of floating arrays. For a problem
@@ -42,12 +55,12 @@ class Answer(NamedTuple):
 
 
 class Method(Protocol):
-    """How the uppers of a problem see a derivative through its answer.
+    """Differentiate the answer of a problem, for the problems above it.
 
-    A method is any hashable value with these two functions; nothing is registered.
+    A method is any hashable value with these two functions; it needs no registration.
     With the cotangent v = dC_k/dy of an upper's cost, the upper's hypergradient is
-    d/dtheta_k [C_k - <lambda, G>] at fixed lambda: a method chooses lambda, and how the
-    pairing <lambda, G> with the residual G = dC/dy is evaluated.
+    d/dtheta_k [C_k - <lambda, G>] at fixed lambda. A method chooses lambda, and how to
+    evaluate the pairing <lambda, G> with the residual G = dC/dy.
 
     Example:
         One gradient step of a given length in place of the inverse Hessian:
@@ -106,6 +119,15 @@ class Method(Protocol):
             reads.
         """
         ...
+
+
+def exact_pairing(
+    cost: Callable[[PyTree], jax.Array], point: PyTree, multiplier: PyTree
+) -> jax.Array:
+    """Return <multiplier, d cost/dy>, the slope of the cost along the multiplier."""
+    # Forward mode: differentiating this in reverse mode makes a reverse-over-forward
+    # product, which needs no second pass backwards through the cost.
+    return jax.jvp(cost, (point,), (multiplier,))[1]
 
 
 @functools.singledispatch

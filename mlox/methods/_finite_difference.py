@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mlox._utils.fields import POSITIVE, check_fields
 from mlox.methods._base import Answer
 from mlox.solvers import Info
 
@@ -43,12 +43,12 @@ class FiniteDifference:
     epsilon: float = 0.01
 
     def __post_init__(self) -> None:
-        check_epsilon("FiniteDifference", self.epsilon)
+        check_fields(self, epsilon=POSITIVE)
 
     def multiplier(
         self, answer: Answer, cotangent: Any, guess: Any | None = None
     ) -> tuple[Any, Info]:
-        """Take the inverse Hessian for the identity."""
+        """Return the cotangent: the identity in place of the inverse Hessian."""
         del answer, guess
         return cotangent, {}
 
@@ -63,6 +63,8 @@ def central_difference(
     cost: Callable[[Any], jax.Array], point: Any, direction: Any, epsilon: float
 ) -> jax.Array:
     """Return <direction, d cost/dy> by two evaluations, 0 for a zero direction."""
+    # The perturbation has the length epsilon, however long the direction is: the error
+    # of the difference does not depend on the scale of the upper's loss.
     norm = optax.tree.norm(direction)
     step = epsilon / jnp.where(norm > 0, norm, 1)
 
@@ -73,13 +75,3 @@ def central_difference(
         return cost(jax.tree.map(move, point, direction))
 
     return (shifted(1.0) - shifted(-1.0)) / (2 * step)
-
-
-def check_epsilon(method: str, epsilon: float) -> None:
-    """Refuse an epsilon that is no positive Python number."""
-    number = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
-    if not number or not 0 < epsilon < math.inf:
-        raise ValueError(
-            f"{method}(epsilon={epsilon!r}): expected a positive Python number, the "
-            "length of the perturbation, e.g. 0.01."
-        )

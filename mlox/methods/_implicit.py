@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlox.methods._base import Answer, reach
-from mlox.methods._exact import exact_pairing
+from mlox._utils.fields import FUNCTION, check, optional
+from mlox.methods._base import Answer, exact_pairing, reach
 from mlox.solvers import CG, GMRES, Info, Solver, System, linear_solve, serves
 
 
@@ -49,24 +49,24 @@ class Implicit:
     solver: Solver | None = None
 
     def __post_init__(self) -> None:
-        if self.solver is not None and not callable(self.solver):
-            raise TypeError(
-                f"Implicit(solver={self.solver!r}): expected a solver such as "
-                "mlox.CG(iterations=10), or a function (matvec, b, guess) -> (x, info)."
-            )
         if isinstance(self.solver, type):
+            name = self.solver.__name__
             raise TypeError(
-                f"Implicit got the class {self.solver.__name__}; expected a value of "
-                f"it. Write Implicit({self.solver.__name__}())."
+                f"Implicit: solver is the class {name}; expected a value. Write "
+                f"mlox.Implicit(mlox.{name}())."
             )
+        hint = (
+            "A solver is a value such as mlox.CG(), or (matvec, b, guess) -> (x, info)."
+        )
+        check("Implicit: solver", self.solver, optional(FUNCTION), hint)
 
     def multiplier(
         self, answer: Answer, cotangent: Any, guess: Any | None = None
     ) -> tuple[Any, Info]:
         """Solve (dG/dy)^T lambda = cotangent."""
-        solver = self.solver or _fitting(answer.system, cotangent)
+        solver = self.solver or _choose_solver(answer.system, cotangent)
         symmetric = answer.system <= System.SYMMETRIC
-        product = _product(answer, symmetric)
+        product = _transposed_product(answer, symmetric)
         return linear_solve(solver, product, cotangent, guess, symmetric=symmetric)
 
     def pairing(
@@ -81,16 +81,19 @@ def _(method: Implicit) -> System:
     return System.GENERAL if method.solver is None else serves(method.solver)
 
 
-def _product(answer: Answer, symmetric: bool) -> Callable[[Any], Any]:
-    """Linearize once; the solver's products then share the residual's own cost."""
+def _transposed_product(answer: Answer, symmetric: bool) -> Callable[[Any], Any]:
+    """Return v -> (dG/dy)^T v."""
+    # Linearized once, outside the solver's loop: its products share the evaluation of
+    # the residual.
     if symmetric:
-        # Forward over reverse: cheaper than reverse over reverse, and the same matrix.
+        # (dG/dy)^T = dG/dy. Forward over reverse is cheaper than reverse over reverse.
         return jax.linearize(answer.residual, answer.point)[1]
     pull = jax.vjp(answer.residual, answer.point)[1]
     return lambda vector: pull(vector)[0]
 
 
-def _fitting(system: System, cotangent: Any) -> Solver:
+def _choose_solver(system: System, cotangent: Any) -> Solver:
+    # Ten epsilons are what rounding leaves of a residual after some tens of products.
     dtype = jnp.result_type(*jax.tree.leaves(cotangent))
     tolerance = 10 * float(jnp.finfo(dtype).eps)
     if system is System.DEFINITE:

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from mlox.methods._base import Answer
-from mlox.methods._exact import exact_pairing
-from mlox.methods._finite_difference import central_difference, check_epsilon
+from mlox._utils.fields import POSITIVE, check_fields, optional
+from mlox.methods._base import Answer, exact_pairing
+from mlox.methods._finite_difference import central_difference
 from mlox.solvers import Info
 
 
@@ -42,14 +42,16 @@ class SAMA:
     epsilon: float | None = None
 
     def __post_init__(self) -> None:
-        if self.epsilon is not None:
-            check_epsilon("SAMA", self.epsilon)
+        check_fields(self, epsilon=optional(POSITIVE))
 
     def multiplier(
         self, answer: Answer, cotangent: Any, guess: Any | None = None
     ) -> tuple[Any, Info]:
         """Return -(du/dg)^T cotangent."""
         del guess
+        # One step from the present answer: theta' = theta + u(g(theta_k)), so that
+        # dtheta'/dtheta_k = du/dg dg/dtheta_k. With lambda = -(du/dg)^T v the pairing
+        # <lambda, g> has minus that derivative, transposed and applied to v.
         return jax.tree.map(lambda x: -x, answer.pull_update(cotangent)), {}
 
     def pairing(

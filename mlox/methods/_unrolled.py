@@ -1,20 +1,17 @@
-"""Iterative differentiation: the inner loop itself is differentiated."""
+"""Iterative differentiation: through the steps of the inner loop itself."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import jax
+from mlox._utils.fields import COUNT, check_fields, one_of, optional
 
-Body = Callable[[Any, Any], tuple[Any, Any]]
-Checkpoint = Literal["none", "step", "segments"]
+Rematerialization = Literal["none", "step", "segments"]
 
-# Rounds from which segments are the default: below, running them again doubles the time
-# to compile, and saves little.
-MANY = 16
+# Windows of that many rounds are cut into segments by default. In shorter ones, running
+# the segments again doubles the time to compile, and saves little memory.
+MANY_ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -48,27 +45,19 @@ class Unrolled:
     """
 
     last_steps: int | None = None
-    checkpoint: Checkpoint | None = None
+    checkpoint: Rematerialization | None = None
 
     def __post_init__(self) -> None:
-        steps = self.last_steps
-        if steps is not None and (
-            not isinstance(steps, int) or isinstance(steps, bool) or steps < 1
-        ):
-            raise ValueError(
-                f"Unrolled(last_steps={steps!r}): expected a positive integer, the "
-                "number of last steps to differentiate, or None for all."
-            )
-        if self.checkpoint not in (None, "none", "step", "segments"):
-            raise ValueError(
-                f"Unrolled(checkpoint={self.checkpoint!r}): expected 'none', 'step', "
-                "'segments', or None to choose by the length of the window."
-            )
+        check_fields(
+            self,
+            last_steps=optional(COUNT),
+            checkpoint=optional(one_of("none", "step", "segments")),
+        )
 
-    def keeps(self, rounds: int) -> Checkpoint:
-        """Return what is kept of a window of so many rounds."""
+    def rematerialization(self, rounds: int) -> Rematerialization:
+        """Return what reverse mode keeps of a window of that many rounds."""
         if self.checkpoint is None:
-            return "segments" if rounds >= MANY else "none"
+            return "segments" if rounds >= MANY_ROUNDS else "none"
         return self.checkpoint
 
 
@@ -94,52 +83,3 @@ class Detached:
 
 Iterative = Unrolled | Detached
 """The methods that differentiate the loop: their answers need no linear system."""
-
-
-def checkpointed_scan(
-    body: Body, carry: Any, xs: Any, length: int, checkpoint: Checkpoint, unroll: bool
-) -> tuple[Any, Any]:
-    """Scan like `jax.lax.scan`, keeping for reverse mode what `checkpoint` says.
-
-    Args:
-        body: (carry, x) -> (carry, y).
-        carry: The initial carry.
-        xs: A pytree of arrays with a leading axis of `length`.
-        length: The number of iterations.
-        checkpoint: See `Unrolled`.
-        unroll: Write the iterations out instead of looping.
-
-    Returns:
-        The last carry and the stacked ys.
-    """
-
-    def scan(step: Body, start: Any, inputs: Any, count: int) -> tuple[Any, Any]:
-        return jax.lax.scan(step, start, inputs, count, unroll=count if unroll else 1)
-
-    if checkpoint == "none" or length == 1:
-        return scan(body, carry, xs, length)
-    # Inside a loop common-subexpression elimination cannot undo the recomputation.
-    step = jax.checkpoint(body, prevent_cse=unroll)
-    size = math.isqrt(length)
-    if checkpoint == "step" or size == 1:
-        return scan(step, carry, xs, length)
-
-    def segment(start: Any, inputs: Any) -> tuple[Any, Any]:
-        return scan(step, start, inputs, size)
-
-    count, rest = divmod(length, size)
-    head, tail = _split(xs, rest)
-    ys: list[Any] = []
-    if rest:
-        carry, y = scan(step, carry, head, rest)
-        ys.append(y)
-    tail = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), tail)
-    carry, y = scan(jax.checkpoint(segment, prevent_cse=unroll), carry, tail, count)
-    ys.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), y))
-    return carry, jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *ys)
-
-
-def _split(xs: Any, rest: int) -> tuple[Any, Any]:
-    head = jax.tree.map(lambda x: x[:rest], xs)
-    tail = jax.tree.map(lambda x: x[rest:], xs)
-    return head, tail

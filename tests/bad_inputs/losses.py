@@ -174,7 +174,7 @@ def _returned() -> list[Case]:
                     )
                 ),
                 ValueError,
-                "'penalty' returned.*'fit/residual'.*rename",
+                "'penalty' returned.*'fit/residual'.*Rename",
             ),
         ],
     )
@@ -324,13 +324,13 @@ def _methods() -> list[Case]:
                 "a method that returns x alone",
                 lambda _: method(lambda v: v),
                 ValueError,
-                "multiplier is .*like the cotangent.*method of problem 'fit'",
+                "multiplier returned .*like the cotangent.*method of problem 'fit'",
             ),
             (
                 "a method that returns another structure",
                 lambda _: method(_dropped),
                 ValueError,
-                r"multiplier is \(\).*like the cotangent.*method of problem 'fit'",
+                r"multiplier returned \(\).*the cotangent.*method of problem 'fit'",
             ),
             (
                 "a method that raises",

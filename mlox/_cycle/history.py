@@ -1,0 +1,40 @@
+"""What a window keeps of its past, and what the layers below it return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mlox._problem.problem import Problem
+from mlox._utils.types import Metrics, PyTree
+
+
+class History(NamedTuple):
+    """What a hypergradient needs of the past of a window.
+
+    Attributes:
+        model_states: The mutable state of each problem before its last step.
+        samples: The last batch of each problem that samples its own.
+        starts: For each problem whose last window can be run again, the problems below
+            it when that window began.
+    """
+
+    model_states: dict[str, PyTree]
+    samples: dict[str, PyTree]
+    starts: dict[str, dict[str, Problem]]
+
+
+class LowerRun(NamedTuple):
+    """The outcome of the rounds below a layer.
+
+    Attributes:
+        state: The state after.
+        history: What is kept of them.
+        metrics: Their metrics.
+        pull: Cotangents of the unrolled answers -> cotangents of the layer's params.
+    """
+
+    state: dict[str, Problem]
+    history: History
+    metrics: Metrics
+    pull: Callable[[PyTree], PyTree]

@@ -1,0 +1,30 @@
+"""The point at which the functions of a problem that are not losses are evaluated."""
+
+from __future__ import annotations
+
+import enum
+
+import jax
+
+from mlox._hypergradient.point import EvaluationPoint, present_point
+from mlox._problem.problem import Problem
+from mlox._utils.types import State
+
+
+class Stream(enum.IntEnum):
+    """Streams of PRNG keys, beside the one of steps, whose counts never reach them."""
+
+    RESET = 2**32 - 1
+    SAMPLE = 2**32 - 2
+
+
+def point_of_stream(state: State, stream: Stream) -> EvaluationPoint:
+    """Return the point of a state, with the keys of a stream at the present steps."""
+
+    def key(problem: Problem) -> jax.Array | None:
+        if problem.rng is None:
+            return None
+        rng = jax.random.fold_in(problem.rng, int(stream))
+        return jax.random.fold_in(rng, problem.step)
+
+    return present_point(state, {n: key(problem) for n, problem in state.items()})

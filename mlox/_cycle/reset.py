@@ -1,0 +1,40 @@
+"""Where inner loops start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlox._cycle.present import Stream, point_of_stream
+from mlox._graph.dependencies import Plan
+from mlox._hypergradient.cost import context_of
+from mlox._hypergradient.point import EvaluationPoint
+from mlox._hypergradient.tasks import map_if_tasks
+from mlox._problem.context import annotate_errors
+from mlox._problem.optimizer import restart
+from mlox._problem.problem import Problem
+from mlox._utils.types import PyTree, State
+
+
+def start_inner_loops(plan: Plan, layer: int, state: State) -> State:
+    """Return the state at the start of the inner loops that a layer's window holds."""
+    names = [
+        n
+        for n in plan.graph.names_below(layer)
+        if state[n].reset is not None and plan.graph.inner_layer[n] == layer
+    ]
+    if not names:
+        return state
+    point = point_of_stream(state, Stream.RESET)
+    return {**state, **{n: _reset(plan, n, point) for n in names}}
+
+
+def _reset(plan: Plan, name: str, point: EvaluationPoint) -> Problem:
+    problem = point.inputs[name].problem
+    reset: Any = problem.reset
+
+    def start(one: EvaluationPoint) -> PyTree:
+        params = one.params[name]
+        with annotate_errors(f"reset of problem {name!r}", params=params):
+            return reset(params, context_of(plan, name, one))
+
+    return restart(problem, map_if_tasks(start, name, point))

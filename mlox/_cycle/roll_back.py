@@ -1,0 +1,70 @@
+"""Roll-back: a window as a look-ahead, restored after the problems above step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mlox._cycle.batches import last_steps
+from mlox._cycle.history import History
+from mlox._graph.graph import Graph
+from mlox._problem.problem import Problem
+from mlox._utils.types import Batches, Metrics, State
+
+Round = Callable[[State, History, Batches], tuple[dict[str, Problem], History, Metrics]]
+
+
+def roll_back(
+    graph: Graph,
+    layer: int,
+    run_round: Round,
+    before: State,
+    after: dict[str, Problem],
+    history: History,
+    batches: Batches,
+    stepped: Sequence[jax.Array],
+) -> tuple[dict[str, Problem], History]:
+    """Restore what is below a layer, and run one round under the layer as it is now.
+
+    Args:
+        graph: The graph.
+        layer: The layer that has stepped.
+        run_round: Runs one window of the layer below.
+        before: The state at the start of the layer's window.
+        after: The state after the layer's steps.
+        history: What is kept of the window.
+        batches: The window's batches; the round takes the last ones.
+        stepped: Whether each problem of the layer has made a step, scalars.
+
+    Returns:
+        The state and the history, with those of the round below the layer.
+    """
+    names = frozenset().union(*(graph.below[n] for n in graph.layers[layer]))
+    if not names:
+        return after, history
+    # Loss scales are no part of the look-ahead: an overflow in it was an overflow.
+    restored = {
+        n: dataclasses.replace(before[n], loss_scale=after[n].loss_scale) for n in names
+    }
+    steps = {n: graph.steps_in_window(layer - 1, n) for n in graph.names_below(layer)}
+    last = {
+        n: last_steps(graph, layer, n, batches, count) for n, count in steps.items()
+    }
+    state, kept, _ = run_round({**after, **restored}, history, last)
+
+    def below(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+        return {n: (new if n in names else old)[n] for n in old}
+
+    found = (
+        below(state, after),
+        History(*(below(new, old) for new, old in zip(kept, history, strict=True))),
+    )
+    # Where no problem of the layer has stepped, since it waits, nothing was looked at.
+    if any(before[n].warmup_steps for n in names):
+        found = optax.tree.where(jnp.stack(stepped).any(), found, (after, history))
+    return found

@@ -1,0 +1,59 @@
+"""Batches that problems sample inside the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mlox._cycle.present import Stream, point_of_stream
+from mlox._graph.dependencies import Plan
+from mlox._hypergradient.cost import context_of
+from mlox._hypergradient.point import EvaluationPoint
+from mlox._hypergradient.tasks import map_if_tasks
+from mlox._problem.context import annotate_errors
+from mlox._utils.describe import find_non_array
+from mlox._utils.tree import strip_weak_type
+from mlox._utils.types import Batches, PyTree, State
+
+
+def sample_batches(plan: Plan, layer: int, state: State, batches: Batches) -> Batches:
+    """Return the batches of a layer's steps, with those that its problems sample."""
+    names = [n for n in plan.graph.layers[layer] if state[n].sample is not None]
+    return {**batches, **{n: sample_next(plan, n, state) for n in names}}
+
+
+def sample_next(plan: Plan, name: str, state: State) -> PyTree:
+    """Sample the batch of the next step of a problem; a constant."""
+    return sample_batch(plan, name, point_of_stream(state, Stream.SAMPLE))
+
+
+def sample_batch(
+    plan: Plan, name: str, point: EvaluationPoint, *, train: bool = True
+) -> PyTree:
+    """Sample a batch of a problem at a point; a constant."""
+    sample: Any = point.inputs[name].problem.sample
+
+    def draw(one: EvaluationPoint) -> PyTree:
+        ctx = context_of(plan, name, one, train=train)
+        params = one.params[name]
+        with annotate_errors(f"sample of problem {name!r}", params=params, rng=ctx.rng):
+            batch = sample(params, ctx)
+        if wrong := find_non_array(batch):
+            raise TypeError(
+                f"problem {name!r}: sample returned a leaf that is not an array: "
+                f"{wrong}. Return a pytree of arrays."
+            )
+        return jax.tree.map(strip_weak_type, batch)
+
+    return jax.lax.stop_gradient(map_if_tasks(draw, name, point))
+
+
+def empty_samples(plan: Plan, state: State) -> dict[str, PyTree]:
+    """Return zeros in place of the last sampled batches, before any step."""
+    names = [n for n, problem in state.items() if problem.sample is not None]
+    shapes = {
+        n: jax.eval_shape(lambda s, n=n: sample_next(plan, n, s), state) for n in names
+    }
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -1,0 +1,65 @@
+"""Truncation: answers that are differentiated through their last steps only."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from mlox._graph.dependencies import Plan
+from mlox._utils.types import State
+from mlox.methods import Unrolled
+
+
+class Phase(NamedTuple):
+    """Rounds between two cuts.
+
+    Attributes:
+        start: The first round.
+        stop: The round after the last one.
+        cut: The answers whose derivative begins with the first round.
+        constant: Whether no answer is differentiated through these rounds.
+    """
+
+    start: int
+    stop: int
+    cut: Sequence[str]
+    constant: bool
+
+
+def split_phases(plan: Plan, layer: int, state: State, length: int) -> list[Phase]:
+    """Split the rounds of a window where derivatives of unrolled answers begin."""
+    cuts = dict(_find_cuts(plan, layer, state, length))
+    edges = sorted({0, length, *cuts.values()})
+    first = min(cuts.values(), default=0)
+    return [
+        Phase(
+            start,
+            stop,
+            [u for u, cut in cuts.items() if cut == start > 0],
+            stop <= first,
+        )
+        for start, stop in itertools.pairwise(edges)
+    ]
+
+
+def cut_derivatives(state: State, phase: Phase) -> State:
+    """Return the state with which a phase begins: the answers of its cut, constant."""
+    return {**state, **{u: jax.lax.stop_gradient(state[u]) for u in phase.cut}}
+
+
+def _find_cuts(
+    plan: Plan, layer: int, state: State, length: int
+) -> Iterator[tuple[str, int]]:
+    """Yield the round in which the derivative of each unrolled answer begins."""
+    names: Mapping[str, None] = dict.fromkeys(
+        u for n in plan.graph.layers[layer] for u in plan.responses[n].unrolled
+    )
+    for u in names:
+        method: Any = state[u].method
+        here = plan.differentiated_at[u] == layer and isinstance(method, Unrolled)
+        steps = method.last_steps if here else None
+        per_round = plan.steps_per_round(u, layer)
+        yield u, 0 if steps is None else max(0, length - steps // per_round)

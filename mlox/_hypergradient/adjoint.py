@@ -1,0 +1,172 @@
+"""The adjoint: multipliers of blocks, and the hypergradient that they lead to.
+
+The hypergradient of k is the partial derivative of its Lagrangian at fixed answers,
+
+    dC_k/dtheta_k - sum_b d<lambda_b, G_b>/dtheta_k,    (dG_b/dy)^T lambda_b = v_b,
+
+where v_b is what arrives at the answers in b: the slope of C_k there, less the slopes
+of the pairings of the blocks above. One sweep from the highest block to the lowest
+visits every edge of the graph once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mlox._graph.dependencies import Block, Plan
+from mlox._hypergradient.cost import cost
+from mlox._hypergradient.lagrangian import (
+    count_separate_systems,
+    pairing,
+    replay_windows,
+    residual,
+)
+from mlox._hypergradient.point import EvaluationPoint, Unknowns
+from mlox._hypergradient.tasks import map_tasks
+from mlox._problem.context import annotate_errors
+from mlox._problem.optimizer import pull_update
+from mlox._utils.describe import summarize
+from mlox._utils.tree import avoid_zero, shard_like
+from mlox._utils.types import Metrics, Params, PyTree
+from mlox.methods import Answer
+from mlox.solvers import Info
+
+
+class Hypergradient(NamedTuple):
+    """The outcome of one hypergradient.
+
+    Attributes:
+        metrics: What the loss returned, and the solvers' reports.
+        model_state: The mutable state after.
+        cotangents: The gradient of the problem, and what arrived at the unrolled
+            answers that respond through its own window.
+        multipliers: The multipliers lambda of its implicit movers.
+    """
+
+    metrics: Metrics
+    model_state: PyTree
+    cotangents: dict[str, PyTree]
+    multipliers: Unknowns
+
+
+def hypergradient(
+    plan: Plan, k: str, point: EvaluationPoint, *, replay: bool
+) -> Hypergradient:
+    """Differentiate L_k with respect to theta_k, at fixed answers and multipliers.
+
+    Args:
+        plan: Which answers respond, in which blocks.
+        k: The problem.
+        point: Where to evaluate.
+        replay: Whether the unrolled answers of k respond by running its last window
+            again. If not, their cotangents are returned, for whoever has the pull-back
+            of the window at hand.
+
+    Returns:
+        The hypergradient.
+    """
+    response = plan.responses[k]
+    windows = (*response.replayed, *((k,) if replay else ()))
+    responding = (*response.implicit, *(() if replay else response.unrolled))
+    theta = {n: point.responsive(n) for n in responding} | {k: point.params[k]}
+
+    def at(theta: Params) -> EvaluationPoint:
+        return replay_windows(plan, windows, point.at_params(theta))
+
+    # v_j = dC_k/dtheta_j for theta_k and everything that responds to it.
+    v, (metrics, model_state) = jax.grad(
+        lambda theta: cost(plan, k, at(theta)), has_aux=True
+    )(theta)
+    multipliers = Unknowns({}, {})
+    for b in reversed(response.blocks):
+        # (dG_b/dy)^T lambda_b = v_b: what has arrived at the answers of the block ...
+        v_b = _at_unknowns(b, {n: v[n] for n in b.names}, point)
+        lam, report = solve_adjoint(plan, b, v_b, point)
+        # ... leaves as -d<lambda_b, G_b>/dtheta_j at everything that G_b reads.
+        v = {n: slope for n, slope in v.items() if n not in b.names}
+        reads = v.keys() if windows else v.keys() & plan.reads_of(b)
+        d_pairing = jax.grad(
+            lambda theta, b=b, lam=lam: pairing(plan, b, lam, at(theta))
+        )({n: theta[n] for n in v if n in reads})
+        v |= {n: jax.tree.map(jnp.subtract, v[n], d) for n, d in d_pairing.items()}
+        multipliers = Unknowns(
+            {**multipliers.params, **lam.params},
+            {**multipliers.multipliers, **lam.multipliers},
+        )
+        metrics |= _name_report(k, b.tops[0], report, metrics)
+    return Hypergradient(metrics, model_state, v, multipliers)
+
+
+def solve_adjoint(
+    plan: Plan, b: Block, v: Unknowns, point: EvaluationPoint
+) -> tuple[Unknowns, Info]:
+    """Return lambda_b, with the report of whatever solved (dG_b/dy)^T lambda_b = v."""
+    tasks = count_separate_systems(plan, b, point)
+    if tasks is not None:
+        lam, report = map_tasks(
+            lambda one, part: solve_adjoint(plan, b, part, one), tasks, point, v
+        )
+        return lam, {key: jnp.max(x, axis=0) for key, x in report.items()}
+    top = point.inputs[b.tops[0]].problem
+    method: Any = top.method
+    y = point.select(b)
+
+    def pull(vector: Unknowns) -> Unknowns:
+        slopes = residual(plan, b, y, point).params[top.name]
+        # Adam's square root has no derivative at zero: evaluate it beside.
+        gradient = jax.tree.map(avoid_zero, slopes)
+        loss = cost(plan, top.name, point)[0]
+        pulled = pull_update(top, gradient, vector.params[top.name], loss)
+        return Unknowns({top.name: pulled}, {})
+
+    answer = Answer(
+        point=y,
+        residual=lambda y: residual(plan, b, y, point),
+        system=b.system,
+        pull_update=pull,
+    )
+    with annotate_errors(f"method of problem {top.name!r}, {method}"):
+        cotangent = shard_like(v, y, never=top.step < 0)
+        found = method.multiplier(answer, cotangent, None)
+        _check_multiplier(found, v)
+    return found
+
+
+def _at_unknowns(b: Block, params: Params, point: EvaluationPoint) -> Unknowns:
+    """Return the cotangent of a block: no cost reads a multiplier, so zeros there."""
+    multipliers = {n: point.multipliers[n] for n in b.towers}
+    return Unknowns(dict(params), jax.tree.map(jnp.zeros_like, multipliers))
+
+
+def _check_multiplier(found: Any, cotangent: Unknowns) -> None:
+    """Raise if a method returned something else than a multiplier and a report."""
+    pair = isinstance(found, tuple) and len(found) == 2
+    if not pair or not isinstance(found[1], Mapping):
+        raise TypeError(
+            f"multiplier returned {summarize(found)}; expected a pair (multiplier, "
+            "report), the report a dict of scalars."
+        )
+    if _shapes(found[0]) != _shapes(cotangent):
+        raise ValueError(
+            f"multiplier returned {summarize(found[0])}; expected a pytree like the "
+            f"cotangent that it was given, {summarize(cotangent)}."
+        )
+
+
+def _shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
+    return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _name_report(k: str, lower: str, report: Info, metrics: Metrics) -> Metrics:
+    """Return a solver's report as metrics of the upper k, "lower/key"."""
+    named = {f"{lower}/{key}": jnp.asarray(x) for key, x in report.items()}
+    for key in sorted(set(named).intersection(metrics)):
+        raise ValueError(
+            f"loss_fn of problem {k!r} returned the metric {key!r}, which is the name "
+            f"of a report of the solver of {lower!r}. Rename the metric."
+        )
+    return named

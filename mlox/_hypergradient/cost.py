@@ -1,0 +1,88 @@
+"""The cost C_k of a problem at a point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from mlox._graph.dependencies import Plan
+from mlox._hypergradient.point import EvaluationPoint
+from mlox._hypergradient.tasks import map_tasks, mean_over_tasks
+from mlox._problem.context import Context, Neighbour, annotate_errors
+from mlox._problem.loss_output import split_loss
+from mlox._problem.loss_scaling import scale_cotangent
+from mlox._utils.types import Metrics, PyTree
+
+Aux = tuple[Metrics, PyTree]
+
+
+def cost(
+    plan: Plan, k: str, point: EvaluationPoint, *, train: bool = True
+) -> tuple[jax.Array, Aux]:
+    """Return C_k, a scalar, with the metrics and the mutable state after.
+
+    The losses of tasks are summed, so that the gradient of one task does not depend on
+    how many others there are.
+    """
+    tasks = point.inputs[k].problem.tasks
+    if tasks is None:
+        return _evaluate_scaled(plan, k, point, train)
+    losses, (metrics, model_state) = map_tasks(
+        lambda one: _evaluate_scaled(plan, k, one, train), tasks, point
+    )
+    return losses.sum(), (mean_over_tasks(metrics), model_state)
+
+
+def context_of(
+    plan: Plan, k: str, point: EvaluationPoint, *, train: bool = True
+) -> Context:
+    """Return what the functions of a problem see besides their other arguments."""
+    inputs = point.inputs[k]
+    problems = {n: point.inputs[n].problem for n in plan.graph.reads(k)}
+    neighbours = {
+        n: Neighbour(point.params[n], p.model_state, p.apply_fn, n, tasks=p.tasks)
+        for n, p in problems.items()
+    }
+    return Context(
+        k,
+        neighbours,
+        inputs.rng,
+        inputs.step,
+        inputs.model_state,
+        train=train,
+        task_index=inputs.task_index,
+    )
+
+
+def _evaluate_scaled(
+    plan: Plan, k: str, point: EvaluationPoint, train: bool
+) -> tuple[jax.Array, Aux]:
+    """Evaluate the loss; its derivatives are computed at the problem's loss scale."""
+    loss_scale: Any = point.inputs[k].problem.loss_scale
+    if loss_scale is None:
+        return _evaluate(plan, k, point, train)
+    # f'(x) = s(f(s^-1(x))) has the gradient of f: what enters f in reverse mode is
+    # multiplied by the scale, what leaves it is divided by it again.
+    reads = {n: point.params[n] for n in (k, *plan.graph.reads(k))}
+    point = point.at_params(scale_cotangent(reads, 1 / loss_scale.scale))
+    loss, aux = _evaluate(plan, k, point, train)
+    return scale_cotangent(loss, loss_scale.scale), aux
+
+
+def _evaluate(
+    plan: Plan, k: str, point: EvaluationPoint, train: bool
+) -> tuple[jax.Array, Aux]:
+    inputs = point.inputs[k]
+    params, batch = point.params[k], inputs.batch
+    ctx = context_of(plan, k, point, train=train)
+    with annotate_errors(
+        f"loss_fn of problem {k!r}",
+        params=params,
+        batch=batch,
+        rng=ctx.rng,
+        model_state=ctx.model_state,
+    ):
+        returned = inputs.problem.loss_fn(params, batch, ctx)
+    loss, metrics, model_state = split_loss(k, returned, inputs.model_state)
+    return loss, (metrics, model_state)
