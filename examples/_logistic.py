@@ -1,4 +1,4 @@
-"""Logistic regression, its loss and its solution, for the examples."""
+"""The loss and the solution of logistic regression, for the examples."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,14 +26,14 @@ def loss(w: Any, rows: Any) -> jax.Array:
 
 
 def solved(rows: Rows, l2: Any, **options: Any) -> np.ndarray:
-    """Fit by scikit-learn: features are scaled by what their penalties are not."""
+    """Fit by scikit-learn; scaled features give each of them its own penalty."""
     scale = (1 / np.sqrt(l2) * np.ones(rows[0].shape[1])).astype(rows[0].dtype)
     fit = LogisticRegression(C=1 / len(rows[0]), fit_intercept=False, **options)
     return fit.fit(rows[0] * scale, rows[1]).coef_.T * scale[:, None]
 
 
 def check(build: Callable[..., mlox.Engine], train: Rows, valid: Rows) -> None:
-    """Hold the hypergradient against differences, for 300 rows, 11 features."""
+    """Compare the hypergradient with differences, for 300 rows and 11 features."""
     train, valid = ((x[:300, :11] * 1.0, y[:300] % 2) for x, y in (train, valid))
     fit = lambda a: solved(train, expit(a), solver="newton-cholesky", tol=1e-12)
     a = np.full(train[0].shape[1], -5.0)

@@ -1,4 +1,4 @@
-"""Tables of numbers for the examples: rows, their labels, and parts of both."""
+"""Tables of numbers for the examples, with labels, split into parts."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ Rows = tuple[np.ndarray, np.ndarray]  # features [n, d] and labels [n]
 
 
 def cancer(seed: int) -> list[Rows]:
-    """Return 40 % of the rows for training, 15 and 15 % for validation, 30 to test."""
+    """Return 40 % of the rows to train, 15 and 15 % to validate, and 30 % to test."""
     x, y = load_breast_cancer(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(x))
     parts = np.split(order, [int(part * len(x)) for part in (0.4, 0.55, 0.7)])
@@ -22,9 +22,9 @@ def cancer(seed: int) -> list[Rows]:
 
 
 def newsgroups(seed: int, words: int = 3000) -> list[Rows]:
-    """Return 50, 25 and 25 % of the documents for training, and those for testing.
+    """Return 50, 25 and 25 % of the training documents, and the test documents.
 
-    Both files are read from the folder that the environment variable MLOX_DATA names.
+    Both files are read from the folder in the environment variable MLOX_DATA.
     """
     parts = [_documents(name) for name in ("train", "test")]
     train, test = ([row["text"] for row in rows] for rows in parts)
@@ -53,9 +53,9 @@ def _documents(name: str) -> list[dict[str, Any]]:
 
 
 def _scaled(x: np.ndarray, y: np.ndarray, parts: list[np.ndarray]) -> list[Rows]:
-    """Add a constant, and give X^T X / n of the first part a largest eigenvalue of 1.
+    """Add a constant, and scale X^T X / n of the first part to a largest eigenvalue 1.
 
-    Then a loss of logistic regression has a curvature of at most 1/2.
+    A loss of logistic regression then has a curvature of at most 1/2.
     """
     x = np.insert(x, 0, x.std(), axis=1)
     first = x[parts[0]]
@@ -68,9 +68,9 @@ def _scaled(x: np.ndarray, y: np.ndarray, parts: list[np.ndarray]) -> list[Rows]
 
 
 def odd_digits(seed: int, sizes: list[int], features: int) -> list[Rows]:
-    """Return parts of the digits' pixels with the labels 1 (odd) and -1, and the rest.
+    """Return parts of the digits with the labels 1 (odd) and -1, and the rest.
 
-    Pixels that hardly change are left out, and a constant comes first.
+    Pixels that hardly vary are dropped. The first feature is a constant.
     """
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(x))

@@ -1,4 +1,4 @@
-"""The sinusoids of maml.py: tasks, a network, and how well it adapts to new tasks."""
+"""The tasks of maml.py, sinusoids; a network, and its error after adaptation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +15,9 @@ network = nn.Sequential([nn.Dense(40), nn.relu, nn.Dense(40), nn.relu, nn.Dense(
 
 
 def draw(cycle: Any, number: Any) -> tuple[Points, Points]:
-    """Draw a task: the points to learn from, and those that judge.
+    """Draw a task: its support points and its query points.
 
-    A task is a * sin(x + p), a in [0.1, 5], p in [0, pi], at x in [-5, 5].
+    A task is a * sin(x + p) with a in [0.1, 5] and p in [0, pi], at x in [-5, 5].
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), cycle), number)
     keys = jax.random.split(key, 3)
@@ -50,7 +50,7 @@ def print_row(
     tx: optax.GradientTransformation,
     tasks: int,
 ) -> None:
-    """Print the errors on new tasks after some steps of `tx` on a loss, from init."""
+    """Print the errors on new tasks after some steps of `tx` from init."""
 
     def adapted(points: Points, others: Points) -> jax.Array:
         def step(carry: Any, _: None) -> Any:
@@ -61,7 +61,7 @@ def print_row(
 
         return jax.lax.scan(step, (init, tx.init(init)), length=max(SHOWN) + 1)[1]
 
-    never_trained_on = 2**31 - 1  # no training has so many cycles
+    never_trained_on = 2**31 - 1  # more cycles than any training has
     errors = jax.vmap(adapted)(*drawn(never_trained_on, tasks))
     ends = 1.96 * errors.std(axis=0) / tasks**0.5
     cells = [f"{errors[:, i].mean():6.2f} ± {ends[i]:.2f}" for i in SHOWN]

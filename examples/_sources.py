@@ -1,4 +1,4 @@
-"""Rows whose labels come from many sources, and classifiers trained without mlox."""
+"""Rows with labels from many sources, and classifiers trained without mlox."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ L2 = np.arange(-6.0, 1.0)  # logarithms
 
 
 def load(seed: int, rows: int, clean: int, features: int) -> list[Any]:
-    """Return (x, y, source) of A, and (x, y) of B, C and the test rows."""
+    """Return (x, y, source) of A, and (x, y) of B, of C and of the test rows."""
     (x, y), *rest = odd_digits(seed, [rows, clean, clean], features)
     source = np.arange(rows) % SOURCES
     wrong = np.random.default_rng(seed).random(rows) < 0.8 * (source < BAD)
@@ -34,7 +34,7 @@ def fit(l2: Any, rows: Any) -> jax.Array:
 
 
 def baselines(data: list[Any]) -> dict[str, Any]:
-    """Train on A, on its right labels, and on B and C; L2 penalties are chosen on C."""
+    """Train on A, on its good sources, and on B and C; choose L2 penalties on C."""
     A, B, C, _ = data
 
     def chosen(rows: Any) -> Any:

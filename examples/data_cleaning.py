@@ -1,16 +1,16 @@
-"""Find wrong labels: learn which training images to trust from a few clean ones.
+"""Find wrong labels: learn from a few clean images which training images to trust.
 
-A part of the labels (40 %) is replaced by wrong ones. A small network v turns the loss
-of a training image into its weight (Meta-Weight-Net, Shu et al., NeurIPS 2019). It is
-good if the classifier w* that is trained with these weights is good on clean images:
+40 % of the labels are replaced by wrong ones. A small network v maps the loss of a
+training image to its weight (Meta-Weight-Net, Shu et al., NeurIPS 2019). It is trained
+so that the classifier w* that is trained with these weights is good on clean images:
 
     min over v   mean of loss_j(w*(v)) over the clean images j
     such that    w*(v) = argmin over w of  sum_i v_i loss_i(w) / sum_i v_i
                  over the noisy images i,  where v_i = v(loss_i(w))
 
 A cycle is 5 steps of momentum SGD for w, then one Adam step for v, whose gradient flows
-back through these 5 steps (`mlox.Unrolled`). The classifier never trains on a clean
-image. For comparison the same classifier is trained without weights.
+back through these 5 steps (`mlox.Unrolled`). The classifier is never trained on a clean
+image. For comparison, the same classifier is trained without weights.
 
     pip install "mlox[examples]"
     python examples/data_cleaning.py                        # 5000 MNIST digits
@@ -33,7 +33,7 @@ from sklearn.metrics import roc_auc_score
 
 import mlox
 
-matplotlib.use("Agg")  # write a file, open no window
+matplotlib.use("Agg")  # write a file without opening a window
 import matplotlib.pyplot as plt
 
 UNROLL, BATCH, CHECKPOINTS = 5, 100, 40
@@ -50,16 +50,17 @@ class Weighting(nn.Module):  # noqa: D101
     @nn.compact
     def __call__(self, losses: jax.Array) -> jax.Array:  # noqa: D102
         hidden = nn.relu(nn.Dense(100)(losses[:, None]))
-        # At the start all weights are equal: no image is trusted more than another.
+        # All weights are equal at the start.
         last = nn.Dense(1, kernel_init=nn.initializers.zeros)
         return nn.sigmoid(last(hidden))[:, 0]
 
 
-# Here, and not made anew for every seed: so all seeds share what is compiled.
+# Created once, so that all seeds share the compiled programs.
 classifier, weighting = Classifier(), Weighting()
 sgd = optax.sgd(0.2, momentum=0.5)
-# A slow start: while no image is learned yet, losses do not tell wrong labels, and the
-# weights could settle on the images with *large* losses, which speed up learning.
+# A slow start: before the classifier has learned anything, losses do not distinguish
+# wrong labels, and the weights could prefer images with *large* losses, which speed up
+# learning.
 adam = optax.adam(optax.linear_schedule(0.0, 1e-2, transition_steps=100))
 
 
@@ -76,8 +77,8 @@ def plain_loss(params: Any, batch: Pair, ctx: mlox.Context) -> jax.Array:
 
 def weighted_loss(params: Any, batch: Pair, ctx: mlox.Context) -> jax.Array:
     weights = ctx.weights(jax.lax.stop_gradient(image_losses(params, batch)))
-    # The average makes weights relative. In a sum they would be the learning rate, too,
-    # and the quickest way to a smaller clean loss would be to raise all of them.
+    # The average makes weights relative. In a sum they would also scale the learning
+    # rate, and raising all of them would be the fastest way to a smaller clean loss.
     return jnp.average(image_losses(params, batch, ctx.rng), weights=weights)
 
 
@@ -110,12 +111,12 @@ def build(images: np.ndarray, seed: int, weighted: bool) -> mlox.Engine:
 
 
 class Outcome(NamedTuple):
-    """What a training gave: at all checkpoints, and at the one that was chosen."""
+    """The results of a training at all checkpoints, and at the chosen one."""
 
     accuracy: np.ndarray  # [CHECKPOINTS], on the test images
     chosen: int
-    trust: np.ndarray  # of each noisy image: its weight, or else minus its loss
-    auc: float  # how well trust tells right labels from wrong ones
+    trust: np.ndarray  # of each noisy image: its weight, or minus its loss
+    auc: float  # how well trust separates correct labels from wrong ones
 
 
 @jax.jit
@@ -127,7 +128,7 @@ def accuracy(params: Any, pair: Pair) -> jax.Array:
 def fit(
     split: Split, train: Pair, judge: Pair | None, steps: int, **how: Any
 ) -> Outcome:
-    """Train on `train`; choose the checkpoint that is best on `judge`, or the last."""
+    """Train on `train`; choose the best checkpoint on `judge`, or else the last."""
     engine = build(train[0], **how)
     data = {"classifier": batches(train, BATCH, seed=0)}
     if "weights" in engine.names:
@@ -138,7 +139,8 @@ def fit(
         states.append(state)
         params = state["classifier"].params
         scores = {} if judge is None else {"judge": accuracy(params, judge)}
-        return scores | {"test": accuracy(params, split.test)}  # shown, never used
+        # The test accuracy is displayed, and never used for a choice.
+        return scores | {"test": accuracy(params, split.test)}
 
     every = steps // engine.steps_per_cycle["classifier"] // CHECKPOINTS
     _, history = engine.run(
@@ -174,12 +176,12 @@ def fit_all(split: Split, steps: int, seed: int) -> dict[str, Outcome]:
 
 
 NOTES = """
-chosen: the best checkpoint on the clean images. "clean alone" trains on these, so there
-        it is the last one; "both" trains on the noisy images and half of the clean
-        ones, and the other half chooses. Nothing is chosen on the test images.
-AUC:    how well the weights (mlox) or the losses (the others) of the noisy images tell
-        right labels from wrong ones, at the chosen checkpoint.
-oracle: trained on the noisy images without those whose labels are wrong."""
+chosen: the best checkpoint on the clean images. "clean alone" trains on these, so it
+        takes the last checkpoint. "both" trains on the noisy images and half of the
+        clean ones, and chooses on the other half. Nothing is chosen on test images.
+AUC:    how well the weights (mlox) or the losses (the others) of the noisy images
+        separate correct labels from wrong ones, at the chosen checkpoint.
+oracle: trained on the noisy images whose labels are correct."""
 
 
 def print_table(runs: list[dict[str, Outcome]]) -> None:
@@ -194,7 +196,7 @@ def print_table(runs: list[dict[str, Outcome]]) -> None:
 
 
 def draw(split: Split, runs: list[dict[str, Outcome]], steps: int, file: str) -> None:
-    """Draw least trusted images and weights of the first seed, and all accuracies."""
+    """Draw the least trusted images, the weights and the accuracies."""
     figure = plt.figure(figsize=(12, 6), layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=[1.1, 1], wspace=0.04)
     left, right = parts
@@ -220,7 +222,7 @@ def draw_suspects(figure: Any, split: Split, trust: np.ndarray) -> None:
 
 def draw_weights(axes: Any, trust: np.ndarray, right: np.ndarray) -> None:
     weights = trust / trust.max()
-    names = [f"right ({right.sum()})", f"wrong ({(~right).sum()})"]
+    names = [f"correct ({right.sum()})", f"wrong ({(~right).sum()})"]
     colors, bins = ["tab:green", "tab:red"], np.linspace(0, 1, 31)
     both = [weights[right], weights[~right]]
     axes.hist(both, bins, stacked=True, color=colors, label=names)
@@ -249,13 +251,15 @@ def main() -> None:
     parser.add_argument(
         "--data", choices=["mnist", "digits", "fashion"], default="mnist"
     )
-    parser.add_argument("--noise", type=float, default=0.4, help="part of wrong labels")
+    parser.add_argument(
+        "--noise", type=float, default=0.4, help="fraction of wrong labels"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2000, help="multiple of 200")
     parser.add_argument("--out", default="data_cleaning.png", help="the picture")
     args = parser.parse_args()
     if not 0 < args.noise < 1 or args.seeds < 1:
-        parser.error("expected --noise between 0 and 1, and one of --seeds or more")
+        parser.error("expected --noise between 0 and 1, and --seeds of at least 1")
     if args.steps < 1 or args.steps % (UNROLL * CHECKPOINTS):
         parser.error(f"--steps must be a multiple of {UNROLL * CHECKPOINTS}")
 

@@ -1,10 +1,10 @@
-"""A Flax training loop takes mlox up: five more lines, marked (1) to (5).
+"""Add mlox to a Flax training loop: five more lines, marked (1) to (5).
 
-A loop of the usual kind, with a `TrainState` and a jitted train step, trains a
-classifier on images of digits, 40 % of whose labels are wrong. With mlox it becomes the
-lower of a bilevel program: the upper, a small network, weighs each image by its loss so
-that the classifier is good on a few clean images (Meta-Weight-Net, Shu et al., 2019).
-The loop stays yours: mlox gives the train step, and hands the `TrainState` back.
+A usual training loop, with a `TrainState` and a jitted train step, trains a classifier
+on images of digits, 40 % of whose labels are wrong. With mlox the classifier becomes
+the lower of a bilevel program: the upper, a small network, weights each image by its
+loss so that the classifier is good on a few clean images (Meta-Weight-Net, Shu et al.,
+2019). The loop itself stays: mlox provides the train step and returns a `TrainState`.
 
     pip install "mlox[examples]"
     python examples/flax_training_loop.py
@@ -29,7 +29,7 @@ flat, column = lambda x: x.reshape(len(x), -1), lambda x: x[:, None]
 classifier = nn.Sequential([flat, nn.Dense(128), nn.relu, nn.Dense(10)])
 equal = [nn.Dense(1, kernel_init=nn.initializers.zeros), nn.sigmoid, jnp.ravel]
 weighting = nn.Sequential([column, nn.Dense(32), nn.relu, *equal])  # at the start
-# Here, and not made anew for every seed: so all seeds share what is compiled.
+# Created once, so that all seeds share the compiled programs.
 sgd = optax.sgd(0.2, momentum=0.5)
 adam = optax.adam(optax.linear_schedule(0.0, 1e-2, 100))  # see data_cleaning.py
 

@@ -4,9 +4,9 @@
     such that    w*(a) = argmin over w of  loss of w on training rows
                          + sum_j l2_j |w_j|^2 / 2,  where l2_j = sigmoid(a_j)
 
-So many penalties can overfit the validation rows. Hence one half of these gives the
-hypergradient, by `mlox.Implicit(mlox.CG())`, and the other half says when to stop. The
-best common L2 of a grid is chosen on both halves, and it is where a and w start.
+So many penalties can overfit the validation rows. Hence one half of these rows gives
+the hypergradient, by `mlox.Implicit(mlox.CG())`, and the other half is used for early
+stopping. a and w start from the best single L2 of a grid, chosen on both halves.
 
     pip install "mlox[examples]"
     python examples/logistic_regression.py                  # breast cancer
@@ -29,11 +29,11 @@ import mlox
 
 jax.config.update("jax_enable_x64", True)
 GRID = 10.0 ** np.arange(-5, -1.9, 0.5)
-# Here, and not made anew for every split: so all share what is compiled.
+# Created once, so that all splits share the compiled programs.
 adam, sgd = optax.adam(0.05), optax.sgd(0.6, momentum=0.9, nesterov=True)
 NOTES = """
-chosen: the checkpoint with the least loss on the validation rows "to stop"; they and
-        those "gradient" choose one L2. Nothing is chosen on the test rows."""
+chosen: the checkpoint with the smallest loss on the validation rows "to stop". "one L2"
+        is chosen on these and the rows "gradient". Nothing is chosen on test rows."""
 NONE, ONE, LAST, EACH = "no penalty", "one L2", "one each, last", "one each, chosen"
 
 
@@ -47,7 +47,7 @@ def penalty_loss(a: jax.Array, batch: None, ctx: mlox.Context) -> jax.Array:
 
 
 def build(train: Rows, valid: Rows, a: np.ndarray, w: np.ndarray) -> mlox.Engine:
-    # All rows in every step: not batches, but states of the problems, which stay.
+    # Every step uses all rows: they are model states, not batches.
     penalty = mlox.Problem.create(
         name="penalty",
         params=a.astype(w.dtype),

@@ -1,7 +1,7 @@
-"""Long tails: learn from a few balanced images how much each class should count.
+"""Long tails: learn the weight of each class from a few balanced images.
 
-The classes of the training images shrink geometrically, the last is `--factor` times
-smaller than the first. The weights v of the classes are good if the classifier w* that
+The sizes of the training classes decrease geometrically: the last class is `--factor`
+times smaller than the first. The weights v are trained so that the classifier w* that
 is trained with them is good on a small balanced set (after Meta-Weight-Net, Shu et al.,
 2019, where v is a function of an image's loss):
 
@@ -9,8 +9,8 @@ is trained with them is good on a small balanced set (after Meta-Weight-Net, Shu
     such that    w*(v) = argmin over w of sum_i v_i loss_i(w) / sum_i v_i
                  over the long-tailed images i,  where v_i = sigmoid(v[class of i])
 
-Each step of SGD for w is followed by one of Adam for v, whose gradient flows back
-through it (`mlox.Unrolled`). "Balanced" weights: one over the images of the class.
+Each step of SGD for w is followed by one step of Adam for v, whose gradient flows back
+through it (`mlox.Unrolled`). "Balanced" weights are one over the size of the class.
 
     python examples/long_tailed.py                          # 5000 MNIST digits
     MLOX_DATA=folder python examples/long_tailed.py --data fashion
@@ -31,16 +31,16 @@ from _exact import print_table
 import mlox
 
 NOTES = """
-+ clean: the classifier trains on the small balanced set, too. In the rows before, mlox
-         reads it for the weights only, and the others not at all.
-Accuracy is that of the last step on a balanced test set, the last fifth of each class
-for every seed. Nothing is chosen on it: settings were found on splits of the rest."""
++ clean: the classifier is also trained on the small balanced set. In the rows above,
+         mlox uses it for the weights only, and the others do not use it.
+Accuracy is measured after the last step on a balanced test set, the last fifth of each
+class for every seed. Nothing is chosen on it: settings were found on other images."""
 
 
 adam = optax.adam(0.03)
 
 
-@functools.cache  # not made anew for every seed: so all share what is compiled
+@functools.cache  # created once, so that all seeds share the compiled programs
 def sgd(steps: int) -> optax.GradientTransformation:
     rate = optax.linear_schedule(0.1, 0.0, steps)
     return optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(rate, momentum=0.9))
@@ -60,7 +60,7 @@ def clean_loss(v: jax.Array, batch: Pair, ctx: mlox.Context) -> jax.Array:
 
 
 def fit(train: Pair, weights: Any, steps: int, seed: int, clean: Any = None) -> Any:
-    """Train with the weights of the classes as they are, or learn them on `clean`."""
+    """Train with fixed weights of the classes, or learn them on `clean`."""
     lower = mlox.Problem.create(
         name="classifier",
         params=classifier.init(jax.random.key(seed), train[0][:1]),

@@ -1,20 +1,21 @@
-"""Learn where to start: MAML, first-order and implicit, on the regression of sinusoids.
+"""MAML, first-order MAML and implicit MAML, for the regression of sinusoids.
 
 A task is to learn a * sin(x + p) from 10 points, with a in [0.1, 5], p in [0, pi] and x
-in [-5, 5] (Finn, Abbeel and Levine, ICML 2017). The upper problem is `init`, from where
-a few steps on the error of a task lead to weights w that are good at other points:
+in [-5, 5] (Finn, Abbeel and Levine, ICML 2017). The upper problem learns the initial
+parameters, init, such that a few steps on a task give parameters w that are good at
+other points:
 
     min over init   mean over tasks t of error_t(w_t(init)), on 10 other points of t
-    such that       w_t(init) = where 5 steps on error_t lead from init           (MAML)
+    such that       w_t(init) = the result of 5 steps on error_t from init        (MAML)
                     w_t(init) = argmin of error_t(w) + 5 |w - init|^2    (implicit MAML)
 
-The lower stands for 25 tasks, and says what one of them does: it has a loss and makes
-steps of its own; `reset` sends it to init before each inner loop.
-The upper sees through the steps (`Unrolled`), past them (`Detached`, first-order MAML),
-or solves for the change of the argmin (`Implicit`, Rajeswaran et al., NeurIPS 2019).
+The lower problem holds 25 tasks, and its arguments describe one of them; `reset` sets
+its parameters to init before each inner loop. The upper differentiates the steps
+(`Unrolled`), ignores them (`Detached`, first-order MAML), or differentiates the argmin
+(`Implicit`, Rajeswaran et al., NeurIPS 2019).
 
-Tasks are made inside the compiled step. All steps of an inner loop, and the upper's
-after it, must see the same tasks: so the key of a task is its cycle and its number.
+Tasks are drawn inside the compiled step. All steps of an inner loop and the upper step
+after it must use the same tasks, so the key of a task is its cycle and its index.
 
     pip install "mlox[examples]"
     python examples/maml.py
@@ -48,9 +49,9 @@ class Way(NamedTuple):  # noqa: D101
         return error(params, points) + pull
 
 
-# The argmin knows no step size: unlike differentiated steps it does not keep errors
-# from becoming too steep for theirs. So these are short, and clipped; and as they end
-# where the Hessian is not definite, two products with it are better than five.
+# The argmin does not depend on the step size. So unlike MAML, implicit MAML does not
+# keep errors from becoming too steep for the steps, which are short and clipped. They
+# end where the Hessian is not definite, so two CG iterations are better than five.
 careful = optax.chain(optax.clip(5.0), optax.sgd(3e-3))
 WAYS = {
     "joint training": Way(None, careful),
@@ -94,7 +95,7 @@ def build(way: Way, cycles: int) -> mlox.Engine:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Learn where to start with mlox.")
+    parser = argparse.ArgumentParser(description="MAML with mlox.")
     parser.add_argument("--cycles", type=int, default=2500, help="steps of init")
     parser.add_argument("--tasks", type=int, default=600, help="to test on")
     args = parser.parse_args()

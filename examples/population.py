@@ -1,11 +1,11 @@
-"""A population: many bilevel programs at once, the whole engine under `jax.vmap`.
+"""Train a population: many bilevel programs at once, by `jax.vmap` over the engine.
 
-The job of flax_training_loop.py, where a weight for each image is learned since 40 % of
-the labels are wrong, for every seed of the weights at the start and every learning rate
-of the upper: 32 programs in a default run. `engine.step` is a pure function of a state,
-so a population is a state whose arrays have one more axis, and one compiled program
-steps all of them on the same batches. `optax.inject_hyperparams` puts a learning rate
-into the state, where it can differ.
+The program is that of flax_training_loop.py: it learns a weight for each image, since
+40 % of the labels are wrong. It is run for several seeds of the initial parameters and
+several learning rates of the upper: 32 programs by default. `engine.step` is a pure
+function of a state, so a population is a state whose arrays have one more axis, and one
+compiled program steps all members on the same batches. `optax.inject_hyperparams` makes
+the learning rate a part of the state, so that it can differ between members.
 
     pip install "mlox[examples]"
     python examples/population.py
@@ -63,7 +63,7 @@ def build(images: np.ndarray) -> mlox.Engine:
 
 
 def member(engine: mlox.Engine, image: Any, seed: Any, rate: Any) -> Any:
-    """Return the state of a program at its start."""
+    """Return the initial state of one program."""
     state = engine.init()
     net, weights = state["net"], state["weights"]
     params = classifier.init(jax.random.key(seed), image)
@@ -77,7 +77,7 @@ def member(engine: mlox.Engine, image: Any, seed: Any, rate: Any) -> Any:
 def trained(
     engine: mlox.Engine, states: Any, noisy: Pair, clean: Pair, keys: Any
 ) -> Any:
-    """Make a cycle for each key, of a whole population on the same batches."""
+    """Run one cycle of the whole population for each key, on the same batches."""
 
     def draw(key: Any, pair: Pair, steps: int) -> Pair:
         rows = jax.random.randint(key, (steps, BATCH), 0, len(pair[1]))

@@ -1,9 +1,9 @@
-"""Three levels: whose labels to trust, and how far to trust that.
+"""Three levels: learn which sources of labels to trust, and two penalties above that.
 
 The rows A come from 20 sources, 8 of which give mostly wrong labels (is a digit odd?).
-Each source gets a weight, learned on 40 clean rows B. As these could be fitted by
-chance, 40 more, C, decide how strongly the weights are pulled to equality, and the L2
-penalty of the classifier:
+Each source gets a weight, learned on 40 clean rows B. As the weights could overfit B,
+40 more rows C determine the strength of a penalty on the weights, and the L2 penalty of
+the classifier:
 
     min over t   loss_C(c*)                                               "strengths"
     such that    p* = argmin over p of loss_B(c*(p)) + exp(t_1) mean_k p_k^2
@@ -12,8 +12,9 @@ penalty of the classifier:
                          + exp(t_2) |c|^2 / 2, over the rows i of A,
                          v_i = sigmoid(p_k), k the source of row i        "classifier"
 
-The weights answer to their *total* cost, in which the classifier responds. What
-`coupling="direct"`, which takes it as fixed, does to the gradient is measured first.
+The weights minimize their *total* cost, which includes the classifier's response.
+First the program measures the error of the gradient with `coupling="direct"`, which
+takes the classifier as fixed.
 
     python examples/three_levels.py
 """
@@ -37,8 +38,8 @@ STEPS = {"strengths": 1, "weights": 5, "classifier": 10}
 RATES = {"strengths": 1.0, "weights": 2.0, "classifier": 0.1}
 sgd = functools.cache(lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True))
 NOTES = """
-L2 penalties without mlox are chosen on C ("B and C": after training on B); two levels
-keep t at its start. Nothing is chosen on the test rows."""
+L2 penalties without mlox are chosen on C ("B and C": after training on B). With two
+levels, t keeps its initial value. Nothing is chosen on the test rows."""
 
 
 def strengths_loss(t: Any, batch: None, ctx: Any) -> jax.Array:
@@ -59,7 +60,7 @@ LOSSES = dict(zip(STEPS, (strengths_loss, weights_loss, classifier_loss), strict
 
 
 def build(data: Any, point: Any, rates: Any, coupling: Any = "total") -> mlox.Engine:
-    """Build the engine; all rows are in every step, as states that stay."""
+    """Build the engine; every step uses all rows, as model states."""
     t, p, c = (
         mlox.Problem.create(
             name=name,
@@ -76,7 +77,7 @@ def build(data: Any, point: Any, rates: Any, coupling: Any = "total") -> mlox.En
 
 
 def check() -> None:
-    """Print how far both couplings are off the solved program, at a small size."""
+    """Print the error of both couplings against the solved program, at a small size."""
     data = load(seed=0, rows=60, clean=20, features=4)
 
     answer, weights, top = solved(data)
@@ -105,7 +106,7 @@ def fit_all(data: Any, cycles: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Learn whose labels to trust.")
+    parser = argparse.ArgumentParser(description="Learn which sources to trust.")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cycles", type=int, default=100)
     args = parser.parse_args()
