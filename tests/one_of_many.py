@@ -1,6 +1,6 @@
 """One process of a job of several, started by `test_processes.py`.
 
-Usage: one_of_many.py <process> <processes> <port> <folder> <scenario> ...
+Usage: python -m tests.one_of_many <process> <processes> <port> <folder> <scenario> ...
 """
 
 import itertools
@@ -9,16 +9,16 @@ import pathlib
 import signal
 import sys
 
-import conftest  # the settings of the tests
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from sharded import BATCH, METHODS, data, engine_of, trees
 
 import mlox
 
-del conftest
+from . import conftest as _settings  # noqa: F401
+from .sharded import BATCH, METHODS, data, engine_of, trees
+
 QUIET = {"loggers": (), "progress": False}
 
 

@@ -15,7 +15,7 @@ from mlox._sharding import multihost
 
 from .sharded import METHODS, check_close, data, engine_of, trees
 
-SCRIPT = pathlib.Path(__file__).with_name("one_of_many.py")
+ROOT = pathlib.Path(__file__).parents[1]
 TIMEOUT = 240
 """Seconds after which a job has hung; it takes a few."""
 
@@ -27,7 +27,11 @@ def launch(count, folder, *scenarios):
         port = free.getsockname()[1]
     job = [
         subprocess.Popen(
-            [sys.executable, *map(str, (SCRIPT, i, count, port, folder, *scenarios))],
+            [
+                *(sys.executable, "-m", "tests.one_of_many"),
+                *map(str, (i, count, port, folder, *scenarios)),
+            ],
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
