@@ -1,1 +1,1 @@
-"""See the files of this folder."""
+"""Loggers: the terminal, JSON lines, CSV tables and TensorBoard."""

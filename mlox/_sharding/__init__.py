@@ -1,1 +1,1 @@
-"""See the files of this folder."""
+"""Devices: how a state is placed on a mesh, and what several processes agree on."""

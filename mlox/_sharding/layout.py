@@ -33,8 +33,8 @@ class Layout:
     def constrain(self, state: PyTree) -> PyTree:
         """Constrain a traced state to this layout.
 
-        Without it XLA chooses the placement of what a step returns: the next step
-        would meet another layout, and be compiled again.
+        Without it XLA chooses where the results of a step are placed: the next step
+        would get another layout, and compile again.
         """
         shardings = jax.tree.unflatten(jax.tree.structure(state), self.shardings)
         return jax.lax.with_sharding_constraint(state, shardings)
@@ -51,14 +51,14 @@ class Layout:
 
     @property
     def is_primary(self) -> bool:
-        """Whether this process shows and writes what all processes know."""
+        """Whether this process prints, and writes logs."""
         return not self.is_multi_process or jax.process_index() == 0
 
 
 def layout_of(state: PyTree) -> Layout | None:
     """Return the layout of a state; None if it is on no mesh.
 
-    Leaves that are not on the mesh are whole on every device in the layout.
+    Leaves that are not on the mesh are replicated in the layout.
     """
     found = [
         x.sharding if isinstance(x, jax.Array) else None for x in jax.tree.leaves(state)
@@ -73,11 +73,11 @@ def layout_of(state: PyTree) -> Layout | None:
 
 
 def check_placement(layout: Layout | None, saves: bool) -> None:
-    """Raise ValueError if a state of a job is on one process by an oversight.
+    """Raise ValueError if a state is not on a mesh of all processes, but should be.
 
     Args:
         layout: The layout of the state.
-        saves: Whether it is to be saved.
+        saves: Whether the run saves checkpoints.
     """
     count = jax.process_count()
     if count == 1:
@@ -85,8 +85,8 @@ def check_placement(layout: Layout | None, saves: bool) -> None:
     if layout is None:
         raise ValueError(
             f"`state` is on no mesh, but this job has {count} processes, each of which "
-            "would train by itself. Place it with mlox.shard(engine, state, mesh); if "
-            "that is what you want, on a mesh of jax.local_devices()."
+            "would train alone. Place it with mlox.shard(engine, state, mesh); to train "
+            "alone, use a mesh of jax.local_devices()."
         )
     if saves and not layout.is_multi_process:
         raise ValueError(
@@ -97,7 +97,7 @@ def check_placement(layout: Layout | None, saves: bool) -> None:
 
 
 def check_mesh(mesh: Any) -> None:
-    """Raise if a mesh is none, or if it has devices of some of the processes only.
+    """Raise if a value is not a mesh, or has the devices of some processes only.
 
     Raises:
         TypeError: If it is not a mesh.
@@ -119,17 +119,17 @@ def check_mesh(mesh: Any) -> None:
 
 
 def with_auto_axes(mesh: Mesh) -> Mesh:
-    """Return the mesh with axes that XLA's partitioner may use as it sees fit.
+    """Return the mesh with automatic axes, along which XLA chooses how to split.
 
-    The axes that `jax.make_mesh` makes are explicit by default: JAX then asks every
-    function, the user's losses too, how its results are sharded.
+    The axes of `jax.make_mesh` are explicit by default: JAX then requires every
+    function, including the user's losses, to specify how its results are sharded.
     """
     kinds = (AxisType.Auto,) * len(mesh.axis_names)
     return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
 
 
 def data_axis(mesh: Mesh) -> str:
-    """Return the axis over which batches are split: "data", or else the first."""
+    """Return the axis over which batches are split: "data", or else the first one."""
     return "data" if "data" in mesh.axis_names else mesh.axis_names[0]
 
 
@@ -141,8 +141,7 @@ def split_batches(
     Args:
         batches: {name: pytree of NumPy arrays}, of this process.
         mesh: The mesh.
-        axis: Which of their axes holds the examples; a leaf that lacks it is whole on
-            every device.
+        axis: The axis of the examples; a leaf without it is replicated.
 
     Returns:
         The batches of all processes, as arrays on the mesh.

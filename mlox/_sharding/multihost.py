@@ -26,7 +26,7 @@ def mean_over_processes(measure: Callable[[], Scores]) -> dict[str, np.ndarray]:
             every process.
 
     Returns:
-        The scalars, as they are where all processes have the same; else their means.
+        The scalars if they are equal on all processes, or else their means.
 
     Raises:
         RuntimeError: If it failed on another process. On the process where it failed,
@@ -133,12 +133,12 @@ def poll_preemption(dispatch: int) -> bool:
 
 
 def is_device_error(failure: BaseException | None) -> bool:
-    """Return whether the devices failed, as they do where another process died."""
+    """Return whether an error comes from the devices, as if another process died."""
     return isinstance(failure, jax.errors.JaxRuntimeError)
 
 
 def annotate_device_error(failure: BaseException) -> BaseException:
-    """Add to an error of the devices that another process may have died."""
+    """Add a note to an error of the devices: another process may have died."""
     if is_device_error(failure):
         failure.add_note(
             f"This is process {jax.process_index()} of {jax.process_count()}. If "

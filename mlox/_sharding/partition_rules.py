@@ -19,7 +19,7 @@ Rules = (
     | Sequence[tuple[str, str | tuple[str, ...] | None]]
 )
 FSDP_MIN_SIZE = 1024
-"""Smaller leaves stay whole with "fsdp": to gather them costs more than they save."""
+"""Leaves below this size are replicated: gathering them costs more than it saves."""
 
 STACKED = ("params", "opt_state", "model_state")
 """The parts of a problem with tasks that have an axis of tasks."""
@@ -68,8 +68,8 @@ def list_leaves(name: str, problem: HasTasks) -> Iterator[Leaf]:
     # Loaded here, as `import mlox` does not load Flax.
     from flax.core.meta import Partitioned
 
-    # A box is a node with the names as static data. An optimizer's moments are in boxes
-    # like those of the parameters, of which it has made them by `jax.tree.map`.
+    # A box is a node with the names as static data. `jax.tree.map` over the parameters
+    # puts the moments of an optimizer into boxes with the same names.
     boxed, _ = jax.tree.flatten(problem, lambda node: isinstance(node, Partitioned))
     names = [
         node.names if isinstance(node, Partitioned) else None
@@ -83,11 +83,11 @@ def list_leaves(name: str, problem: HasTasks) -> Iterator[Leaf]:
 
 
 def build_rule(rules: Any, mesh: Mesh, leaves: Sequence[Leaf]) -> Rule:
-    """Return the function of a leaf that the rules of the user describe.
+    """Return the function from leaves to specs that the rules describe.
 
     Raises:
-        TypeError: If the rules hold something other than pairs of one kind.
-        ValueError: If they are of no known form, or name what no leaf has.
+        TypeError: If the rules are not all pairs of the same kind.
+        ValueError: If the rules have an unknown form, or match no leaf.
     """
     if isinstance(rules, str) and rules in ("replicated", "fsdp"):
         name = data_axis(mesh)
@@ -121,7 +121,7 @@ def _check_rows(rules: Any) -> list[tuple[str, Any]]:
 
 
 def _split_evenly(leaf: Leaf, name: str, parts: int, min_size: float) -> PartitionSpec:
-    """Split a leaf by tasks, as their batches are; else its largest axis that fits."""
+    """Split a leaf along the axis of tasks, or else the largest axis that fits."""
     fits = [i for i, size in enumerate(leaf.shape) if size and size % parts == 0]
     if leaf.tasks and 0 in fits:
         return PartitionSpec(name)
@@ -132,7 +132,7 @@ def _split_evenly(leaf: Leaf, name: str, parts: int, min_size: float) -> Partiti
 
 
 def _build_table(rows: Sequence[tuple[str, Any]], leaves: Sequence[Leaf]) -> Rule:
-    """Return a rule by paths; moments are placed as their parameters are."""
+    """Return a rule by paths, which places moments like their parameters."""
     patterns = [(_compile(text), spec) for text, spec in rows]
     named = [leaf for leaf in leaves if leaf.part in ("params", "model_state")]
     for pattern, _ in patterns:
@@ -164,7 +164,7 @@ def _compile(text: str) -> re.Pattern[str]:
 
 
 def _find_parameter(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf | None:
-    """Return the parameter of a moment: of its shape, and with the end of its path."""
+    """Return the parameter of a moment: it has its shape, and the end of its path."""
     owners = [
         other
         for other in leaves
@@ -206,7 +206,7 @@ def _build_logical(rows: Sequence[tuple[str, Any]], leaves: Sequence[Leaf]) -> R
 
 
 def check_spec(leaf: Leaf, spec: PartitionSpec, mesh: Mesh) -> None:
-    """Raise ValueError if a leaf cannot be split as a rule says."""
+    """Raise ValueError if a leaf cannot be split by a spec."""
     axes = [() if e is None else e if isinstance(e, tuple) else (e,) for e in spec]
     used = [name for names in axes for name in names]
     unknown = [name for name in used if name not in mesh.axis_names]

@@ -1,4 +1,4 @@
-"""States on many devices: placed by rules, with the batches that go with them."""
+"""Place states, and their batches, on many devices by rules."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Problem = TypeVar("Problem", bound=HasTasks)
 
 
 class Step(Protocol):
-    """The step of an engine, which knows what it can take."""
+    """The step of an engine, which checks its arguments."""
 
     def check(self, state: Any) -> None:
         """Raise if the engine was not built for the state."""
@@ -39,7 +39,7 @@ class Step(Protocol):
 
 
 class Engine(Protocol):
-    """What is asked of an engine here; `mlox.Engine` has it."""
+    """The part of an engine that is used here; `mlox.Engine` has it."""
 
     @property
     def traced(self) -> Step:
@@ -48,7 +48,7 @@ class Engine(Protocol):
 
     @property
     def problems(self) -> Sequence[Any]:
-        """The problems that it was built of."""
+        """The problems of the engine."""
         ...
 
 
@@ -60,45 +60,47 @@ def shard(
 ) -> dict[str, Problem]:
     """Place a state on the devices of a mesh.
 
-    From then on everything runs on that mesh: `engine.step` under `jit`, with batches
-    of `mlox.shard_batches`, and `engine.run`, for which the batches of each process
-    are its share. XLA partitions the step and adds the communication; the numbers are
-    those of one device, up to rounding.
+    `engine.run` and `engine.step` (under `jit`, with batches of `mlox.shard_batches`)
+    then run on that mesh. Each process passes its own share of the batches to `run`.
+    XLA partitions the step and adds the communication; the numbers are those of one
+    device, up to rounding.
 
-    An optimizer's moments are placed as the parameters that they belong to. Keys and
-    counters are whole on every device, as is what no rule names.
+    The moments of an optimizer are placed like their parameters. Keys and counters are
+    replicated, and so are leaves that no rule matches.
 
     Args:
         engine: The engine of the state.
-        state: {name: Problem}, the same on every process. What is on the mesh already
-            is moved there, so that a state larger than a device can be made in place:
-            by `jax.jit(init, out_shardings=...)` before `mlox.Problem.create`.
-        mesh: The devices, e.g. of `jax.make_mesh`. Its data axis, the one called
-            "data" or else the first, splits the batches.
-        rules: "replicated": everything whole on every device; data parallelism. What a
-            problem holds for each of its tasks is split by tasks, as its batches are,
-            if the data axis divides their number; so with "fsdp".
+        state: {name: Problem}, the same on every process. Arrays that are already on
+            the mesh are moved within it, so a state that exceeds one device can be
+            created there: by `jax.jit(init, out_shardings=...)` before
+            `mlox.Problem.create`.
+        mesh: The devices, e.g. from `jax.make_mesh`. The batches are split over its
+            axis "data", or over its first axis if there is none of this name.
+        rules: "replicated": every device has the whole state (data parallelism). The
+            arrays of a problem with tasks are split by tasks, like its batches, if
+            their number is a multiple of the size of the data axis.
 
-            "fsdp": every leaf of 1024 numbers or more is split along the data axis, in
-            its largest dimension that this divides. Memory for parameters and
-            optimizers falls with the number of devices.
+            "fsdp": every leaf of 1024 numbers or more is split over the data axis,
+            along its largest dimension that is a multiple of the axis's size. Memory
+            for parameters and optimizers falls with the number of devices. Tasks are
+            split as with "replicated".
 
-            A table of (pattern, PartitionSpec): the first pattern that is found in
-            "problem/path/to/leaf" says how a parameter is split. What else a problem
-            holds is called "problem/model_state/path".
+            A table of (pattern, PartitionSpec): a parameter is split by the first
+            pattern that `re.search` finds in "problem/path/to/leaf". The path of
+            mutable state is "problem/model_state/path".
 
             Rules of Flax, (logical name, mesh axis or None), for parameters whose axes
-            have names by `flax.linen.with_logical_partitioning`. Pass the variables as
-            `init` returns them, not unboxed.
+            have names from `flax.linen.with_logical_partitioning`. Pass the variables
+            as `init` returns them, without unboxing.
 
     Returns:
-        The state, placed.
+        The state on the mesh.
 
     Raises:
-        TypeError: If mesh or rules are of another kind.
-        ValueError: If the state is not the engine's, or differs between processes; if
-            a pattern or all names match nothing; or if a leaf cannot be split as its
-            rule says.
+        TypeError: If `mesh` or `rules` has a wrong type.
+        ValueError: If the state is not that of the engine, or differs between
+            processes; if a pattern, or every name, matches no leaf; or if a leaf cannot
+            be split by its rule.
 
     Example:
         >>> import jax, jax.numpy as jnp, mlox, optax
@@ -135,23 +137,23 @@ def shard(
 def shard_batches(engine: Engine, batches: Batches, mesh: Mesh) -> Any:
     """Split the batches of a cycle over the data axis of a mesh.
 
-    For loops of one's own; `engine.run` does it by itself for a state of `mlox.shard`.
+    Use it in your own loop; `engine.run` calls it for a state of `mlox.shard`.
 
     Args:
         engine: The engine.
-        batches: As for `engine.step`, e.g. of `engine.stack`: arrays of the shape
-            [steps, examples, ...], those of this process. Together the processes have
-            the batch of the whole job, in the order of their devices. A leaf without
-            an axis of examples is whole on every device, and must be the same on every
+        batches: As for `engine.step`, e.g. from `engine.stack`: the arrays
+            [steps, examples, ...] of this process. The batch of the whole job is the
+            concatenation over the processes, in the order of their devices. A leaf
+            without an axis of examples is replicated, and must be the same on every
             process.
-        mesh: The mesh of the state. The axis called "data" splits the batches, or else
-            the first.
+        mesh: The mesh of the state. The batches are split over its axis "data", or over
+            its first axis if there is none of this name.
 
     Returns:
         Batches for `engine.step`.
 
     Raises:
-        ValueError: If they do not fit, or cannot be split evenly.
+        ValueError: If the batches do not fit the engine, or cannot be split evenly.
 
     Example:
         >>> import jax, jax.numpy as jnp, mlox, optax
@@ -176,7 +178,7 @@ def shard_batches(engine: Engine, batches: Batches, mesh: Mesh) -> Any:
 
 
 def _check_equal(leaves: Sequence[Leaf], arrays: Sequence[Any]) -> None:
-    """Raise ValueError if the processes have made different copies of a state."""
+    """Raise ValueError if the state differs between processes."""
     from jax.experimental import multihost_utils
 
     local = [
@@ -202,10 +204,10 @@ def _to_numpy(array: jax.Array) -> np.ndarray:
 
 
 def _place(array: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """Return an array, placed on a mesh."""
+    """Return an array on a mesh."""
     if sharding.is_fully_addressable or not array.is_fully_addressable:
         return jax.device_put(array, sharding)
-    # On devices of several processes, of which each has all of the array.
+    # The mesh spans several processes, and each of them has the whole array.
     numbers = _to_numpy(array)
     if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return jax.make_array_from_callback(array.shape, sharding, numbers.__getitem__)

@@ -1,1 +1,1 @@
-"""See the files of this folder."""
+"""Helpers of all rooms: types, trees, descriptions of values, checks of fields."""

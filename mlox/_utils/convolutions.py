@@ -1,8 +1,8 @@
-"""Whether a loop is better unrolled: convolutions in loops on CPU.
+"""Convolutions in loops, which are unrolled on CPU.
 
 XLA on CPU runs a convolution inside a `while` (so inside `lax.scan`, `fori_loop` and
 `while_loop`) 11 (jaxlib 0.10) to 30 times (0.12) slower than the same convolution
-outside of it. A loop whose body holds one is therefore written out on CPU.
+outside of it. A loop whose body has one is therefore unrolled on CPU.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,9 +13,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def has_convolution(jaxpr: Jaxpr | ClosedJaxpr) -> bool:
-    """Tell whether a program holds a convolution, at any depth.
+    """Return whether a program has a convolution, at any depth.
 
-    Looks into every program that an equation carries: those of `jit`, `remat`,
+    Searches every program that is a parameter of an equation: those of `jit`, `remat`,
     `scan`, `cond`, `while_loop`, `custom_jvp`, `custom_vjp`, `custom_linear_solve`.
 
     Args:
@@ -38,15 +38,15 @@ def has_convolution(jaxpr: Jaxpr | ClosedJaxpr) -> bool:
 
 
 def unrolls(function: Callable[..., Any], *args: Any) -> bool:
-    """Tell whether a loop around `function` should be written out.
+    """Return whether a loop around `function` should be unrolled.
 
     Args:
-        function: the body of the loop, or the part of it that may hold a convolution.
-        *args: what it is called with; only shapes and dtypes matter.
+        function: the body of the loop, or the part of it that may have a convolution.
+        *args: its arguments; only shapes and dtypes matter.
 
     Returns:
-        True if the default backend is the CPU and `function` holds a convolution.
-        Elsewhere nothing is traced.
+        True if the default backend is the CPU and `function` has a convolution. On
+        other backends nothing is traced.
 
     Example:
         >>> import jax.numpy as jnp

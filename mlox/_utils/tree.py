@@ -1,4 +1,4 @@
-"""Vector arithmetic on pytrees that `optax.tree` lacks: low precision kept safe."""
+"""Vector arithmetic on pytrees that `optax.tree` lacks, safe in low precision."""
 
 import operator
 from typing import Any
@@ -20,7 +20,7 @@ def vdot(x: Tree, y: Tree) -> jax.Array:
 
     Returns:
         A scalar in the widest dtype of the leaves, and in float32 at least: a sum
-        in bfloat16 stops to grow after some 256 terms of one size.
+        in bfloat16 stops growing after about 256 terms of equal size.
 
     Example:
         >>> x = {"w": jnp.ones(1000, jnp.bfloat16)}
@@ -71,7 +71,7 @@ def epsilon(tree: Tree) -> float:
 def avoid_zero(leaf: jax.Array) -> jax.Array:
     """Return an array with tiny numbers in place of its zeros.
 
-    Their squares are no zeros, so that the root of a mean of squares has a derivative.
+    Their squares are not zero, so the root of a mean of squares has a derivative.
 
     Args:
         leaf: a real floating array.
@@ -89,16 +89,16 @@ def avoid_zero(leaf: jax.Array) -> jax.Array:
 
 
 def shard_like(tree: Tree, like: Tree, never: jax.Array) -> Tree:
-    """Return a pytree that XLA places on a mesh as it places another one.
+    """Return a pytree that XLA places on a mesh like another one.
 
-    The vectors of a solver would else be whole on every device where the parameters
-    are split: a gradient is a sum over examples, which nothing splits.
+    Otherwise the vectors of a solver would be replicated where the parameters are
+    split: a gradient is a sum over examples, whose result XLA does not split.
 
     Args:
         tree: a pytree of arrays.
         like: a pytree of the same structure, shapes and dtypes. Without a mesh `tree`
-            is returned as it is.
-        never: a bool that is False, and that no compiler can tell to be.
+            is returned unchanged.
+        never: a bool that is False, which the compiler must not be able to infer.
 
     Returns:
         A pytree like `tree`, with its values.
@@ -107,11 +107,11 @@ def shard_like(tree: Tree, like: Tree, never: jax.Array) -> Tree:
         >>> print(shard_like((jnp.ones(2),), (jnp.zeros(2),), jnp.array(False))[0])
         [1. 1.]
     """
-    # `jax.experimental.shard_alike` is in JAX 0.10 and gone from JAX 0.12. On a mesh of
-    # automatic axes a traced array does not know how it is split, so that there is no
-    # sharding to constrain to; but XLA places both sides of a choice alike. The choice
-    # may take a temporary of the size of the parameters, so it is made only where the
-    # type of a traced array (JAX 0.10 and later) names a mesh.
+    # JAX 0.12 has removed `jax.experimental.shard_alike`. On a mesh with automatic axes
+    # the sharding of a traced array is unknown, so it cannot be used as a constraint;
+    # but XLA places both branches of a `where` alike. The `where` may need a temporary
+    # of the size of the parameters, so it is used only if the type of a traced array
+    # (JAX 0.10 and later) has a mesh.
     return jax.tree.map(
         lambda x, y: jnp.where(never, y, x) if jax.typeof(y).sharding.mesh.size else x,
         tree,
@@ -123,8 +123,8 @@ def link_leaves(tree: Tree) -> Tree:
     """Return the same values, every leaf formally linear in every other leaf.
 
     Adds `0 * sum(all entries)` to each leaf. The transpose rule of
-    `jax.lax.custom_linear_solve` demands that the leaves of a right-hand side are
-    linear in what is transposed either all or none.
+    `jax.lax.custom_linear_solve` requires that either all or none of the leaves of a
+    right-hand side are linear in the transposed arguments.
 
     Args:
         tree: a pytree of real floating arrays.
@@ -146,10 +146,10 @@ def link_leaves(tree: Tree) -> Tree:
 
 
 def combine(part: Tree, whole: Tree) -> Tree:
-    """Return `whole` with the leaves of `part` in place of its own.
+    """Return `whole` with its leaves replaced by those of `part`.
 
     Args:
-        part: a pytree like `whole`, with None for leaves that it lacks.
+        part: a pytree like `whole`, with None for missing leaves.
         whole: a pytree.
 
     Returns:
@@ -175,7 +175,7 @@ def partition(mask: Tree, tree: Tree) -> Tree:
         tree: a pytree.
 
     Returns:
-        What `combine` puts back.
+        A pytree from which `combine(part, tree)` restores `tree`.
 
     Example:
         >>> partition({"head": True, "body": False}, {"head": 1.0, "body": [2.0, 3.0]})
@@ -189,14 +189,14 @@ def partition(mask: Tree, tree: Tree) -> Tree:
 
 
 def strip_weak_type(value: Any) -> jax.Array:
-    """Return an array of a dtype that stays, as the carry of a loop needs.
+    """Return an array without a weak type, so that the carry of a loop keeps its dtype.
 
     Example:
         >>> strip_weak_type(1.0).weak_type
         False
     """
     array = jnp.asarray(value)
-    number = jnp.issubdtype(array.dtype, np.number)  # a PRNG key is none
+    number = jnp.issubdtype(array.dtype, np.number)  # not a PRNG key
     return array.astype(array.dtype) if number and array.weak_type else array
 
 
