@@ -85,8 +85,8 @@ def check_placement(layout: Layout | None, saves: bool) -> None:
     if layout is None:
         raise ValueError(
             f"`state` is on no mesh, but this job has {count} processes, each of which "
-            "would train alone. Place it with mlox.shard(engine, state, mesh); to train "
-            "alone, use a mesh of jax.local_devices()."
+            "would train alone. Place it with mlox.shard(engine, state, mesh), or, if "
+            "it should train alone, on a mesh of jax.local_devices()."
         )
     if saves and not layout.is_multi_process:
         raise ValueError(
