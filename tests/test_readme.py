@@ -33,3 +33,13 @@ def test_the_two_commands_are_there():
     text = README.read_text()
     assert 'pip install -e ".[examples]" && python examples/data_cleaning.py' in text
     assert 'pip install -e ".[test]" && pytest' in text
+
+
+def test_relative_links_exist():
+    root = README.parent
+    pages = [*PAGES, *root.glob("*/README.md"), *root.glob("*/*/README.md")]
+    for page in pages:
+        prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", prose):
+            local = target.startswith("https://") or (page.parent / target).exists()
+            assert local, f"{page.relative_to(root)} links to {target}"
