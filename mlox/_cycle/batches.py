@@ -1,7 +1,4 @@
-"""The batches of a window: those of a problem have its steps as leading axis.
-
-A unit axis is left out, since it costs 15 to 35 % of a small inner step on CPU.
-"""
+"""The batches of a window: those of a problem have its steps as leading axis."""
 
 from __future__ import annotations
 
@@ -12,6 +9,9 @@ import jax
 
 from mlox._graph.graph import Graph
 from mlox._utils.types import Batches, PyTree
+
+# A unit axis is left out: [10, 1, 500, 20] in place of [10, 500, 20] makes a small inner
+# step 15 to 35 % slower on CPU.
 
 
 def squeeze_batches(graph: Graph, batches: Batches) -> Batches:

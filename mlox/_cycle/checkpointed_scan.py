@@ -17,19 +17,7 @@ Body = Callable[[Any, Any], tuple[Any, Any]]
 def checkpointed_scan(
     body: Body, carry: Any, xs: Any, length: int, keep: Rematerialization, unroll: bool
 ) -> tuple[Any, Any]:
-    """Scan like `jax.lax.scan`, and rematerialize the steps in reverse mode.
-
-    Args:
-        body: (carry, x) -> (carry, y).
-        carry: The initial carry.
-        xs: A pytree of arrays with a leading axis of `length`.
-        length: The number of iterations.
-        keep: What reverse mode keeps, see `mlox.Unrolled`.
-        unroll: Whether the iterations are written out.
-
-    Returns:
-        The last carry and the stacked ys.
-    """
+    """Scan like `jax.lax.scan`, with what reverse mode keeps, see `mlox.Unrolled`."""
 
     def scan(step: Body, start: Any, inputs: Any, count: int) -> tuple[Any, Any]:
         return jax.lax.scan(step, start, inputs, count, unroll=count if unroll else 1)

@@ -1,9 +1,4 @@
-"""One cycle of a graph of problems as one traced function.
-
-The window of a layer is a number of rounds of the layers below it, a `lax.scan`, and
-then one step of each of its problems; the window of the highest layer is the cycle.
-Nothing is counted at run time.
-"""
+"""One cycle of a graph of problems as one traced function."""
 
 from __future__ import annotations
 
@@ -34,6 +29,16 @@ from mlox._hypergradient.tasks import losses_of
 from mlox._problem.problem import Problem
 from mlox._utils.tree import combine
 from mlox._utils.types import Batches, Metrics, Params, PyTree, State
+
+# The window of a layer is a `lax.scan` over its rounds, each a window of the layer
+# below, and then one step of each of its problems:
+#
+#     run_window(i) = run_lowers(i); update each problem of layer i
+#     run_lowers(i) = run_rounds(i), under one `jax.vjp` if an unrolled answer responds
+#     run_rounds(i) = scan of run_window(i - 1)
+#
+# The window of the highest layer is the cycle. The recursion is unfolded while tracing,
+# so nothing is counted at run time, and the program does not grow with `unroll_steps`.
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,8 @@ class Cycle:
 
     def update(self, layer: int, name: str, run: LowerRun, batches: Batches) -> Update:
         """Make one optimizer step of a problem."""
-        # The loop of an implicit answer is never differentiated, see attach.py.
+        # Nobody differentiates the loop of an implicit answer: whoever needs its
+        # derivative attaches it, see mlox/_hypergradient/attach.py.
         implicit = name in self.plan.implicit
         if implicit:
             state, history = jax.lax.stop_gradient((run.state, run.history))
@@ -186,6 +192,8 @@ class Cycle:
         self, layer: int, name: str, run: LowerRun, batches: Batches
     ) -> tuple[Hypergradient, PyTree]:
         """Return the hypergradient of a problem after the rounds below its layer."""
+        # dL_k/dtheta_k at fixed answers, and the part of the unrolled answers: their
+        # cotangents, pulled back through the window that led to them.
         point = prepare_point(self.plan, name, self.point(layer, name, run, batches))
         found = hypergradient(self.plan, name, point, replay=False)
         grads = found.cotangents[name]

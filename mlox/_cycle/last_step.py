@@ -1,10 +1,4 @@
-"""The point of a hypergradient: each lower at its own last step.
-
-A hypergradient is evaluated at the parameters after that step, with its batch, the PRNG
-key of it and the mutable state before it, in every evaluation that a method makes
-(common random numbers): dropout masks that differ between two evaluations would be read
-as a derivative.
-"""
+"""The point of a hypergradient: each lower at its own last step."""
 
 from __future__ import annotations
 
@@ -18,6 +12,11 @@ from mlox._hypergradient.point import EvaluationPoint, StepInputs, make_inputs
 from mlox._problem.responsive import stop_unresponsive
 from mlox._utils.types import Batches
 
+# The parameters are those after the step; batch, PRNG key, count and mutable state are
+# those of the step itself, in every evaluation that a method makes (common random
+# numbers). Two evaluations with different dropout masks would differ by noise, which a
+# finite difference divides by its epsilon.
+
 
 def point_at_last_steps(
     cycle: RunsRounds,
@@ -27,16 +26,7 @@ def point_at_last_steps(
     run: LowerRun,
     batches: Batches,
 ) -> EvaluationPoint:
-    """Return the point at which a problem is differentiated.
-
-    Args:
-        cycle: Runs windows again.
-        plan: Which answers respond.
-        layer: The layer of the problem.
-        name: The problem; it is at its next step.
-        run: What the rounds below the layer have led to.
-        batches: The batches of the layer's window.
-    """
+    """Return the point at which the next step of a problem is differentiated."""
     graph = plan.graph
     lower = frozenset(graph.names_below(layer))
 

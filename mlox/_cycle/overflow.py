@@ -11,6 +11,10 @@ from mlox._problem.loss_scaling import back_off
 from mlox._problem.problem import Problem
 from mlox._utils.types import State
 
+# A gradient that is not finite may come from its own loss scale, or from that of any
+# mover whose loss takes part in it. So the update is skipped, and all of these scales
+# are lowered; only a problem's own gradient lets its scale grow again.
+
 
 def scaled_movers(plan: Plan, name: str, state: State) -> list[str]:
     """Return the movers of a problem whose losses are scaled."""
@@ -26,12 +30,9 @@ def can_overflow(plan: Plan, name: str, state: State) -> bool:
 def back_off_movers(
     plan: Plan, state: State, finite: Mapping[str, jax.Array]
 ) -> dict[str, Problem]:
-    """Return the movers whose scale is lowered, where an upper's gradient overflowed.
+    """Return the scaled movers of uppers, with lower scales after an overflow.
 
-    Args:
-        plan: Which answers respond.
-        state: The state before the uppers' steps.
-        finite: Whether the gradient of each of the uppers was finite.
+    `finite` tells of each upper whether its gradient was finite.
     """
     lowered: dict[str, Problem] = {}
     for upper, was_finite in finite.items():

@@ -12,7 +12,9 @@ from mlox._utils.types import State
 
 
 class Stream(enum.IntEnum):
-    """Streams of PRNG keys, beside the one of steps, whose counts never reach them."""
+    """Streams of PRNG keys, beside the one from which steps fold their counts."""
+
+    # No count of steps reaches them: an int32 counts to 2^31 - 1.
 
     RESET = 2**32 - 1
     SAMPLE = 2**32 - 2

@@ -1,10 +1,4 @@
-"""Replay: the last window of a problem once more, as a function of those above.
-
-An unrolled answer under an implicit problem p responds inside p's residual. There the
-window in which it was found is run again, from where it started, with its own batches
-and keys, at the parameters at which the residual is evaluated. Holding the answer fixed
-instead is 4.5 % off.
-"""
+"""Replay: the last window of a problem once more, as a function of those above."""
 
 from __future__ import annotations
 
@@ -19,6 +13,13 @@ from mlox._cycle.batches import last_steps
 from mlox._cycle.history import History, LowerRun
 from mlox._graph.graph import Graph
 from mlox._utils.types import Batches, Metrics, Params, PyTree, State
+
+# An unrolled answer y_u under an implicit problem p responds inside p's residual,
+#
+#     G_p(theta_p) = dC_p/dtheta_p (theta_p, run(start, theta_p)),
+#
+# where `run` is the window that led to y_u, from where it started, with its own batches
+# and keys. Holding y_u fixed there leaves the hypergradient 4.5 % off.
 
 
 class RunsRounds(Protocol):
@@ -66,18 +67,13 @@ def make_replay(
 ) -> Callable[[Params], dict[str, PyTree]]:
     """Return the function params -> params that runs the last window of a lower again.
 
-    Args:
-        cycle: Runs rounds.
-        graph: The graph.
-        name: The lower.
-        layer: The layer that evaluates it.
-        run: What the rounds below that layer have led to.
-        batches: The batches of that layer's window.
+    `run` and `batches` are those of the window of `layer`, which evaluates the lower.
     """
     own = graph.layer_of[name]
     start = run.history.starts[name]
     steps = {n: graph.steps_in_window(own, n) for n in start}
     above = graph.order[len(graph.names_below(own)) :]
+    # A Partial makes its arrays arguments: a residual must not close over tracers.
     function: Any = jax.tree_util.Partial(
         _Replay(cycle, own, above),
         {**run.state, **start},

@@ -31,18 +31,8 @@ def roll_back(
 ) -> tuple[dict[str, Problem], History]:
     """Restore what is below a layer, and run one round under the layer as it is now.
 
-    Args:
-        graph: The graph.
-        layer: The layer that has stepped.
-        run_round: Runs one window of the layer below.
-        before: The state at the start of the layer's window.
-        after: The state after the layer's steps.
-        history: What is kept of the window.
-        batches: The window's batches; the round takes the last ones.
-        stepped: Whether each problem of the layer has made a step, scalars.
-
-    Returns:
-        The state and the history, with those of the round below the layer.
+    The round takes the last batches of the window. `stepped` tells of each problem of
+    the layer whether it has made a step.
     """
     names = frozenset().union(*(graph.below[n] for n in graph.layers[layer]))
     if not names:

@@ -30,20 +30,7 @@ def scan_rounds(
     history: History,
     batches: Batches,
 ) -> tuple[State, History, Metrics]:
-    """Run the rounds of a layer's window.
-
-    Args:
-        plan: Which answers respond.
-        layer: The index of the layer.
-        window: Runs one round, a window of the layer below.
-        unroll: Whether the rounds are written out.
-        state: The state at the start of the window.
-        history: What is kept of the windows before.
-        batches: The batches of the window.
-
-    Returns:
-        The state, the history and the metrics of all rounds.
-    """
+    """Run the rounds of a layer's window, each a `window` of the layer below."""
     graph = plan.graph
     length = graph.layer_period[layer] // graph.layer_period[layer - 1]
     names = graph.names_below(layer)
@@ -84,6 +71,8 @@ def _scan(
     keep: Rematerialization,
     unroll: bool,
 ) -> tuple[dict[str, Problem], History, Metrics]:
+    # What stands above the window is closed over: it is constant in the loop, and its
+    # cotangents are summed outside of the carry.
     def body(
         carry: tuple[State, History], x: Batches
     ) -> tuple[tuple[State, History], Metrics]:
@@ -99,7 +88,7 @@ def _scan(
 def _choose_rematerialization(
     plan: Plan, layer: int, state: State, rounds: int
 ) -> Rematerialization:
-    """Return what needs least memory of all that the unrolled answers ask for."""
+    """Return what needs the least memory among what the unrolled answers ask for."""
     answers = (u for n in plan.graph.layers[layer] for u in plan.responses[n].unrolled)
     methods = [state[u].method for u in answers]
     asked = [m.rematerialization(rounds) for m in methods if isinstance(m, Unrolled)]

@@ -12,6 +12,10 @@ from mlox._graph.dependencies import Plan
 from mlox._utils.types import State
 from mlox.methods import Unrolled
 
+# With `last_steps=K` the derivative of an answer begins K steps before the end of the
+# window (Shaban et al. 2019): its state is a constant there. Answers of one window may
+# begin at different rounds, so the scan over the rounds falls into phases.
+
 
 class Phase(NamedTuple):
     """Rounds between two cuts.

@@ -48,16 +48,8 @@ def update(
 ) -> Update:
     """Make one optimizer step of a problem, unless it waits for one below.
 
-    Args:
-        plan: Which answers respond.
-        name: The problem.
-        state: The state before.
-        gradient: Returns its hypergradient, and the gradient with respect to its
-            parameters.
-        evaluate: Returns its metrics without an update.
-
-    Returns:
-        The outcome.
+    `gradient` returns its hypergradient, and the whole gradient with respect to its
+    parameters; `evaluate` returns its metrics without an update.
     """
     problem: Problem = state[name]
     checked = can_overflow(plan, name, state)
@@ -103,6 +95,7 @@ def _pass_straight_through(
     def pass_derivative(new: jax.Array, old: jax.Array) -> jax.Array:
         return jax.lax.stop_gradient(new) + (old - jax.lax.stop_gradient(old))
 
+    # theta_{t+1} = theta_t + constant: the loop has the derivative one.
     params = jax.tree.map(pass_derivative, after.params, before.params)
     return dataclasses.replace(jax.lax.stop_gradient(after), params=params)
 

@@ -1,16 +1,4 @@
-"""Which answers respond when a problem moves, and in which blocks they are solved for.
-
-The part of the mathematics that needs names only. Terms:
-
-- an answer (the *best response* of the literature) is *unrolled* if its inner loop is
-  differentiated, else *implicit*: differentiated by the implicit function theorem;
-- B(k), the *movers* of k, are the problems below k whose answer responds when the
-  parameters theta_k move;
-- a problem is *total* if it answers to its total objective, in which its own movers
-  respond, else it answers to the partial gradient of its cost;
-- a *tower* is a total problem with implicit movers: the multipliers of these movers are
-  unknowns of every problem above, beside the parameters.
-"""
+"""Which answers respond when a problem moves, and in which blocks they are solved."""
 
 from __future__ import annotations
 
@@ -20,6 +8,17 @@ from functools import cached_property
 
 from mlox._graph.graph import Graph
 from mlox.solvers import System
+
+# An answer (the *best response* of the literature) is *unrolled* if its inner loop is
+# differentiated, else *implicit*: differentiated by the implicit function theorem.
+#
+# B(k), the *movers* of k, are the problems below k whose answer responds when the
+# parameters theta_k move.
+#
+# A problem is *total* if it answers to its total objective, in which its own movers
+# respond, else it answers to the partial gradient of its cost. A *tower* is a total
+# problem with implicit movers: the multipliers of these movers are unknowns of every
+# problem above, beside the parameters.
 
 
 @dataclass(frozen=True)
@@ -229,15 +228,13 @@ class Plan:
 
     @cached_property
     def _depends_on(self) -> Mapping[str, frozenset[str]]:
-        """The problems that each residual depends on, through its tower if it has one.
-
-        What reads an unrolled answer depends on the problem whose window moves it.
-        """
+        """The problems that each residual depends on, if need be through its tower."""
         graph = self.graph
         depends = {n: self._responds_to(n) for n in graph.names}
         for name in self.totals:
             inside = self.movers[name] | {name}
             depends[name] = inside.union(*(graph.reads(n) for n in inside))
+        # What reads an unrolled answer depends on the problem whose window moves it.
         windows = {n: frozenset(self._find_unrolled(n)) for n in self.totals}
         return {
             name: read.union(n for n, moved in windows.items() if moved & read)
@@ -245,11 +242,10 @@ class Plan:
         }
 
     def _find_blocks(self, members: Iterable[str]) -> tuple[Block, ...]:
-        """Condense answers into strongly connected blocks of what they depend on.
-
-        One iterative solver on the whole triangular set instead would be wrong without
-        a warning: conjugate gradients assume a symmetric matrix.
-        """
+        """Return the blocks of some answers, each after those that it depends on."""
+        # The strongly connected components of what the residuals depend on.
+        # One solver for the whole set, which is block triangular, would do for GMRES.
+        # Conjugate gradients assume a symmetric matrix and are silently wrong there.
         pending = self._in_order(members)
         inside = frozenset(pending)
         depends = {n: self._depends_on[n] & inside for n in pending}

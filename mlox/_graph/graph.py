@@ -1,18 +1,4 @@
-"""The graph of problems: edges, schedule and best-response paths.
-
-Nothing here knows JAX: names and integers only. The schedule is static, so that no
-counter runs inside a compiled step:
-
-- a problem without lowers steps at every tick; another one steps when all its lowers
-  have done their `unroll_steps`, so that its period in ticks is
-
-      T(p) = max over the lowers c of p of unroll_steps(c) T(c);
-
-- a *layer* is a set of problems that step together: same period, same depth;
-- the *window* of a layer is one period of it: some *rounds*, which are windows of the
-  layer below, and then one step of each of its problems;
-- one *cycle* is the window of the highest layer.
-"""
+"""The graph of problems: edges, schedule and best-response paths; names only."""
 
 from __future__ import annotations
 
@@ -22,6 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 Edges = tuple[tuple[str, str], ...]
+
+# The schedule is static, so that no counter runs inside a compiled step. A problem
+# without lowers steps at every tick, another one when all its lowers have done their
+# `unroll_steps`. So the period of a problem, in ticks, is
+#
+#     T(p) = max over the lowers c of p of unroll_steps(c) T(c).
+#
+# A *layer* is a set of problems that step together: same period, same depth. The
+# *window* of a layer is one period: a number of *rounds*, each a window of the layer
+# below, and then one step of each of its problems. One *cycle* is the window of the
+# highest layer.
 
 
 @dataclass(frozen=True)

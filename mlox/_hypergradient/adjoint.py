@@ -1,13 +1,4 @@
-"""The adjoint: multipliers of blocks, and the hypergradient that they lead to.
-
-The hypergradient of k is the partial derivative of its Lagrangian at fixed answers,
-
-    dC_k/dtheta_k - sum_b d<lambda_b, G_b>/dtheta_k,    (dG_b/dy)^T lambda_b = v_b,
-
-where v_b is what arrives at the answers in b: the slope of C_k there, less the slopes
-of the pairings of the blocks above. One sweep from the highest block to the lowest
-visits every edge of the graph once.
-"""
+"""The adjoint: multipliers of blocks, and the hypergradient that they lead to."""
 
 from __future__ import annotations
 
@@ -20,7 +11,7 @@ import jax.numpy as jnp
 from mlox._graph.dependencies import Block, Plan
 from mlox._hypergradient.cost import cost
 from mlox._hypergradient.lagrangian import (
-    count_separate_systems,
+    count_systems,
     pairing,
     replay_windows,
     residual,
@@ -34,6 +25,21 @@ from mlox._utils.tree import avoid_zero, shard_like
 from mlox._utils.types import Metrics, Params, PyTree
 from mlox.methods import Answer
 from mlox.solvers import Info
+
+# The hypergradient of k is the partial derivative of its Lagrangian L_k, at fixed
+# answers and multipliers. L_k is stationary in the multipliers, as G_b = 0; they are
+# chosen to make it stationary in the answers y_b of every block, too:
+#
+#     (dG_b/dy_b)^T lambda_b = v_b,    v_b = dC_k/dy_b - sum over the blocks a above b
+#                                            of d<lambda_a, G_a>/dy_b.
+#
+# Then whatever moves with theta_k moves L_k in first order through theta_k alone:
+#
+#     d/dtheta_k C_k(theta_k, y(theta_k)) = dC_k/dtheta_k
+#                                           - sum_b d<lambda_b, G_b>/dtheta_k.
+#
+# One sweep from the highest block to the lowest visits every edge of the graph once;
+# a sum over the paths of the graph would be exponential in its depth.
 
 
 class Hypergradient(NamedTuple):
@@ -58,16 +64,8 @@ def hypergradient(
 ) -> Hypergradient:
     """Differentiate L_k with respect to theta_k, at fixed answers and multipliers.
 
-    Args:
-        plan: Which answers respond, in which blocks.
-        k: The problem.
-        point: Where to evaluate.
-        replay: Whether the unrolled answers of k respond by running its last window
-            again. If not, their cotangents are returned, for whoever has the pull-back
-            of the window at hand.
-
-    Returns:
-        The hypergradient.
+    If `replay` is true, the unrolled answers of k respond by running its last window
+    again. If not, their cotangents are returned, for the pull-back of that window.
     """
     response = plan.responses[k]
     windows = (*response.replayed, *((k,) if replay else ()))
@@ -105,7 +103,7 @@ def solve_adjoint(
     plan: Plan, b: Block, v: Unknowns, point: EvaluationPoint
 ) -> tuple[Unknowns, Info]:
     """Return lambda_b, with the report of whatever solved (dG_b/dy)^T lambda_b = v."""
-    tasks = count_separate_systems(plan, b, point)
+    tasks = count_systems(plan, b, point)
     if tasks is not None:
         lam, report = map_tasks(
             lambda one, part: solve_adjoint(plan, b, part, one), tasks, point, v

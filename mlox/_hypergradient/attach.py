@@ -1,14 +1,4 @@
-"""Derivatives of hypergradients: answers that carry their implicit derivative.
-
-Two mechanisms give one derivative. The sweep of `adjoint.hypergradient` is explicit, so
-that it can return multipliers and the solvers' reports, which the transpose of a linear
-function cannot. But whoever differentiates that hypergradient again, a level above
-which is unrolled or a user's own `jax.grad`, must see that the answers below respond
-to everything above. So every implicit answer is first attached: it keeps its value, and
-its derivative becomes that of the implicit function theorem. Without it the derivative
-of a hypergradient is wrong without a warning (48 % in the test of three levels). Where
-nobody differentiates it, it costs nothing.
-"""
+"""Derivatives of hypergradients: answers that carry their implicit derivative."""
 
 from __future__ import annotations
 
@@ -19,6 +9,15 @@ from mlox._hypergradient.adjoint import hypergradient, solve_adjoint
 from mlox._hypergradient.lagrangian import residual
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox.methods import attach_answer
+
+# Two mechanisms give one derivative. The sweep of `adjoint.hypergradient` is explicit:
+# so it can return the multipliers and the solvers' reports, which the transpose of a
+# linear function cannot. But whoever differentiates that hypergradient again, a level
+# above that is unrolled or a user's own `jax.grad`, must see that the answers below
+# respond to everything above. So every implicit answer is attached first: it keeps its
+# value, and its derivative becomes that of the implicit function theorem. Without it
+# the derivative of a hypergradient is silently wrong (48 % off on three levels). Where
+# nobody differentiates an attached answer, it costs nothing.
 
 
 def prepare_point(plan: Plan, k: str, point: EvaluationPoint) -> EvaluationPoint:

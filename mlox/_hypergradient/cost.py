@@ -20,11 +20,7 @@ Aux = tuple[Metrics, PyTree]
 def cost(
     plan: Plan, k: str, point: EvaluationPoint, *, train: bool = True
 ) -> tuple[jax.Array, Aux]:
-    """Return C_k, a scalar, with the metrics and the mutable state after.
-
-    The losses of tasks are summed, so that the gradient of one task does not depend on
-    how many others there are.
-    """
+    """Return C_k, summed over tasks, with the metrics and the mutable state after."""
     tasks = point.inputs[k].problem.tasks
     if tasks is None:
         return _evaluate_scaled(plan, k, point, train)
@@ -62,8 +58,9 @@ def _evaluate_scaled(
     loss_scale: Any = point.inputs[k].problem.loss_scale
     if loss_scale is None:
         return _evaluate(plan, k, point, train)
-    # f'(x) = s(f(s^-1(x))) has the gradient of f: what enters f in reverse mode is
-    # multiplied by the scale, what leaves it is divided by it again.
+    # s(f(s^-1(x))), where s is the identity whose transpose multiplies by the scale. It
+    # has the value and the gradient of f: a cotangent is multiplied by the scale where
+    # it enters f, so that it does not underflow inside, and divided where it leaves.
     reads = {n: point.params[n] for n in (k, *plan.graph.reads(k))}
     point = point.at_params(scale_cotangent(reads, 1 / loss_scale.scale))
     loss, aux = _evaluate(plan, k, point, train)

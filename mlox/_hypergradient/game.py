@@ -1,12 +1,4 @@
-"""Blocks with two tops: siblings that lead a lower which they share, a Nash game.
-
-Each sibling holds the other fixed, so the rows of the residual are slopes of different
-Lagrangians, and the matrix dG/dy is not symmetric. The player n has the rows
-
-    dL_n/dtheta_n             for its parameters,
-    dL_n/d(theta_j, lambda)   for its multipliers, if it is a tower: j are its movers,
-                              and the slope in lambda_j is minus the residual of j.
-"""
+"""Blocks with two tops: siblings that lead a lower which they share, a Nash game."""
 
 from __future__ import annotations
 
@@ -22,14 +14,21 @@ from mlox._hypergradient.point import EvaluationPoint, Unknowns
 
 Lagrangian = Callable[[str, EvaluationPoint], jax.Array]
 
+# Each sibling answers to its own Lagrangian, in which the lower responds and the other
+# sibling is held fixed. So the rows of the residual are slopes of different functions,
+# and the matrix dG/dy is not symmetric: GMRES. The player n has the rows
+#
+#     dL_n/dtheta_n             for its parameters,
+#     dL_n/d(theta_j, lambda)   for its multipliers, if it is a tower: j are its movers,
+#                               and the slope in lambda_j is minus the residual of j.
+
 
 def residual(
     players: Sequence[Player], point: EvaluationPoint, lagrangian: Lagrangian
 ) -> Unknowns:
     """Return the residual G of a game at a point, row by row."""
     slopes = {
-        n.name: jax.grad(_cost_of(n, point, lagrangian))(point.select(n))
-        for n in players
+        n.name: jax.grad(_along(n, point, lagrangian))(point.select(n)) for n in players
     }
     return Unknowns(
         params={n.name: slopes[n.name].params[n.name] for n in players},
@@ -49,7 +48,7 @@ def pairing(
     """Return <multiplier, G>: the sum of the pairings of the players' own rows."""
     terms = (
         method.pairing(
-            _cost_of(n, point, lagrangian),
+            _along(n, point, lagrangian),
             point.select(n),
             _direction_of(n, multiplier),
         )
@@ -58,7 +57,7 @@ def pairing(
     return functools.reduce(operator.add, terms)
 
 
-def _cost_of(
+def _along(
     player: Player, point: EvaluationPoint, lagrangian: Lagrangian
 ) -> Callable[[Unknowns], jax.Array]:
     return lambda y: lagrangian(player.name, point.at(y))

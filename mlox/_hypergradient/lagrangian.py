@@ -1,19 +1,9 @@
-"""The Lagrangian L_k of a problem, and the residual G_b of a block of answers.
-
-For a problem k with movers B(k), the problems below it whose answers respond to it,
-
-    L_k = C_k - sum over the blocks b of B(k) of <lambda_b, G_b>,
-
-where G_b is the stationarity residual of the answers in b, and lambda_b its multiplier.
-A total problem p answers to L_p instead of C_p: so its multipliers are unknowns, beside
-its parameters, of every problem above, y_b = (theta, lambda), and G_b = dL_p/dy_b.
-Products with dG_b/dy_b then are Hessian-vector products of one scalar function, and
-nothing is solved inside a solve.
-"""
+"""The Lagrangian L_k of a problem, and the residual G_b of a block of answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,6 +15,24 @@ from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.tasks import count_tasks, map_tasks
 from mlox._problem.responsive import stop_unresponsive
 
+# For a problem k with movers B(k), the problems below it whose answers respond to it,
+#
+#     L_k = C_k - sum over the blocks b of B(k) of <lambda_b, G_b>,
+#
+# where G_b is the stationarity residual of the answers in b, and lambda_b its
+# multiplier. A problem p that is not total answers to its cost: G_p = dC_p/dtheta_p. A
+# total problem answers to L_p, in which its own lowers respond. Then the multipliers in
+# L_p are unknowns of every problem above p, beside the parameters:
+#
+#     y_p = (theta_p, theta_c, lambda_c for each mover c of p),     G_p = dL_p/dy_p.
+#
+# The rows of lambda_c repeat G_c = 0, those of theta_c are the adjoint equation of p,
+# and the row of theta_p is p's own hypergradient. So a whole tower is one system, whose
+# matrix is the Hessian of the scalar L_p: products with it are `jax.jvp` of `jax.grad`,
+# and nothing is solved inside a solve. For three levels t > p > c:
+#
+#     L_c = C_c,    L_p = C_p - <lambda_c, dC_c/dtheta_c>,    L_t = C_t - <lambda, G_p>.
+
 
 def lagrangian(plan: Plan, k: str, point: EvaluationPoint) -> jax.Array:
     """Return L_k of a total problem, or C_k of one that is not."""
@@ -34,7 +42,7 @@ def lagrangian(plan: Plan, k: str, point: EvaluationPoint) -> jax.Array:
     point = replay_windows(plan, (*response.replayed, k), point)
     value = cost(plan, k, point)[0]
     for b in response.blocks:
-        value -= pairing(plan, b, select_multipliers(b, point.multipliers[k]), point)
+        value -= pairing(plan, b, _select(b, point.multipliers[k]), point)
     return value
 
 
@@ -42,14 +50,14 @@ def pairing(
     plan: Plan, b: Block, multiplier: Unknowns, point: EvaluationPoint
 ) -> jax.Array:
     """Return <lambda_b, G_b>, evaluated as the method of the block's top does."""
-    tasks = count_separate_systems(plan, b, point)
+    tasks = count_systems(plan, b, point)
     if tasks is not None:
-        return map_tasks(
-            lambda one, part: pairing(plan, b, part, one), tasks, point, multiplier
-        ).sum()
+        pair = lambda one, part: pairing(plan, b, part, one)
+        return map_tasks(pair, tasks, point, multiplier).sum()
     method: Any = point.inputs[b.tops[0]].problem.method
     if b.players:
-        return game.pairing(method, b.players, multiplier, point, _of(plan))
+        value = partial(lagrangian, plan)
+        return game.pairing(method, b.players, multiplier, point, value)
     top, y = b.tops[0], point.select(b)
     return method.pairing(lambda y: lagrangian(plan, top, point.at(y)), y, multiplier)
 
@@ -58,7 +66,7 @@ def residual(plan: Plan, b: Block, y: Unknowns, point: EvaluationPoint) -> Unkno
     """Return G_b(y), of the structure of y."""
     point = point.at(y)
     if b.players:
-        return game.residual(b.players, point, _of(plan))
+        return game.residual(b.players, point, partial(lagrangian, plan))
     return jax.grad(lambda y: lagrangian(plan, b.tops[0], point.at(y)))(point.select(b))
 
 
@@ -69,17 +77,15 @@ def replay_windows(
     for name in names:
         unrolled, replay = plan.responses[name].unrolled, point.inputs[name].replay
         if unrolled and replay is not None:
-            found = replay(point.params)
-            moved = {
-                n: stop_unresponsive(point.inputs[n].problem, found[n])
-                for n in unrolled
-            }
+            params = replay(point.params)
+            problems = {n: point.inputs[n].problem for n in unrolled}
+            moved = {n: stop_unresponsive(p, params[n]) for n, p in problems.items()}
             point = point._replace(params={**point.params, **moved})
     return point
 
 
-def count_separate_systems(plan: Plan, b: Block, point: EvaluationPoint) -> int | None:
-    """Return the number of tasks, if each has a linear system of its own."""
+def count_systems(plan: Plan, b: Block, point: EvaluationPoint) -> int | None:
+    """Return the number of tasks if each has a linear system of its own, or None."""
     # A window that is run again in a residual is run for all tasks together.
     totals = plan.totals.intersection(b.names)
     if any(plan.responses[n].unrolled for n in totals):
@@ -87,13 +93,9 @@ def count_separate_systems(plan: Plan, b: Block, point: EvaluationPoint) -> int 
     return count_tasks(b.names, point)
 
 
-def select_multipliers(b: Block, multipliers: Unknowns) -> Unknowns:
+def _select(b: Block, multipliers: Unknowns) -> Unknowns:
     """Return lambda_b among the multipliers of a problem."""
     return Unknowns(
         {n: multipliers.params[n] for n in b.names},
         {n: multipliers.multipliers[n] for n in b.towers},
     )
-
-
-def _of(plan: Plan) -> Callable[[str, EvaluationPoint], jax.Array]:
-    return lambda k, point: lagrangian(plan, k, point)

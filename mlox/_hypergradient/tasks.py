@@ -1,9 +1,4 @@
-"""Tasks: functions of a point, mapped over the tasks of its problems.
-
-A problem with `tasks` holds N copies of everything, stacked along a leading axis. What
-the mathematics defines for one problem is mapped over that axis: the cost is the sum of
-the losses, and each task has a linear system of its own.
-"""
+"""Tasks: functions of a point, mapped over the tasks of its problems."""
 
 from __future__ import annotations
 
@@ -17,6 +12,11 @@ import jax.numpy as jnp
 from mlox._hypergradient.point import EvaluationPoint, StepInputs, Unknowns
 from mlox._problem.problem import Problem
 from mlox._utils.types import Metrics, PyTree
+
+# A problem with `tasks` holds N copies of everything, stacked along one axis. What the
+# mathematics defines for one problem is mapped over that axis by `jax.vmap`: the
+# cost is the sum of the losses, so that the gradient of one task does not depend on how
+# many others there are, and each task has a linear system of its own.
 
 # The suffix of metrics that are kept for each task, beside their mean.
 PER_TASK = "_per_task"
@@ -41,18 +41,12 @@ def count_tasks(names: Iterable[str], point: EvaluationPoint) -> int | None:
 def map_tasks(
     function: Callable[..., PyTree], tasks: int, point: EvaluationPoint, *stacked: Any
 ) -> PyTree:
-    """Apply a function to the point of each task, in one `jax.vmap`.
+    """Return what `function(point, *parts)` returns for each task, stacked.
 
-    Args:
-        function: (point, *parts) -> a pytree. Of the problems with so many tasks it
-            sees one task, as if there were no others; of the others it sees all.
-        tasks: The number of tasks.
-        point: The point of all tasks.
-        *stacked: Pytrees with a leading axis of tasks.
-
-    Returns:
-        What the function returns, stacked.
+    Of the problems with that many tasks the function sees one task, as if there were no
+    others. The parts are those of `stacked`, pytrees with a leading axis of tasks.
     """
+    # Whatever is not among `arrays` is closed over, hence the same for all tasks.
     mapped = {n: i for n, i in point.inputs.items() if i.problem.tasks == tasks}
 
     def of_task(
