@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,12 +112,7 @@ def fits(state):
     return jnp.stack([state[f"fit{i}"].params for i in range(TASKS)])
 
 
-def assert_close(found, expected):
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-13),
-        found,
-        expected,
-    )
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1e-13)
 
 
 # One problem of many tasks, many problems of one
@@ -446,6 +442,24 @@ def test_hypergradient_gives_the_loss_and_the_gradient_of_each_task():
             lambda params, i=i: fit_loss(params, (A[i], B[i]), ctx)["loss"]
         )(jnp.ones(2))
         assert_close((losses[i], grads[i]), (loss, grad))
+
+
+@pytest.mark.parametrize("method", ["unrolled", "cg"])
+def test_hypergradient_of_tasks_maps_over_a_population(method):
+    """A population of programs, each with tasks: `jax.vmap` of the hypergradient."""
+    engine, batches = together(method=METHODS[method])
+    state = engine.init()
+
+    def gradient(penalty):
+        hyper = state["hyper"].replace(params={**HYPER, "penalty": penalty})
+        found = engine.hypergradient({**state, "hyper": hyper}, batches, "hyper")
+        return found[1]
+
+    penalties = jnp.asarray([-1.0, 0.3])
+    expected = jax.tree.map(
+        lambda *one: jnp.stack(one), *map(jax.jit(gradient), penalties)
+    )
+    assert_close(jax.jit(jax.vmap(gradient))(penalties), expected)
 
 
 def test_evaluate_takes_a_batch_for_each_task():

@@ -1,0 +1,83 @@
+"""What a residual closes over is differentiated as if it were an argument."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mlox
+
+POWERS = jnp.arange(1, 4)  # integers, closed over
+KEY = jax.random.key(0)
+
+
+def cube_root(x, power=3):
+    """Return y with y^3 + noise - noise = x, found without a derivative."""
+    found = jax.lax.stop_gradient(jnp.abs(x)) ** (1 / 3)
+
+    def residual(y):
+        noise = jax.random.normal(KEY, jnp.shape(y), jnp.float64)
+        scale = jnp.asarray(power, jnp.float64) / 3.0
+        return scale * (y**3 + noise - noise - x)
+
+    return mlox.attach(residual, found, solver=mlox.Dense())
+
+
+def scanned(x):
+    body = lambda carry, power: (carry * cube_root(x, power), None)
+    return jax.lax.scan(body, jnp.ones_like(x), POWERS)[0]
+
+
+def traced_key(x):
+    """Close over a key and an integer that are tracers themselves."""
+
+    def value(x, key, shift):
+        def residual(y):
+            noise = jax.random.normal(key, jnp.shape(y), jnp.float64)
+            return y**3 + 0.0 * noise - x + (shift - shift)
+
+        found = jax.lax.stop_gradient(x) ** (1 / 3)
+        return mlox.attach(residual, found, solver=mlox.Dense())
+
+    return jax.jit(value)(x, KEY, jnp.int32(2))
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (cube_root, lambda x: x ** (1 / 3)),
+        (jax.jit(cube_root), lambda x: x ** (1 / 3)),
+        (jax.checkpoint(cube_root), lambda x: x ** (1 / 3)),
+        (traced_key, lambda x: x ** (1 / 3)),
+        (scanned, lambda x: x),
+    ],
+    ids=["plain", "jit", "checkpoint", "traced key", "scan"],
+)
+@pytest.mark.parametrize("second", [jax.grad, jax.jacfwd])
+def test_attach_differentiates_what_the_residual_closes_over(
+    function, expected, second
+):
+    for transform in (jax.grad, lambda f: second(jax.grad(f))):
+        found, right = transform(function)(0.7), transform(expected)(0.7)
+        np.testing.assert_allclose(found, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("outer", ["vmap of grad", "grad of vmap"])
+def test_attach_maps_over_what_the_residual_closes_over(outer):
+    xs = jnp.array([0.3, 0.7, 2.0])
+    if outer == "vmap of grad":
+        found = jax.vmap(jax.grad(cube_root))(xs)
+    else:
+        found = jax.grad(lambda xs: jax.vmap(cube_root)(xs).sum())(xs)
+    np.testing.assert_allclose(found, xs ** (-2 / 3) / 3, rtol=1e-12)
+
+
+def test_attach_differentiates_closure_and_argument_together():
+    def value(a, b):
+        found = jax.lax.stop_gradient(a * b)
+        return mlox.attach(lambda y, b: y - a * b, found, b)
+
+    gradient = jax.grad(functools.partial(value), argnums=(0, 1))(2.0, 5.0)
+    np.testing.assert_allclose(gradient, (5.0, 2.0), rtol=1e-12)
