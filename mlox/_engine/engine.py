@@ -40,13 +40,15 @@ from mlox._utils.types import Batches, Metrics, PyTree, State
 class Engine:
     """Compile a graph of problems into one step.
 
-    Every problem k minimises a cost C_k(theta_k, uppers, lowers). Along a u2l edge
+    Every problem k minimizes a cost C_k(theta_k, uppers, lowers). Along a u2l edge
     p -> c the cost of c reads theta_p, and the gradient of p flows through the answer
-    theta_c*(theta_p); along an l2u edge c -> p the cost of p reads that answer. A leaf
-    steps at every tick, a problem when all its lowers have done their `unroll_steps`;
-    one cycle is the largest period. The whole cycle is one traced function.
+    (the best response) theta_c*(theta_p); along an l2u edge c -> p the cost of p reads
+    that answer. A problem without lowers steps at every tick, another one when all its
+    lowers have done their `unroll_steps`; one cycle is the largest period. The whole
+    cycle is one traced function.
 
-    Engines are frozen values: hashable, equal if graph, methods' kinds and options are.
+    Engines are frozen and hashable. Two are equal if their graphs, the kinds of their
+    methods and their options are.
 
     Attributes:
         problems: The problems as they were given.
@@ -62,16 +64,17 @@ class Engine:
             it answers to the partial gradient of its cost, the rule of Betty; cheaper,
             and biased for three levels and more.
         roll_back: Whether windows are look-aheads: after an upper has stepped, what is
-            below it is restored to the window's start and makes one round for good,
-            with the window's last batches and under the new upper.
+            below it is restored to the window's start and makes one round under the
+            new upper, with the window's last batches.
         unroll_loops: Whether loops over steps are written out. None: only where a loss
-            holds a convolution and the backend is the CPU, since XLA runs these 11 to
-            30 times slower inside a loop there.
+            contains a convolution and the backend is the CPU, since XLA runs these 11
+            to 30 times slower inside a loop there.
 
     Raises:
-        TypeError: If a problem is none.
-        ValueError: If the graph is not acyclic, not closed or not on schedule, or a
-            method cannot serve where it stands; the message names problem and edge.
+        TypeError: If `problems` or an edge holds something else than a problem.
+        ValueError: If l2u has a cycle, a u2l edge has no way back, periods do not
+            divide each other, or a method cannot solve for the answers that it has to;
+            the message names problem and edge.
 
     References:
         Choe et al., Betty: An Automatic Differentiation Library for Multilevel
@@ -156,7 +159,7 @@ class Engine:
         }
 
     def step(self, state: State, batches: Batches) -> tuple[State, Metrics]:
-        """Run one cycle. Pure and not jitted: jit, scan, vmap or shard it.
+        """Run one cycle: a pure function to jit, scan, vmap or shard.
 
         Args:
             state: {name: Problem}.
@@ -165,12 +168,12 @@ class Engine:
 
         Returns:
             The state after, of the same structure, and the metrics: a flat dict
-            "problem/metric" -> array with a leading axis of `steps_per_cycle`. The
-            solvers report as "upper/lower/residual" and "upper/lower/iterations".
+            "problem/metric" -> array with a leading axis of `steps_per_cycle`. Solvers
+            report "upper/lower/residual" and "upper/lower/iterations".
 
         Raises:
-            ValueError: If state or batches do not fit, or a loss returns something
-                else than a loss; while tracing, before anything runs.
+            ValueError: If the state or the batches do not fit the engine, or a loss
+                does not return a loss; while tracing, before anything runs.
         """
         return self.traced.prepare(state, batches).step(state, batches)
 
@@ -178,16 +181,16 @@ class Engine:
         """Return `jax.jit` of the step.
 
         Args:
-            donate: Give the buffers of the state that is passed to the state that is
-                returned; the one that was passed can then not be used again.
-            like: A state on a mesh, see `mlox.shard`: states that are returned are
-                placed as this one is, whatever XLA would choose.
+            donate: Whether the state that is returned reuses the buffers of the one
+                that is passed, which cannot be used again.
+            like: A state on a mesh, see `mlox.shard`; the states that are returned are
+                sharded like it.
 
         Returns:
             The jitted function; equal engines share what was compiled.
 
         Raises:
-            TypeError: If `donate` is no bool.
+            TypeError: If `donate` is not a bool.
         """
         _check_flag("donate", donate, (True, False))
         return _jitted(self.traced, donate, layout_of(like))
@@ -224,9 +227,9 @@ class Engine:
     ) -> dict[str, jax.Array]:
         """Evaluate the loss of one problem and its metrics, without an update.
 
-        For validations and tests: `ctx.train` is False, so that a loss can leave out
-        dropout, and read its running statistics. The neighbours are those of the state,
-        and no mutable state changes. Jitted; equal engines share what was compiled.
+        For validation: `ctx.train` is False, so that a loss can leave out dropout and
+        use its running statistics. The neighbours are those of the state, and no
+        mutable state changes. Jitted; equal engines share what was compiled.
 
         Args:
             state: {name: Problem}.

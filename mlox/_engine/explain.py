@@ -1,4 +1,4 @@
-"""An engine in words and as a diagram."""
+"""Describe an engine in words, and as a diagram."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Step:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What a checkpoint notes of the engine, for comparison."""
+        """What a checkpoint records of the engine, for comparison."""
         graph = self.cycle.plan.graph
         return {
             "problems": sorted(graph.names),
@@ -54,18 +54,21 @@ class Step:
     def faults(
         self, before: State, after: State, metrics: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """Say which problems a cycle left with numbers that are not finite."""
+        """Return whether a cycle brought non-finite numbers, for each problem."""
         return {
             name: has_nonfinite(before[name], problem, metrics.get(f"{name}/loss"))
             for name, problem in after.items()
         }
 
     def gone_back(self, to: State, after: State) -> State:
-        """Return an earlier state, with the counts of steps of a later one."""
-        return {name: p.replace(step=after[name].step) for name, p in to.items()}
+        """Return an earlier state, with the step counts of a later one."""
+        return {
+            name: dataclasses.replace(problem, step=after[name].step)
+            for name, problem in to.items()
+        }
 
     def check(self, state: Any) -> None:
-        """Refuse a state that the engine was not built for, or that was donated."""
+        """Raise if a state does not fit the engine, or was donated."""
         check_state(self.cycle.plan, state)
         check_donated(state)
 
