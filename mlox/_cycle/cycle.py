@@ -45,14 +45,14 @@ from mlox._utils.types import Batches, Metrics, Params, PyTree, State
 class Cycle:
     """The cycle of a plan; hashable, compared by value.
 
-    Batches and metrics of a problem have a leading axis, its steps in the window at
-    hand; it is left out where that is one step.
+    Batches and metrics of a problem have a leading axis, its steps in the current
+    window. There is no such axis for a single step.
 
     Attributes:
         plan: Which answers respond.
-        unroll: Whether loops are written out.
-        roll_back: Whether a window is a look-ahead: what is below is restored after it,
-            and makes one round under the new upper.
+        unroll: Whether loops are unrolled in the program.
+        roll_back: Whether a window is a look-ahead: the problems below are restored
+            after it, and make one round under the new upper.
     """
 
     plan: Plan
@@ -169,8 +169,8 @@ class Cycle:
 
     def update(self, layer: int, name: str, run: LowerRun, batches: Batches) -> Update:
         """Make one optimizer step of a problem."""
-        # Nobody differentiates the loop of an implicit answer: whoever needs its
-        # derivative attaches it, see mlox/_hypergradient/attach.py.
+        # The loop of an implicit answer is never differentiated: where its derivative
+        # is needed, it is attached, see mlox/_hypergradient/attach.py.
         implicit = name in self.plan.implicit
         if implicit:
             state, history = jax.lax.stop_gradient((run.state, run.history))

@@ -1,4 +1,4 @@
-"""What a window keeps of its past, and what the layers below it return."""
+"""The past of a window, and the outcome of the layers below it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mlox._utils.types import Metrics, PyTree
 
 
 class History(NamedTuple):
-    """What a hypergradient needs of the past of a window.
+    """The past of a window, as far as a hypergradient needs it.
 
     Attributes:
         model_states: The mutable state of each problem before its last step.
-        samples: The last batch of each problem that samples its own.
+        samples: The last batch of each problem that samples its batches.
         starts: For each problem whose last window can be run again, the problems below
             it when that window began.
     """
@@ -29,7 +29,7 @@ class LowerRun(NamedTuple):
 
     Attributes:
         state: The state after.
-        history: What is kept of them.
+        history: Their history.
         metrics: Their metrics.
         pull: Cotangents of the unrolled answers -> cotangents of the layer's params.
     """

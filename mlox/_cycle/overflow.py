@@ -32,7 +32,7 @@ def back_off_movers(
 ) -> dict[str, Problem]:
     """Return the scaled movers of uppers, with lower scales after an overflow.
 
-    `finite` tells of each upper whether its gradient was finite.
+    `finite` has, for each upper, whether its gradient was finite.
     """
     lowered: dict[str, Problem] = {}
     for upper, was_finite in finite.items():

@@ -1,4 +1,4 @@
-"""Where inner loops start."""
+"""Reset: the start of inner loops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlox._utils.types import PyTree, State
 
 
 def start_inner_loops(plan: Plan, layer: int, state: State) -> State:
-    """Return the state at the start of the inner loops that a layer's window holds."""
+    """Return the state at the start of the inner loops in a layer's window."""
     names = [
         n
         for n in plan.graph.names_below(layer)

@@ -29,15 +29,15 @@ def roll_back(
     batches: Batches,
     stepped: Sequence[jax.Array],
 ) -> tuple[dict[str, Problem], History]:
-    """Restore what is below a layer, and run one round under the layer as it is now.
+    """Restore the problems below a layer, and run one round under the updated layer.
 
-    The round takes the last batches of the window. `stepped` tells of each problem of
-    the layer whether it has made a step.
+    The round uses the last batches of the window. `stepped` has, for each problem of
+    the layer, whether it has made a step.
     """
     names = frozenset().union(*(graph.below[n] for n in graph.layers[layer]))
     if not names:
         return after, history
-    # Loss scales are no part of the look-ahead: an overflow in it was an overflow.
+    # Loss scales are not restored: an overflow in the look-ahead was an overflow.
     restored = {
         n: dataclasses.replace(before[n], loss_scale=after[n].loss_scale) for n in names
     }
@@ -54,7 +54,7 @@ def roll_back(
         below(state, after),
         History(*(below(new, old) for new, old in zip(kept, history, strict=True))),
     )
-    # Where no problem of the layer has stepped, since it waits, nothing was looked at.
+    # If no problem of the layer has stepped, since all wait, there was no look-ahead.
     if any(before[n].warmup_steps for n in names):
         found = optax.tree.where(jnp.stack(stepped).any(), found, (after, history))
     return found

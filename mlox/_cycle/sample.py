@@ -1,4 +1,4 @@
-"""Batches that problems sample inside the step."""
+"""Sample: batches that problems make inside the step."""
 
 from __future__ import annotations
 

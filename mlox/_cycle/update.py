@@ -65,7 +65,7 @@ def update(
         return Update(after, found.metrics, finite)
 
     def wait() -> Update:
-        # The metrics of a problem that waits: its loss, and zeros for its solvers.
+        # A problem that waits reports its loss, and zeros for its solvers.
         shapes = jax.eval_shape(step).metrics
         zeros = {key: jnp.zeros(x.shape, x.dtype) for key, x in shapes.items()}
         return Update(problem, {**zeros, **evaluate()}, jnp.array(True))

@@ -194,7 +194,7 @@ class Plan:
         # Lowers move the answer since its loss reads them. An upper p moves it if p
         # differentiates through it: p is unrolled, or answers to its total objective.
         # A direct p holds its lowers fixed by definition (Betty's rule): then their
-        # response to p is part of nobody's gradient, and p does not count.
+        # response to p is in no gradient, and p does not count.
         uppers = {
             p
             for p in self.graph.uppers(name)
@@ -228,7 +228,7 @@ class Plan:
 
     @cached_property
     def _depends_on(self) -> Mapping[str, frozenset[str]]:
-        """The problems that each residual depends on, if need be through its tower."""
+        """The problems that each residual depends on, also through its tower."""
         graph = self.graph
         depends = {n: self._responds_to(n) for n in graph.names}
         for name in self.totals:
@@ -244,8 +244,8 @@ class Plan:
     def _find_blocks(self, members: Iterable[str]) -> tuple[Block, ...]:
         """Return the blocks of some answers, each after those that it depends on."""
         # The strongly connected components of what the residuals depend on.
-        # One solver for the whole set, which is block triangular, would do for GMRES.
-        # Conjugate gradients assume a symmetric matrix and are silently wrong there.
+        # GMRES could solve the whole set at once, which is block triangular. Conjugate
+        # gradients assume a symmetric matrix and would be silently wrong.
         pending = self._in_order(members)
         inside = frozenset(pending)
         depends = {n: self._depends_on[n] & inside for n in pending}

@@ -102,7 +102,7 @@ def hypergradient(
 def solve_adjoint(
     plan: Plan, b: Block, v: Unknowns, point: EvaluationPoint
 ) -> tuple[Unknowns, Info]:
-    """Return lambda_b, with the report of whatever solved (dG_b/dy)^T lambda_b = v."""
+    """Return lambda_b of (dG_b/dy)^T lambda_b = v, with the report of its solver."""
     tasks = count_systems(plan, b, point)
     if tasks is not None:
         lam, report = map_tasks(
@@ -141,7 +141,7 @@ def _at_unknowns(b: Block, params: Params, point: EvaluationPoint) -> Unknowns:
 
 
 def _check_multiplier(found: Any, cotangent: Unknowns) -> None:
-    """Raise if a method returned something else than a multiplier and a report."""
+    """Raise unless a method returned a multiplier and a report."""
     pair = isinstance(found, tuple) and len(found) == 2
     if not pair or not isinstance(found[1], Mapping):
         raise TypeError(

@@ -12,12 +12,12 @@ from mlox.methods import attach_answer
 
 # Two mechanisms give one derivative. The sweep of `adjoint.hypergradient` is explicit:
 # so it can return the multipliers and the solvers' reports, which the transpose of a
-# linear function cannot. But whoever differentiates that hypergradient again, a level
-# above that is unrolled or a user's own `jax.grad`, must see that the answers below
-# respond to everything above. So every implicit answer is attached first: it keeps its
-# value, and its derivative becomes that of the implicit function theorem. Without it
-# the derivative of a hypergradient is silently wrong (48 % off on three levels). Where
-# nobody differentiates an attached answer, it costs nothing.
+# linear function cannot. But if that hypergradient is differentiated again, by a level
+# above that is unrolled or by `jax.grad`, the answers below must respond to everything
+# above. So every implicit answer is attached first: it keeps its value, and its
+# derivative becomes that of the implicit function theorem. Without it the derivative of
+# a hypergradient is silently wrong (48 % off on three levels). An attached answer that
+# is not differentiated costs nothing.
 
 
 def prepare_point(plan: Plan, k: str, point: EvaluationPoint) -> EvaluationPoint:

@@ -73,7 +73,7 @@ def residual(plan: Plan, b: Block, y: Unknowns, point: EvaluationPoint) -> Unkno
 def replay_windows(
     plan: Plan, names: Iterable[str], point: EvaluationPoint
 ) -> EvaluationPoint:
-    """Let unrolled answers respond, by running the last windows of problems again."""
+    """Replay the last windows of problems, so that their unrolled answers respond."""
     for name in names:
         unrolled, replay = plan.responses[name].unrolled, point.inputs[name].replay
         if unrolled and replay is not None:
@@ -86,7 +86,7 @@ def replay_windows(
 
 def count_systems(plan: Plan, b: Block, point: EvaluationPoint) -> int | None:
     """Return the number of tasks if each has a linear system of its own, or None."""
-    # A window that is run again in a residual is run for all tasks together.
+    # A residual replays a window for all tasks together.
     totals = plan.totals.intersection(b.names)
     if any(plan.responses[n].unrolled for n in totals):
         return None

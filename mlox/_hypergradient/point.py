@@ -14,7 +14,7 @@ from mlox._utils.types import Params, PyTree, State
 
 
 class StepInputs(NamedTuple):
-    """What the cost of a problem depends on besides parameters: one step's inputs.
+    """The inputs of one step: all that a cost depends on besides parameters.
 
     Attributes:
         problem: The problem at present: its static parts, its optimizer's state and
@@ -23,10 +23,10 @@ class StepInputs(NamedTuple):
         rng: The PRNG key of that step, or None.
         step: The count of that step.
         model_state: The mutable state before that step.
-        replay: params -> params: runs the problem's last window again, from where it
-            started, with the given parameters of the problems above; None where nobody
-            needs it. A `jax.tree_util.Partial`, so that its arrays are arguments.
-        task_index: The task at hand; None if the problem has no tasks, or for all.
+        replay: params -> params: runs the problem's last window again, from its start,
+            with the given parameters of the problems above; None if it is not needed.
+            A `jax.tree_util.Partial`, so that its arrays are arguments.
+        task_index: The current task; None for all tasks, or without tasks.
     """
 
     problem: Problem
@@ -39,7 +39,7 @@ class StepInputs(NamedTuple):
 
 
 class Unknowns(NamedTuple):
-    """The unknowns of a block of answers, and anything of their structure.
+    """The unknowns of a block of answers, or any value of their structure.
 
     Attributes:
         params: The responsive parameters of each problem.
@@ -51,7 +51,7 @@ class Unknowns(NamedTuple):
 
 
 class Selection(Protocol):
-    """Which unknowns: a `Block` of answers, or a `Player` of a game."""
+    """A selection of unknowns: a `Block` of answers, or a `Player` of a game."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,12 +65,12 @@ class Selection(Protocol):
 
 
 class EvaluationPoint(NamedTuple):
-    """Where everything is evaluated.
+    """The point at which costs and residuals are evaluated.
 
     Attributes:
         params: The parameters theta of every problem.
         multipliers: The multipliers of the towers.
-        inputs: What else the cost of every problem depends on.
+        inputs: The other inputs of the cost of every problem.
     """
 
     params: Params
@@ -117,7 +117,7 @@ def make_inputs(
 def present_point(
     state: State, keys: Mapping[str, jax.Array | None], batch: PyTree = None
 ) -> EvaluationPoint:
-    """Return the point of a state by itself, without the steps that led to it."""
+    """Return the point of a state alone, without the steps that led to it."""
     inputs = {
         n: make_inputs(problem, batch, keys[n], problem.step, problem.model_state)
         for n, problem in state.items()

@@ -43,10 +43,10 @@ def map_tasks(
 ) -> PyTree:
     """Return what `function(point, *parts)` returns for each task, stacked.
 
-    Of the problems with that many tasks the function sees one task, as if there were no
-    others. The parts are those of `stacked`, pytrees with a leading axis of tasks.
+    The function sees one task of each problem with that many tasks, and not the others.
+    The parts are those of `stacked`, pytrees with a leading axis of tasks.
     """
-    # Whatever is not among `arrays` is closed over, hence the same for all tasks.
+    # All other arrays are closed over, hence the same for all tasks.
     mapped = {n: i for n, i in point.inputs.items() if i.problem.tasks == tasks}
 
     def of_task(
@@ -77,7 +77,7 @@ def map_if_tasks(
 
 
 def mean_over_tasks(metrics: Metrics) -> Metrics:
-    """Return the means of metrics over tasks, and the values of each task beside."""
+    """Return the means of metrics over tasks, and the values of each task."""
     means = {key: jnp.mean(x, axis=0) for key, x in metrics.items()}
     return {**{f"{key}{PER_TASK}": x for key, x in metrics.items()}, **means}
 

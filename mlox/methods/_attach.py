@@ -35,9 +35,9 @@ def attach(
 
         dy = -(dG/dy)^{-1} dG/dx dx.
 
-    It works in forward and reverse mode, at any order, and costs nothing where nobody
-    differentiates it. The derivative that the answer carries itself, through the loop
-    that found it, is dropped.
+    It works in forward and reverse mode and at any order, and costs nothing unless it
+    is differentiated. The derivative of the answer through the loop that found it is
+    dropped.
 
     Args:
         residual: (answer, *args) -> a pytree of the structure of the answer, zero at
@@ -152,7 +152,7 @@ def attach_answer(
     return jax.tree.unflatten(structure, found)
 
 
-# A primitive of its own. `lax.custom_root` and `jax.custom_jvp` have the same rule, but
+# Why a primitive: `lax.custom_root` and `jax.custom_jvp` state the same rule, but
 # JAX 0.10 drops it where it splits the body of a scan for reverse mode: the second
 # derivative of an answer inside `lax.scan` then is silently that of a constant (0.333
 # off in tests/test_laws.py; JAX 0.12 keeps the rule). `jax.custom_vjp` is right there,

@@ -29,9 +29,9 @@ class Answer(NamedTuple):
     """An answer (the *best response* of the literature), as a method sees it.
 
     Attributes:
-        point: The unknowns y at the answer, a pytree of floating arrays. For a problem
-            by itself these are its parameters; for a tower, the parameters and
-            multipliers of every level of it.
+        point: The unknowns y at the answer, a pytree of floating arrays. For a single
+            problem these are its parameters; for a tower, the parameters and
+            multipliers of all its levels.
         residual: The stationarity residual G(y), of the structure of y.
         system: The class of the matrix dG/dy; up to `System.SYMMETRIC` it equals its
             transpose.
@@ -134,9 +134,9 @@ def exact_pairing(
 def reach(method: object) -> System:
     """Return the widest class of blocks that a method can solve for.
 
-    `System.NONE`, the default, is right for a method that takes each problem by itself:
-    the problem then answers to the partial gradient of its cost, and its own lowers are
-    held fixed in that (direct coupling).
+    `System.NONE`, the default, is right for a method that treats each problem alone:
+    the problem then answers to the partial gradient of its cost, in which its own
+    lowers are fixed (direct coupling).
 
     Args:
         method: A method.

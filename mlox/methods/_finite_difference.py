@@ -23,10 +23,10 @@ class FiniteDifference:
 
         <lambda, dC/dtheta> = [C(theta + e lambda) - C(theta - e lambda)] / 2e
 
-    with e = epsilon / ||lambda||: two gradients of the lower's cost, no second
-    derivative. The problem is taken by itself: its own lowers are held fixed (direct
-    coupling). As the Hessian and the step size are left out, the scale of the result is
-    arbitrary against the direct gradient; its direction is what counts.
+    with e = epsilon / ||lambda||: two gradients of the lower's cost, and no second
+    derivative. The lowers of the problem itself are fixed (direct coupling). As the
+    Hessian and the step size are omitted, the scale of the result relative to the
+    direct gradient is arbitrary; only its direction is meaningful.
 
     Attributes:
         epsilon: The length of the perturbation of all parameters, in their units.

@@ -23,17 +23,17 @@ class Implicit:
 
         dC/dx - <lambda, dG/dx>    with    (dG/dy)^T lambda = dC/dy.
 
-    The matrix is never formed (but by `mlox.Dense`): the solver sees products with it,
-    which are Hessian-vector products of the lower's cost. Nothing is kept of the
-    iterations that led to the answer, so memory does not grow with them, and the
-    derivative with respect to where they started is zero.
+    The matrix is never formed (except by `mlox.Dense`): the solver uses products with
+    it, which are Hessian-vector products of the lower's cost. The iterations that led
+    to the answer are not stored, so memory does not grow with them, and the derivative
+    with respect to their start is zero.
 
     Attributes:
-        solver: How the linear system is solved: a value such as `mlox.CG()`, or a
-            function (matvec, b, guess) -> (x, info) of your own. None picks conjugate
-            gradients where the matrix is symmetric and positive definite at a minimum,
-            else GMRES, each to a relative residual of ten machine epsilons in at most
-            100 products.
+        solver: The solver of the linear system: a value such as `mlox.CG()`, or your
+            own function (matvec, b, guess) -> (x, info). None selects conjugate
+            gradients if the matrix is symmetric and positive definite at a minimum, and
+            GMRES otherwise, each to a relative residual of ten machine epsilons in at
+            most 100 products.
 
     References:
         Lorraine, Vicol and Duvenaud, Optimizing Millions of Hyperparameters by Implicit

@@ -18,13 +18,13 @@ from mlox.solvers import Info
 class SAMA:
     r"""Differentiate an answer through one step of its real optimizer.
 
-    With u(g) the update that the optimizer makes of a gradient g, the multiplier is
-    lambda = -(du/dg)^T v, taken by `jax.vjp` of the transformation's own update at the
-    present parameters, gradient and optimizer state: bias correction, weight decay,
-    clipping and schedules are right by construction. The Hessian is left out. For SGD
-    this is the learning rate times v. At a zero gradient the derivative beside it is
-    taken, as the square root of Adam has none there. The problem is taken by itself:
-    its own lowers are held fixed (direct coupling).
+    With u(g) the optimizer's update for a gradient g, the multiplier is
+    lambda = -(du/dg)^T v, by `jax.vjp` of the transformation's own update at the
+    current parameters, gradient and optimizer state: bias correction, weight decay,
+    clipping and schedules are right by construction. The Hessian is omitted. For SGD
+    this is the learning rate times v. At a zero gradient, where the square root of Adam
+    has no derivative, that of a tiny gradient is used. The lowers of the problem itself
+    are fixed (direct coupling).
 
     Attributes:
         epsilon: None for the exact cross derivative; a positive number for a central

@@ -9,8 +9,8 @@ from mlox._utils.fields import COUNT, check_fields, one_of, optional
 
 Rematerialization = Literal["none", "step", "segments"]
 
-# Windows of that many rounds are cut into segments by default. In shorter ones, running
-# the segments again doubles the time to compile, and saves little memory.
+# Windows of at least this many rounds are cut into segments by default. In shorter
+# ones, recomputing segments doubles the time to compile, and saves little memory.
 MANY_ROUNDS = 16
 
 
@@ -20,16 +20,16 @@ class Unrolled:
 
     The answer is theta_T of theta_{t+1} = theta_t + u(grad C(theta_t, x), s_t), with
     the real optimizer's update u and state s, over the window of steps since the
-    upper's last step; the start of the window is a constant. Exact for the very program
-    that runs, however far from convergence.
+    upper's last step; the start of the window is a constant. The derivative is exact
+    for the program that runs, at any distance from convergence.
 
     Attributes:
-        last_steps: Differentiate the last K steps of the window only, at the cost of
-            K steps in memory and time (truncation); None for all.
-        checkpoint: What reverse mode keeps of the T steps of a window. "none": every
-            intermediate value of every step. "step": the state at every step, and the
-            step is run again. "segments": the states at the ends of about sqrt(T)
-            segments, and segments are run again; the least memory, O(sqrt(T)) states.
+        last_steps: Differentiate only the last K steps of the window (truncation),
+            which takes the memory and time of K steps; None for all steps.
+        checkpoint: What reverse mode stores of the T steps of a window. "none": every
+            intermediate value of every step. "step": the state at every step; steps are
+            recomputed. "segments": the states at the ends of about sqrt(T) segments;
+            segments are recomputed, which needs the least memory, O(sqrt(T)) states.
             None: "segments" in windows of 16 rounds or more, "none" in shorter ones.
 
     References:
@@ -55,7 +55,7 @@ class Unrolled:
         )
 
     def rematerialization(self, rounds: int) -> Rematerialization:
-        """Return what reverse mode keeps of a window of that many rounds."""
+        """Return what reverse mode stores of a window of that many rounds."""
         if self.checkpoint is None:
             return "segments" if rounds >= MANY_ROUNDS else "none"
         return self.checkpoint
@@ -63,12 +63,12 @@ class Unrolled:
 
 @dataclass(frozen=True)
 class Detached:
-    r"""Take the steps that led to an answer as constants: first order only.
+    r"""Treat the steps that led to an answer as constants: first order only.
 
-    theta_{t+1} = theta_t + constant, so that a derivative flows from the answer to the
-    start of its inner loop and nowhere else. Where the start depends on uppers through
-    `reset`, this is first-order MAML: the gradient at the adapted parameters serves as
-    that at their initialization. Without `reset` the answer is a constant.
+    theta_{t+1} = theta_t + constant, so a derivative flows from the answer to the start
+    of its inner loop and nowhere else. If the start depends on uppers through `reset`,
+    this is first-order MAML: the gradient at the adapted parameters is used as the
+    gradient at the initial ones. Without `reset` the answer is a constant.
 
     References:
         Finn, Abbeel and Levine, Model-Agnostic Meta-Learning, 2017; Nichol, Achiam and
