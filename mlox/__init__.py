@@ -4,7 +4,7 @@ from mlox._checkpoint.options import Checkpoint as Checkpoint
 from mlox._checkpoint.restore import restore as restore
 from mlox._data.combinators import on_epoch_end as on_epoch_end
 from mlox._data.combinators import together as together
-from mlox._data.iterators import shuffled as shuffled
+from mlox._data.shuffled import shuffled as shuffled
 from mlox._engine.engine import Engine as Engine
 from mlox._logging.base import Logger as Logger
 from mlox._logging.console import stdout_logger as stdout_logger

@@ -682,7 +682,7 @@ def test_an_exit_is_not_held_up(engine):
             ValueError,
             r"names \['iner'\].*Known: \['inner'",
         ),
-        ({"data": BATCHES}, TypeError, "`data` must be a dict"),
+        ({"data": BATCHES}, TypeError, "expected a dict"),
     ],
 )
 def test_arguments_are_checked_before_anything_runs(engine, options, kind, message):

@@ -1,46 +1,14 @@
-"""Series of batches: restarted at their end, side by side, and with a call there."""
+"""Series made of series: several side by side, and one with calls at its ends."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from mlox._data.iterators import Position, Shuffled, check_position, opened
+from mlox._data.iterators import BatchIterator, check_position, repeat
+from mlox._data.shuffled import Shuffled
 from mlox._data.stacking import check_series
-
-
-class Opened(Protocol):
-    """An iterator over batches that can tell its position."""
-
-    def __iter__(self) -> Iterator[Any]:
-        """Return itself."""
-        ...
-
-    def __next__(self) -> Any:
-        """Return the next batch."""
-        ...
-
-    def position(self) -> Position:
-        """Return where it is."""
-        ...
-
-
-def repeat(name: str, series: Iterable[Any], position: Position = None) -> Opened:
-    """Open the series of a problem: its batches, again and again.
-
-    Args:
-        name: The name of the problem, for errors.
-        series: An iterable of batches.
-        position: Where to go on, from `position`; None for the start.
-
-    Returns:
-        An iterator that can tell its position.
-
-    Raises:
-        ValueError: In its course, if the series is empty, or cannot be started again.
-    """
-    return _opened(f"data of {name!r}", series, position)
+from mlox._utils.fields import FUNCTION, check
+from mlox._utils.types import Position
 
 
 def together(*series: Iterable[Any], **named: Iterable[Any]) -> Iterable[Any]:
@@ -57,7 +25,7 @@ def together(*series: Iterable[Any], **named: Iterable[Any]) -> Iterable[Any]:
         A series for `data` of `mlox.Engine.run`.
 
     Raises:
-        TypeError: If there is none, both kinds are mixed, or one is no iterable.
+        TypeError: If there is none, both kinds are mixed, or one is not an iterable.
         ValueError: If one looks like a single batch; and in a run, with the names of
             problem and series, if one is empty or cannot be started again.
 
@@ -70,16 +38,17 @@ def together(*series: Iterable[Any], **named: Iterable[Any]) -> Iterable[Any]:
         {'clean': 1, 'noisy': 3}
     """
     if bool(series) == bool(named):
+        kinds = "series with and without names" if series else "no series"
         raise TypeError(
-            "mlox.together got "
-            + ("series with and without names" if series else "no series")
-            + "; expected mlox.together(a, b) for tuples of batches, or "
-            "mlox.together(clean=a, noisy=b) for dicts."
+            f"mlox.together got {kinds}; expected mlox.together(a, b) for tuples of "
+            "batches, or mlox.together(clean=a, noisy=b) for dicts."
         )
-    sources = tuple(named.items()) if named else tuple(enumerate(series))
-    for key, source in sources:
+    sources = named or dict(enumerate(series))
+    for key, source in sources.items():
         check_series(f"source {key!r} of mlox.together", source)
-    return _Together(sources, bool(named))
+    if named:
+        return Together(sources, lambda batch: dict(zip(named, batch, strict=True)))
+    return Together(sources, tuple)
 
 
 def on_epoch_end(
@@ -96,13 +65,13 @@ def on_epoch_end(
     Args:
         series: An iterable of batches that can be iterated over again.
         callback: Is called with the number of passes that have ended in this run, from
-            1; a run that is resumed goes on counting.
+            1; a run that is resumed continues to count.
 
     Returns:
         A series for `data` of `mlox.Engine.run`, with the same batches. It has no end.
 
     Raises:
-        TypeError: If `callback` cannot be called, or `series` is no iterable.
+        TypeError: If `callback` cannot be called, or `series` is not an iterable.
         ValueError: If `series` looks like a single batch, or has no end, as
             those of `mlox.together` and `mlox.shuffled`.
 
@@ -117,83 +86,68 @@ def on_epoch_end(
         end 1
         end 2
     """
-    check_series("series of mlox.on_epoch_end", series)
-    if isinstance(series, _Together):
+    check_series("mlox.on_epoch_end: series", series)
+    if isinstance(series, Together | Shuffled):
+        maker = "together" if isinstance(series, Together) else "shuffled"
         raise ValueError(
-            "series of mlox.on_epoch_end comes from mlox.together, which has no end; "
-            "expected the other order, e.g. "
+            f"mlox.on_epoch_end: series comes from mlox.{maker}, which has no end; "
+            "expected a series that ends, such as a list or a loader. Several: "
             "mlox.together(mlox.on_epoch_end(a, callback), b)."
         )
-    if isinstance(series, Shuffled):
-        raise ValueError(
-            "series of mlox.on_epoch_end comes from mlox.shuffled, which has no end; "
-            "expected a series that ends, such as a list or a loader."
-        )
-    if not callable(callback):
-        raise TypeError(
-            f"callback of mlox.on_epoch_end is a {type(callback).__name__}; expected a "
-            "function of the number of passes that have ended."
-        )
-    return _Counted(series, callback)
+    hint = "It is called with the number of passes that have ended."
+    check("mlox.on_epoch_end: callback", callback, FUNCTION, hint)
+    if isinstance(series, WithCallbacks):
+        return WithCallbacks(series.series, (*series.callbacks, callback))
+    return WithCallbacks(series, (callback,))
+
+
+def open_series(
+    label: str, series: Iterable[Any], position: Position = None
+) -> BatchIterator:
+    """Iterate over a series without end; see `repeat`."""
+    if isinstance(series, Together):
+        return series.open(label, position)
+    if isinstance(series, WithCallbacks):
+        return repeat(label, series.series, position, series.callbacks)
+    return repeat(label, series, position)
 
 
 @dataclass(frozen=True, eq=False)
-class _Together:
-    """Several series, each with a name or a number."""
+class Together:
+    """Several series side by side.
 
-    sources: tuple[tuple[str | int, Iterable[Any]], ...]
-    named: bool
+    Attributes:
+        sources: {name or number: series}.
+        combine: Makes one batch of a tuple with a batch of each.
+    """
+
+    sources: Mapping[Any, Iterable[Any]]
+    combine: Callable[[tuple[Any, ...]], Any]
 
     def __iter__(self) -> Iterator[Any]:
-        return self.opened("mlox.together", None)
+        return self.open("mlox.together", None)
 
-    def opened(self, whose: str, position: Position) -> Opened:
+    def open(self, label: str, position: Position) -> BatchIterator:
+        """Iterate over all series, each from a position of its own."""
         positions = [None] * len(self.sources) if position is None else position
         same = isinstance(positions, list) and len(positions) == len(self.sources)
-        check_position(whose, same)
-        keys = tuple(key for key, _ in self.sources)
-        parts = tuple(
-            _opened(f"source {key!r} of {whose}", series, where)
-            for (key, series), where in zip(self.sources, positions, strict=True)
-        )
-        return _Joined(keys, parts, self.named)
+        check_position(label, same)
+        parts = [
+            open_series(f"source {key!r} of {label}", series, where)
+            for (key, series), where in zip(
+                self.sources.items(), positions, strict=True
+            )
+        ]
+        batches = map(self.combine, zip(*parts, strict=True))
+        return BatchIterator(batches, lambda: [part.position() for part in parts])
 
 
 @dataclass(frozen=True, eq=False)
-class _Joined:
-    """The batches of several sources, one of each at a time."""
-
-    keys: tuple[str | int, ...]
-    parts: tuple[Opened, ...]
-    named: bool
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        batch = tuple(next(part) for part in self.parts)
-        return dict(zip(self.keys, batch, strict=True)) if self.named else batch
-
-    def position(self) -> Position:
-        return [part.position() for part in self.parts]
-
-
-@dataclass(frozen=True, eq=False)
-class _Counted:
-    """A series with a call at the end of each pass."""
+class WithCallbacks:
+    """A series with calls at the end of each pass."""
 
     series: Iterable[Any]
-    callback: Callable[[int], object]
+    callbacks: tuple[Callable[[int], object], ...]
 
     def __iter__(self) -> Iterator[Any]:
-        return _opened("series of mlox.on_epoch_end", self, None)
-
-
-def _opened(whose: str, series: Iterable[Any], position: Position) -> Opened:
-    if isinstance(series, _Together):
-        return series.opened(whose, position)
-    ended: list[Callable[[int], object]] = []
-    while isinstance(series, _Counted):
-        ended.insert(0, series.callback)
-        series = series.series
-    return opened(whose, series, position, tuple(ended))
+        return open_series("mlox.on_epoch_end: series", self)

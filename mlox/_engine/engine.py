@@ -278,7 +278,7 @@ class Engine:
             ValueError: If an iterator ends within the cycle, or its batches differ in
                 structure or shapes.
         """
-        return _data.stack(self.steps_per_cycle, iterators)
+        return _data.stack_batches(self.steps_per_cycle, iterators)
 
     def run(
         self,

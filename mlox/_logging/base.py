@@ -1,7 +1,5 @@
 """The protocols of loggers, and a logger made of functions."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable

@@ -1,7 +1,5 @@
 """What a run shows in a terminal: a line per log point, and a progress bar."""
 
-from __future__ import annotations
-
 import os
 import sys
 
@@ -14,15 +12,12 @@ SPEED = "cycles_per_second"
 
 
 def stdout_logger() -> Logger:
-    """Print one aligned line per log point, shortened to the width of a terminal.
+    """Return a logger that prints one aligned line per log point.
 
-    The line shows the cycle, the speed, and every metric with four significant
-    digits: losses first, then validation, then the rest. Metrics that do not fit are
-    counted (`+3`). If the output is not a terminal, no metric is left out. A progress
-    bar stays intact. A run that stops early prints the reason in a last line.
-
-    Returns:
-        A `Logger`.
+    The line shows the cycle, the speed, and every metric with four significant digits:
+    losses first, then validation, then the rest. Metrics that exceed the width of the
+    terminal are counted (`+3`). A progress bar stays intact. A run that stops early
+    prints the reason in a last line.
 
     Example:
         >>> logger = stdout_logger()
@@ -46,16 +41,7 @@ def stdout_logger() -> Logger:
 
 
 def progress_bar(total: int, initial: int, shown: bool | None) -> tqdm:
-    """Make a bar on stderr that counts cycles.
-
-    Args:
-        total: The number of cycles.
-        initial: The number of cycles that are already finished.
-        shown: Whether to show the bar; None shows it only if stderr is a terminal.
-
-    Returns:
-        A context manager, with tqdm's `update` and `set_postfix_str`.
-    """
+    """Make a bar on stderr that counts cycles; `shown=None`: only in a terminal."""
     hidden = None if shown is None else not shown
     return tqdm(
         total=total, initial=initial, disable=hidden, unit="cycle", dynamic_ncols=True

@@ -1,7 +1,5 @@
 """A logger that writes a table: one row per log point, one column per metric."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os
@@ -23,11 +21,11 @@ NAMES = Kind(
 def csv_logger(
     path: str | os.PathLike[str], columns: Sequence[str] | None = None
 ) -> Logger:
-    r"""Append one row per log point to a table, for spreadsheets and pandas.
+    r"""Return a logger that appends one row per log point to a table.
 
-    The columns are fixed when the table begins: `"cycle"`, then `columns`. A cell is
-    empty where a metric was not logged. Numbers are written with all their digits, and
-    with `nan`, `inf` and `-inf`.
+    Spreadsheets and `pandas.read_csv` read it. Its columns are fixed when it begins:
+    `"cycle"`, then `columns`. A cell is empty where a metric was not logged. Numbers
+    have all their digits, or are `nan`, `inf` or `-inf`.
 
     Every row is in the file when `log` returns, and the file is open only meanwhile. A
     table that exists is continued, with its columns: its rows stay, except for a last
@@ -39,9 +37,6 @@ def csv_logger(
         columns: The names of the metrics to record; None for those of the first log
             point. Then a metric that appears later, as the scores of a rarer validation
             do, is left out with a warning: name all metrics here, or use `json_logger`.
-
-    Returns:
-        A `Logger`.
 
     Raises:
         OSError: If the file cannot be written, at once and not at the first log point.
@@ -63,7 +58,7 @@ def csv_logger(
     check("csv_logger: columns", columns, optional(NAMES))
     file = files.prepare_file("csv_logger", path)
     _check_is_table(file)
-    files.drop_torn_line(file)
+    files.drop_torn_line(file, b"")
     omitted: set[str] = set()
 
     def log(step: int, metrics: dict[str, float]) -> None:
@@ -75,9 +70,7 @@ def csv_logger(
             table.seek(0)
             header = next(csv.reader(table), None)
             names = header or list(dict.fromkeys(["cycle", *wanted]))
-            writer = csv.DictWriter(
-                table, names, extrasaction="ignore", lineterminator="\n"
-            )
+            writer = csv.DictWriter(table, names, "", "ignore", lineterminator="\n")
             if header is None:
                 writer.writeheader()
             writer.writerow({"cycle": step, **metrics})
@@ -85,9 +78,8 @@ def csv_logger(
         omitted.update(new)
         if new:
             warnings.warn(
-                f"csv_logger: {str(file)!r} leaves out {sorted(new)}: its columns are "
-                "fixed when it begins. Begin another file with all names in `columns`, "
-                "or use json_logger.",
+                f"csv_logger: {str(file)!r} leaves out {sorted(new)}: its columns were "
+                "fixed when it began. Begin another file and name all in `columns`.",
                 stacklevel=2,
             )
 
@@ -97,7 +89,7 @@ def csv_logger(
         kept = [*rows[:1], *(row for row in rows[1:] if _cycle(file, row) <= step)]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(kept)
-        files.replace(file, text.getvalue().encode())
+        files.replace_content(file, text.getvalue().encode())
 
     return FunctionLogger(log, resume=resume)
 
@@ -107,9 +99,8 @@ def _check_is_table(file: pathlib.Path) -> None:
     text = file.read_bytes().decode(errors="replace")
     if text and text.split("\n")[0].split(",")[0] != "cycle":
         raise ValueError(
-            f"csv_logger: {str(file)!r} exists and begins with {text[:40]!r}; expected "
-            "a table that begins with 'cycle,'. Choose another path, or move the file "
-            "away."
+            f"csv_logger: {str(file)!r} begins with {text[:40]!r}; expected a table "
+            "that begins with 'cycle,'. Choose another path, or move the file away."
         )
 
 

@@ -1,6 +1,4 @@
-"""Files of loggers: appended to, replaced as a whole, cleared of a torn last line."""
-
-from __future__ import annotations
+"""Files of loggers: appended to, replaced at once, cleared of a torn last line."""
 
 import contextlib
 import os
@@ -11,19 +9,7 @@ from mlox._utils.fields import PATH, check
 
 
 def prepare_file(logger: str, path: str | os.PathLike[str]) -> pathlib.Path:
-    """Create a file and its folder if they do not exist.
-
-    Args:
-        logger: The name of the logger, for errors.
-        path: The path of the file.
-
-    Returns:
-        The file, to which text can be appended.
-
-    Raises:
-        OSError: If the file cannot be written.
-        TypeError: If `path` is not a path.
-    """
+    """Create a file and its folder if they do not exist; raise if that fails."""
     check(f"{logger}: path", path, PATH)
     file = pathlib.Path(path)
     with annotate_os_error(logger, file):
@@ -32,23 +18,18 @@ def prepare_file(logger: str, path: str | os.PathLike[str]) -> pathlib.Path:
     return file
 
 
-def replace(file: pathlib.Path, content: bytes) -> None:
+def replace_content(file: pathlib.Path, content: bytes) -> None:
     """Replace the content of a file at once, so that it is never half written."""
     new = file.with_name(file.name + ".new")
     new.write_bytes(content)
     new.replace(file)
 
 
-def drop_torn_line(file: pathlib.Path, prefix: bytes = b"") -> None:
-    """Drop a last line without an end, which a process left that was killed.
-
-    Args:
-        file: The file.
-        prefix: How a line of the logger begins; any other line is left alone.
-    """
+def drop_torn_line(file: pathlib.Path, prefix: bytes) -> None:
+    """Drop a last line that has a prefix but no end: its process was killed."""
     whole, end, torn = file.read_bytes().rpartition(b"\n")
     if torn and torn.startswith(prefix):
-        replace(file, whole + end)
+        replace_content(file, whole + end)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,5 @@
 """A logger that writes JSON lines: one object per log point."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -11,7 +9,7 @@ from mlox._logging.base import FunctionLogger, Logger
 
 
 def json_logger(path: str | os.PathLike[str]) -> Logger:
-    r"""Append one JSON object per log point to a file.
+    r"""Return a logger that appends one JSON object per log point to a file.
 
     Every line is in the file when `log` returns, and the file is open only meanwhile.
     A run that is resumed removes the lines after its checkpoint. A last line that was
@@ -19,9 +17,6 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
 
     Args:
         path: The file; its folder is made if it does not exist.
-
-    Returns:
-        A `Logger`.
 
     Raises:
         OSError: If the file cannot be written, at once and not at the first log point.
@@ -47,7 +42,7 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
 
     def resume(step: int) -> None:
         lines = file.read_bytes().splitlines(keepends=True)
-        files.replace(file, b"".join(x for x in lines if _is_until(step, x)))
+        files.replace_content(file, b"".join(x for x in lines if _is_until(step, x)))
 
     return FunctionLogger(log, resume=resume)
 

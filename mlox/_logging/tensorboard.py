@@ -1,7 +1,5 @@
 """A logger that writes event files for TensorBoard."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import tempfile
@@ -12,11 +10,9 @@ from mlox._logging.base import FunctionLogger, Logger
 from mlox._logging.files import annotate_os_error
 from mlox._utils.fields import PATH, check
 
-SUFFIX = ".mlox"
-
 
 def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
-    """Write an event file for TensorBoard.
+    """Return a logger that writes event files for TensorBoard.
 
     Every log point is in the file when `log` returns: a process that is killed loses
     none. A run that is resumed begins another file. It removes the steps that will be
@@ -26,12 +22,8 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
     Args:
         logdir: A folder; it is made if it does not exist.
 
-    Returns:
-        A `Logger`.
-
     Raises:
-        OSError: If nothing can be written there, at once and not at the first log
-            point.
+        OSError: If it cannot be written to, at once and not at the first log point.
         TypeError: If `logdir` is not a path.
 
     Example:
@@ -48,25 +40,21 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
     with annotate_os_error("tensorboard_logger", folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+    new_writer, new_event = _import_tensorboardx()
     writer: Any = None
 
-    def write(**event: Any) -> None:
+    def write(**fields: Any) -> None:
         nonlocal writer
         with annotate_os_error("tensorboard_logger", folder):
-            writer = writer or _open(folder)
-            writer.write_event(_event(wall_time=time.time(), **event))
+            if writer is None:  # a name that no other file has
+                suffix = f".{time.time_ns()}.mlox"
+                writer = new_writer(str(folder / "events"), suffix)
+            writer.write_event(new_event(wall_time=time.time(), **fields))
             writer.flush()
 
     def log(step: int, metrics: dict[str, float]) -> None:
         values = [{"tag": name, "simple_value": x} for name, x in metrics.items()]
         write(step=step, summary={"value": values})
-
-    def resume(step: int) -> None:
-        close()
-        for file in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
-            _truncate(file, step)
-        # TensorBoard forgets what it has read from this step on (its `purge_step`).
-        write(step=step + 1, session_log={"status": "START"})
 
     def close() -> None:
         nonlocal writer
@@ -74,35 +62,36 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
             writer.close()
         writer = None
 
+    def resume(step: int) -> None:
+        close()
+        for file in folder.glob("events.out.tfevents.*.mlox"):
+            _truncate(file, step, new_event)
+        # TensorBoard forgets what it has read from this step on (its `purge_step`).
+        write(step=step + 1, session_log={"status": "START"})
+
     return FunctionLogger(log, close, resume=resume)
 
 
-def _open(folder: pathlib.Path) -> Any:
-    """Begin an event file, whose name no other file has."""
-    # Not `SummaryWriter`, which has a queue that flushing does not wait for: a process
-    # that is killed would lose what is in it. This one writes when it is called.
-    from tensorboardX.event_file_writer import EventsWriter  # takes a while
-
-    return EventsWriter(str(folder / "events"), f".{time.time_ns()}{SUFFIX}")
-
-
-def _event(**fields: Any) -> Any:
-    """Build the protocol buffer of an event."""
+def _import_tensorboardx() -> tuple[Any, Any]:
+    """Return the writer of event files and the class of events; this takes a while."""
+    # Not `SummaryWriter`: it has a queue that flushing does not wait for, so a process
+    # that is killed loses events. `EventsWriter` writes them when it is called.
+    from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto import event_pb2
 
     messages: Any = event_pb2  # built when it is imported: type checkers see nothing
-    return messages.Event(**fields)
+    return EventsWriter, messages.Event
 
 
-def _truncate(file: pathlib.Path, step: int) -> None:
+def _truncate(file: pathlib.Path, step: int, new_event: Any) -> None:
     """Cut an event file off before its first record after a step, or a torn one."""
     content, end = file.read_bytes(), 0
     while end < len(content):
         # The length of an event (8 bytes), a checksum (4), the event, a checksum (4).
-        length = int.from_bytes(content[end : end + 8], "little")
-        event = content[end + 12 : end + 12 + length]
-        following = end + 16 + length
-        if following > len(content) or _event().FromString(event).step > step:
+        begin, length = end + 12, int.from_bytes(content[end : end + 8], "little")
+        event = content[begin : begin + length]
+        torn = begin + length + 4 > len(content)
+        if torn or new_event.FromString(event).step > step:
             os.truncate(file, end)
             return
-        end = following
+        end = begin + length + 4

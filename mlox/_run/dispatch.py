@@ -165,7 +165,7 @@ def gather(
 ) -> Any:
     """Stack the batches of a dispatch and start their way to the devices."""
     cycles = None if count == 1 else count
-    batches = _data.stack(engine.steps_per_cycle, sources, cycles)
+    batches = _data.stack_batches(engine.steps_per_cycle, sources, cycles)
     if layout is None:
         return jax.device_put(batches)
     return split_batches(batches, layout.mesh, axis=1 if cycles is None else 2)

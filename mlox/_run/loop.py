@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mlox._checkpoint.options import Checkpoint, check_best
 from mlox._checkpoint.save import Store
-from mlox._data.combinators import Opened
+from mlox._data.iterators import BatchIterator
 from mlox._logging import base as _log
 from mlox._logging.console import format_losses
 from mlox._run import early_stopping as _stopping
@@ -60,7 +60,7 @@ class Run(NamedTuple):
     engine: Steps
     plan: Plan
     trail: Trail
-    sources: Mapping[str, Opened]
+    sources: Mapping[str, BatchIterator]
     loggers: Sequence[_log.Logger]
     bar: tqdm
     store: Store | None
@@ -273,7 +273,7 @@ def _warn(run: Run, cycle: int) -> None:
         )
 
 
-def _positions(sources: Mapping[str, Opened]) -> dict[str, Any]:
+def _positions(sources: Mapping[str, BatchIterator]) -> dict[str, Any]:
     return {name: source.position() for name, source in sources.items()}
 
 

@@ -9,7 +9,8 @@ from mlox._checkpoint import options as _checkpoint
 from mlox._checkpoint import save as _store
 from mlox._checkpoint.save import Store
 from mlox._data import stacking as _data
-from mlox._data.combinators import Opened, repeat
+from mlox._data.combinators import open_series
+from mlox._data.iterators import BatchIterator
 from mlox._logging import base as _log
 from mlox._logging.console import progress_bar, stdout_logger
 from mlox._logging.jsonl import json_logger
@@ -108,11 +109,13 @@ def _files(logdir: str | os.PathLike[str] | None) -> list[_log.Logger]:
     return [lines, tensorboard_logger(logdir)]
 
 
-def _sources(series: Mapping[str, Any], found: Found | None) -> dict[str, Opened]:
+def _sources(
+    series: Mapping[str, Any], found: Found | None
+) -> dict[str, BatchIterator]:
     """Open the data, where a run that is resumed was."""
     positions = {} if found is None else select_positions(found.positions)
     return {
-        name: repeat(name, value, positions.get(name))
+        name: open_series(f"data of {name!r}", value, positions.get(name))
         for name, value in series.items()
         if value is not None
     }

@@ -33,3 +33,6 @@ LossFn: TypeAlias = Callable[..., Any]
 
 Mask: TypeAlias = Callable[[PyTree], PyTree]
 """params -> a pytree of bools like params, or a prefix of one."""
+
+Position: TypeAlias = Any
+"""Where a series of batches is: values that JSON holds."""

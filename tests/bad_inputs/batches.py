@@ -254,7 +254,7 @@ def _stacked() -> list[Case]:
                 "a list",
                 lambda _: stack([BATCH, BATCH]),
                 TypeError,
-                r"'fit'.*iterator, got list.*iter\(",
+                r"'fit' is \[.*an iterator.*iter\(",
             ),
             (
                 "an array",
@@ -291,6 +291,18 @@ def _stacked() -> list[Case]:
                 lambda _: stack(iter(["a", "b"])),
                 ValueError,
                 "'fit'.*type str.*arrays",
+            ),
+            (
+                "objects for batches",
+                lambda _: stack(iter([{"x": object()}])),
+                ValueError,
+                "'fit'.*type object and dtype object.*arrays",
+            ),
+            (
+                "batches of other dtypes",
+                lambda _: stack(iter([BATCH, BATCH.astype(np.float64)])),
+                ValueError,
+                r"batch 2 of 'fit'.*float64\[2\].*float32\[2\].*dtype",
             ),
         ],
     )

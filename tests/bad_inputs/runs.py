@@ -186,7 +186,7 @@ def _data() -> list[Case]:
                 "a list for the dict",
                 lambda _: run_engine(ENGINE, [BATCH]),
                 TypeError,
-                "data.*dict {name.*list",
+                r"`data` is \[.*dict {name",
             ),
             (
                 "an unknown name",
@@ -206,7 +206,7 @@ def _data() -> list[Case]:
                 ValueError,
                 "'fit' is one tuple.*mlox.together",
             ),
-            ("a number", lambda _: fed(3), TypeError, "'fit'.*iterable.*int"),
+            ("a number", lambda _: fed(3), TypeError, "'fit' is 3.*iterable"),
             (
                 "no data where the loss reads a batch",
                 lambda _: run_engine(ENGINE),

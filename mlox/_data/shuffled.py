@@ -1,0 +1,88 @@
+"""Batches of arrays in a new order at every pass."""
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlox._utils.fields import COUNT_OR_ZERO, Kind, check, is_int
+from mlox._utils.types import PyTree
+
+
+def shuffled(arrays: PyTree, batch_size: int, *, seed: int = 0) -> Iterable[Any]:
+    """Draw batches from arrays, in a new order at every pass, without end.
+
+    The order is a function of the seed and the pass alone, and the series can tell its
+    position: a run that is resumed continues with the very next batch. Examples that
+    are left at the end of a pass, fewer than a batch, are left out. It is meant for
+    arrays in memory: for data on disk, pass a dataset of grain.
+
+    Args:
+        arrays: A pytree of arrays with one leading axis, the examples.
+        batch_size: The number of examples in a batch.
+        seed: The seed.
+
+    Returns:
+        A series for `data` of `mlox.Engine.run`.
+
+    Raises:
+        ValueError: If there are no arrays, their leading axes differ, the batch is not
+            a positive number of examples, at most all, or the seed is not an int of at
+            least 0.
+
+    Example:
+        >>> import itertools, mlox, numpy as np
+        >>> series = mlox.shuffled((np.arange(5), np.arange(5) * 10), 2)
+        >>> for x, y in itertools.islice(series, 2):
+        ...     print(x.shape, y - 10 * x)
+        (2,) [0 0]
+        (2,) [0 0]
+    """
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(arrays)}
+    if len(lengths) != 1 or lengths == {()}:
+        raise ValueError(
+            f"mlox.shuffled got arrays with the leading axes {sorted(lengths)}; "
+            "expected a pytree of arrays with one leading axis, the examples."
+        )
+    ((length,),) = lengths
+    size = Kind(
+        f"a positive int, at most {length}, the number of examples",
+        lambda x: is_int(x) and 1 <= x <= length,
+    )
+    check("mlox.shuffled: batch_size", batch_size, size)
+    check("mlox.shuffled: seed", seed, COUNT_OR_ZERO)
+    arrays = jax.tree.map(np.asarray, arrays)
+    return Shuffled(arrays, int(batch_size), length, int(seed))
+
+
+@dataclass(frozen=True, eq=False)
+class Shuffled:
+    """An endless series of batches of arrays, any of which can be made at once."""
+
+    arrays: PyTree
+    size: int
+    length: int
+    seed: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.start_at(0)
+
+    def start_at(self, number: int) -> Iterator[Any]:
+        """Iterate over the batches from a number on."""
+        return map(self.batch, itertools.count(number))
+
+    def batch(self, number: int) -> Any:
+        """Return the batch of a number."""
+        epoch, i = divmod(number, self.length // self.size)
+        order = _permutation(self.seed, epoch, self.length)
+        chosen = order[i * self.size : (i + 1) * self.size]
+        return jax.tree.map(lambda x: x[chosen], self.arrays)
+
+
+@functools.lru_cache(maxsize=16)
+def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(length)
