@@ -14,13 +14,13 @@ END = object()
 
 @runtime_checkable
 class SupportsState(Protocol):
-    """An iterator that can tell and take a position, as those of grain."""
+    """An iterator that can tell and take a position, as those of grain.
 
-    def get_state(self) -> Any:
-        """Return the position, as bytes or as values that JSON holds."""
+    A position is bytes, or values that JSON holds.
+    """
 
-    def set_state(self, state: Any, /) -> None:
-        """Go to a position."""
+    def get_state(self) -> Any: ...
+    def set_state(self, state: Any, /) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)

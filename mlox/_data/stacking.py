@@ -98,7 +98,8 @@ def _stack(name: str, iterator: Iterator[Any] | None, lead: tuple[int, ...]) -> 
     hint = "Pass iter(...) or itertools.cycle(...), made once for all calls."
     check(f"data of {name!r}", iterator, ITERATOR, hint)
     count = math.prod(lead)
-    structure, first, targets = None, [], []
+    first, targets = [], []
+    expected: Any = None  # the structure, shapes and dtypes of the first batch
     for number in range(count):
         batch = next(iterator, END)
         if batch is END:
@@ -107,16 +108,24 @@ def _stack(name: str, iterator: Iterator[Any] | None, lead: tuple[int, ...]) -> 
                 "are needed now; expected an iterator that does not end, e.g. "
                 "itertools.cycle(...)."
             )
-        leaves, found = jax.tree.flatten(batch)
+        leaves, structure = jax.tree.flatten(batch)
         arrays = [_as_array(name, leaf) for leaf in leaves]
+        found = structure, [(x.shape, x.dtype) for x in arrays]
         if number == 0:
-            structure, first = found, arrays
+            first, expected = arrays, found
             targets = [np.empty((count, *x.shape), x.dtype) for x in arrays]
-        _check_alike(name, number, (structure, first), (found, arrays))
+        elif found != expected:
+            batch, like = structure.unflatten(arrays), expected[0].unflatten(first)
+            raise ValueError(
+                f"batch {number + 1} of {name!r} differs from the first one of this "
+                f"cycle: {_describe_difference(batch, like)}. All batches of a cycle "
+                "need one structure, shape and dtype. Drop a short last batch "
+                "(DataLoader: drop_last=True)."
+            )
         for target, array in zip(targets, arrays, strict=True):
             target[number] = array
     stacked = [x.reshape(*lead, *x.shape[1:]) for x in targets]
-    return jax.tree.unflatten(structure, stacked)
+    return jax.tree.unflatten(expected[0], stacked)
 
 
 def _as_array(name: str, leaf: Any) -> np.ndarray:
@@ -149,3 +158,9 @@ def _check_alike(name: str, number: int, expected: Any, found: Any) -> None:
 
 def _are_alike(array: np.ndarray, other: np.ndarray) -> bool:
     return array.shape == other.shape and array.dtype == other.dtype
+
+
+def _describe_difference(batch: PyTree, like: PyTree) -> str:
+    # Dtypes that differ in NumPy may be one in JAX, as float32 and float64 without x64.
+    shown = f"it is {summarize(batch)}, expected {summarize(like)}"
+    return show_differences(batch, like) or shown

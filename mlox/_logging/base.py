@@ -38,20 +38,16 @@ class Logger(Protocol):
 
 @runtime_checkable
 class SupportsNote(Protocol):
-    """A logger that also records sentences about the run."""
+    """A logger that also records sentences, such as why a run stopped."""
 
-    def note(self, step: int, text: str, /) -> None:
-        """Record a sentence about the run, such as why it stopped."""
-        ...
+    def note(self, step: int, text: str, /) -> None: ...
 
 
 @runtime_checkable
 class SupportsResume(Protocol):
-    """A logger that can go back to an earlier step."""
+    """A logger that can remove everything after a step, which will be logged again."""
 
-    def resume(self, step: int, /) -> None:
-        """Remove everything after a step: it will be logged again."""
-        ...
+    def resume(self, step: int, /) -> None: ...
 
 
 def _do_nothing(*_: Any) -> None:
