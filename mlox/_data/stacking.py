@@ -141,25 +141,6 @@ def _as_array(name: str, leaf: Any) -> np.ndarray:
     return array
 
 
-def _check_alike(name: str, number: int, expected: Any, found: Any) -> None:
-    """Raise ValueError unless two pairs (structure, arrays) can be stacked."""
-    (structure, first), (other, arrays) = expected, found
-    if other == structure and all(map(_are_alike, arrays, first)):
-        return
-    batch, like = other.unflatten(arrays), structure.unflatten(first)
-    # Dtypes of the host that differ may be one on the device: float64 without x64.
-    texts = show_differences(batch, like), f"{summarize(batch)}, not {summarize(like)}"
-    raise ValueError(
-        f"batch {number + 1} of {name!r} differs from the first one of this cycle: "
-        f"{texts[0] or texts[1]}. All batches of a cycle need one structure, shape and "
-        "dtype. Drop a short last batch (DataLoader: drop_last=True)."
-    )
-
-
-def _are_alike(array: np.ndarray, other: np.ndarray) -> bool:
-    return array.shape == other.shape and array.dtype == other.dtype
-
-
 def _describe_difference(batch: PyTree, like: PyTree) -> str:
     # Dtypes that differ in NumPy may be one in JAX, as float32 and float64 without x64.
     shown = f"it is {summarize(batch)}, expected {summarize(like)}"
