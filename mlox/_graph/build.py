@@ -15,21 +15,10 @@ def build_graph(
     l2u: Mapping[str, Sequence[str]],
     unroll_steps: Mapping[str, int],
 ) -> Graph:
-    """Validate the edges and the schedule, and build the graph.
+    """Return a graph; raise ValueError if its names, edges or periods are not valid.
 
-    Args:
-        names: The problems.
-        u2l: For each upper, the lowers that read it and answer to it.
-        l2u: For each lower, the uppers that read its answer.
-        unroll_steps: Steps of each problem per step of its uppers.
-
-    Returns:
-        The graph.
-
-    Raises:
-        ValueError: If a name is given twice, an edge names an unknown problem or is
-            given twice, l2u has a cycle, a u2l edge has no way back, or the periods
-            do not divide each other.
+    u2l maps uppers to the lowers that read them, l2u lowers to the uppers that read
+    their answers, and `unroll_steps` every problem to its steps per upper step.
     """
     _check_names(names)
     graph = Graph(
