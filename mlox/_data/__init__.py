@@ -1,1 +1,1 @@
-"""See the files of this folder."""
+"""Data: iterators over batches with positions, and batches stacked for a cycle."""

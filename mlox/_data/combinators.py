@@ -1,4 +1,4 @@
-"""Series made of series: several side by side, and one with calls at its ends."""
+"""Combine several series of batches, or add callbacks to one."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,22 +12,23 @@ from mlox._utils.types import Position
 
 
 def together(*series: Iterable[Any], **named: Iterable[Any]) -> Iterable[Any]:
-    """Put several series side by side: a batch of each makes one batch.
+    """Combine several series: a batch of each makes one batch.
 
-    Every series starts again at its own end, so that they may have any lengths, and
-    none is cut to the shortest. The whole has no end.
+    Every series restarts at its own end, so they can have different lengths. The
+    combined series is endless.
 
     Args:
-        *series: Iterables of batches, for a series of tuples.
-        **named: Iterables of batches, for a series of dicts with these names.
+        *series: Iterables of batches; the batches are combined to tuples.
+        **named: Iterables of batches; the batches are combined to dicts.
 
     Returns:
         A series for `data` of `mlox.Engine.run`.
 
     Raises:
-        TypeError: If there is none, both kinds are mixed, or one is not an iterable.
-        ValueError: If one looks like a single batch; and in a run, with the names of
-            problem and series, if one is empty or cannot be started again.
+        TypeError: If no series is passed, if both kinds are mixed, or if one is not an
+            iterable.
+        ValueError: If a series looks like a single batch; and during a run, with the
+            names of problem and series, if one is empty or cannot be restarted.
 
     Example:
         >>> import itertools
@@ -54,26 +55,26 @@ def together(*series: Iterable[Any], **named: Iterable[Any]) -> Iterable[Any]:
 def on_epoch_end(
     series: Iterable[Any], callback: Callable[[int], object]
 ) -> Iterable[Any]:
-    """Call a function whenever a pass through a series ends.
+    """Call a function at the end of every pass through a series.
 
-    A pass has ended when a batch is asked for after its last one, so a pass whose last
-    batch is the last one of a run makes no call. Batches are gathered ahead of the
-    device: at the call it may still have the dispatches before to compute, and what a
-    validation sees of the state is older. A callback that raises stops the run with a
-    `mlox.RunError`, which holds the state.
+    The callback is called when a batch is requested after the last one of a pass, so
+    not if the run ends with the pass. Batches are gathered ahead of the device: at the
+    call the device may still compute the previous dispatches, so a validation may see
+    an older state. A callback that raises stops the run with a `mlox.RunError`, which
+    has the state.
 
     Args:
-        series: An iterable of batches that can be iterated over again.
-        callback: Is called with the number of passes that have ended in this run, from
-            1; a run that is resumed continues to count.
+        series: An iterable of batches that can be iterated over repeatedly.
+        callback: A function of the number of finished passes, from 1. A run that is
+            resumed continues to count.
 
     Returns:
-        A series for `data` of `mlox.Engine.run`, with the same batches. It has no end.
+        An endless series for `data` of `mlox.Engine.run`, with the same batches.
 
     Raises:
-        TypeError: If `callback` cannot be called, or `series` is not an iterable.
-        ValueError: If `series` looks like a single batch, or has no end, as
-            those of `mlox.together` and `mlox.shuffled`.
+        TypeError: If `callback` is not callable, or `series` is not an iterable.
+        ValueError: If `series` looks like a single batch, or is endless, as those of
+            `mlox.together` and `mlox.shuffled` are.
 
     Example:
         >>> import jax.numpy as jnp, mlox, optax
@@ -114,11 +115,11 @@ def open_series(
 
 @dataclass(frozen=True, eq=False)
 class Together:
-    """Several series side by side.
+    """Several series, combined batch by batch.
 
     Attributes:
-        sources: {name or number: series}.
-        combine: Makes one batch of a tuple with a batch of each.
+        sources: {name or index: series}.
+        combine: Combines a tuple with one batch of each series to one batch.
     """
 
     sources: Mapping[Any, Iterable[Any]]
@@ -128,7 +129,7 @@ class Together:
         return self.open("mlox.together", None)
 
     def open(self, label: str, position: Position) -> BatchIterator:
-        """Iterate over all series, each from a position of its own."""
+        """Iterate over all series, each from its own position."""
         positions = [None] * len(self.sources) if position is None else position
         same = isinstance(positions, list) and len(positions) == len(self.sources)
         check_position(label, same)
@@ -144,7 +145,7 @@ class Together:
 
 @dataclass(frozen=True, eq=False)
 class WithCallbacks:
-    """A series with calls at the end of each pass."""
+    """A series with callbacks at the end of each pass."""
 
     series: Iterable[Any]
     callbacks: tuple[Callable[[int], object], ...]

@@ -1,4 +1,4 @@
-"""Iterators over batches that restart at the end and can tell their position."""
+"""Iterators over batches that restart at the end and know their position."""
 
 import itertools
 import warnings
@@ -14,9 +14,9 @@ END = object()
 
 @runtime_checkable
 class SupportsState(Protocol):
-    """An iterator that can tell and take a position, as those of grain.
+    """An iterator that can return and restore its position, as those of grain can.
 
-    A position is bytes, or values that JSON holds.
+    A position is bytes, or a value that can be written as JSON.
     """
 
     def get_state(self) -> Any: ...
@@ -25,7 +25,7 @@ class SupportsState(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class BatchIterator:
-    """An endless iterator over batches, and a function that tells its position."""
+    """An endless iterator over batches, and a function that returns its position."""
 
     batches: Iterator[Any]
     position: Callable[[], Position]
@@ -43,14 +43,14 @@ def repeat(
     position: Position = None,
     callbacks: Iterable[Callable[[int], object]] = (),
 ) -> BatchIterator:
-    """Iterate over a series again and again, and call functions after each pass.
+    """Iterate over a series repeatedly, and call functions after each pass.
 
-    A list, a DataLoader or any object whose `__iter__` starts anew has no end here. The
-    iterator raises ValueError if the series is empty, or ends and cannot be started
-    again. `position` is what `BatchIterator.position` returned; None for the start.
+    A list, a DataLoader or any object whose `__iter__` restarts becomes endless. The
+    iterator raises ValueError if the series is empty, or ends and cannot be restarted.
+    `position` is a value of `BatchIterator.position`; None for the start.
     """
     batches = iter(series)
-    drawn = before = passes = 0  # `before`: those drawn in the passes that have ended
+    drawn = before = passes = 0  # `before`: drawn in finished passes
     if position is not None:
         check_position(label, isinstance(position, dict))
         drawn, before, passes = (position[k] for k in ("drawn", "before", "passes"))
@@ -59,7 +59,7 @@ def repeat(
     def draw() -> Iterator[Any]:
         nonlocal batches, drawn, before, passes
         while True:
-            # A `for` loop would call `iter` again, which starts some loaders anew.
+            # A `for` loop would call `iter` again, which restarts some loaders.
             while (batch := next(batches, END)) is not END:
                 drawn += 1
                 yield batch
@@ -87,7 +87,7 @@ def repeat(
 
 
 def check_position(label: str, fits: bool) -> None:
-    """Raise ValueError if a position is that of another kind of series."""
+    """Raise ValueError if a position belongs to another kind of series."""
     if not fits:
         raise ValueError(
             f"{label} is another kind of series than when the checkpoint was saved: "
@@ -99,10 +99,10 @@ def check_position(label: str, fits: bool) -> None:
 def _advance(
     label: str, series: Iterable[Any], batches: Iterator[Any], count: int, state: Any
 ) -> Iterator[Any]:
-    """Return the batches of a pass after a number of them.
+    """Return the rest of a pass, after the first `count` batches.
 
-    A series that cannot take a position is read until it is there. That is right if it
-    gives the same batches every time, which is known of sequences only.
+    If the series cannot restore a position, these batches are read and dropped. That is
+    right if every pass has the same batches, which is known only for sequences.
     """
     if isinstance(series, Shuffled):
         return series.start_at(count)

@@ -1,4 +1,4 @@
-"""Batches of arrays in a new order at every pass."""
+"""Batches from arrays, in a new order in every pass."""
 
 import functools
 import itertools
@@ -14,15 +14,15 @@ from mlox._utils.types import PyTree
 
 
 def shuffled(arrays: PyTree, batch_size: int, *, seed: int = 0) -> Iterable[Any]:
-    """Draw batches from arrays, in a new order at every pass, without end.
+    """Draw batches from arrays without end, in a new order in every pass.
 
-    The order is a function of the seed and the pass alone, and the series can tell its
-    position: a run that is resumed continues with the very next batch. Examples that
-    are left at the end of a pass, fewer than a batch, are left out. It is meant for
-    arrays in memory: for data on disk, pass a dataset of grain.
+    The order depends only on the seed and the pass, and the series knows its position:
+    a run that is resumed continues with the next batch. If the last batch of a pass
+    would be smaller, it is dropped. Use it for arrays in memory; for data on disk, pass
+    a dataset of grain.
 
     Args:
-        arrays: A pytree of arrays with one leading axis, the examples.
+        arrays: A pytree of arrays with a common leading axis, the examples.
         batch_size: The number of examples in a batch.
         seed: The seed.
 
@@ -30,9 +30,9 @@ def shuffled(arrays: PyTree, batch_size: int, *, seed: int = 0) -> Iterable[Any]
         A series for `data` of `mlox.Engine.run`.
 
     Raises:
-        ValueError: If there are no arrays, their leading axes differ, the batch is not
-            a positive number of examples, at most all, or the seed is not an int of at
-            least 0.
+        ValueError: If there are no arrays, if their leading axes differ, if
+            `batch_size` is not between 1 and the number of examples, or if `seed` is
+            not an int of at least 0.
 
     Example:
         >>> import itertools, mlox, numpy as np
@@ -61,7 +61,7 @@ def shuffled(arrays: PyTree, batch_size: int, *, seed: int = 0) -> Iterable[Any]
 
 @dataclass(frozen=True, eq=False)
 class Shuffled:
-    """An endless series of batches of arrays, any of which can be made at once."""
+    """An endless series of batches of arrays, with random access."""
 
     arrays: PyTree
     size: int
@@ -72,11 +72,11 @@ class Shuffled:
         return self.start_at(0)
 
     def start_at(self, number: int) -> Iterator[Any]:
-        """Iterate over the batches from a number on."""
+        """Iterate over the batches, from a number on."""
         return map(self.batch, itertools.count(number))
 
     def batch(self, number: int) -> Any:
-        """Return the batch of a number."""
+        """Return the batch with a number."""
         epoch, i = divmod(number, self.length // self.size)
         order = _permutation(self.seed, epoch, self.length)
         chosen = order[i * self.size : (i + 1) * self.size]
