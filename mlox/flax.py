@@ -17,8 +17,8 @@ from flax.training.train_state import TrainState
 from mlox._problem.context import Context, Neighbour
 from mlox._problem.loss_output import as_dict
 from mlox._problem.problem import Problem
-from mlox._problem.validation import check_function
 from mlox._utils.describe import summarize
+from mlox._utils.fields import check_function
 from mlox._utils.types import PyTree
 
 LossFn = Callable[[Any, PyTree, Context], Any]

@@ -409,7 +409,7 @@ def test_a_mesh_is_expected():
 
 def test_a_state_of_another_engine_is_refused():
     engine = engine_of(METHODS["cg"])
-    with pytest.raises(ValueError, match=r"state has the problems \['fit'\]"):
+    with pytest.raises(ValueError, match=r"state.keys\(\) is \['fit'\]"):
         mlox.shard(engine, {"fit": engine.init()["fit"]}, mesh_of("fsdp"))
 
 
@@ -433,5 +433,5 @@ def test_a_batch_that_cannot_be_split_is_refused():
 def test_batches_of_another_schedule_are_refused():
     engine = engine_of(METHODS["cg"])
     batches = {**stacked(engine, 0), "penalty": None, "fit": np.ones((3, 8))}
-    with pytest.raises(ValueError, match="expected a leading axis of 2"):
+    with pytest.raises(ValueError, match=r"expected \[2, \.\.\.\]"):
         mlox.shard_batches(engine, batches, mesh_of("fsdp"))

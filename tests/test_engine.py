@@ -73,11 +73,8 @@ class TestBuilding:
     @pytest.mark.parametrize(
         ("problems", "message"),
         [
-            (problem("a"), "Engine got a Problem; expected a list of problems."),
-            ((p for p in [problem("a")]), "Engine got a generator; expected a list"),
-            (None, "Engine got a NoneType; expected a list of problems."),
-            (["a"], "Engine got 'a' of type str among its problems; make each with"),
-            ([problem], "of type function among its problems; make each with mlox."),
+            (None, "problems is None; expected a list of problems."),
+            ([problem], "; expected a problem, made by mlox.Problem.create."),
         ],
     )
     def test_no_list_of_problems(self, problems, message):
@@ -171,9 +168,7 @@ class TestSystems:
 
     def test_definite_solver_on_a_game(self):
         method = mlox.Implicit(mlox.CG())
-        with pytest.raises(
-            ValueError, match="not symmetric, a Nash game over what its"
-        ):
+        with pytest.raises(ValueError, match="not symmetric, a Nash game over a lower"):
             self.diamond(method, method)
         assert self.diamond(method, method, coupling="direct").names == tuple("tpqc")
 
@@ -237,8 +232,8 @@ class TestUnrolledChecks:
         problems = [problem("outer"), problem("lower", mlox.Unrolled(last_steps=3))]
         problems += [problem("middle", mlox.Implicit(), 2), problem("inner", steps=2)]
         message = (
-            "problem 'lower': Unrolled(last_steps=3) cuts through a round of 2 steps "
-            "of 'lower' in the window of 'outer'. Choose a multiple of 2."
+            "problem 'lower': Unrolled(last_steps=3) ends within a round of 2 "
+            "steps in the window of 'outer'. Choose a multiple of 2."
         )
         edges = {"u2l": {"outer": ["lower"]}, "l2u": {"lower": ["outer"]}}
         edges["l2u"] |= {"inner": ["middle"], "middle": ["outer"]}
@@ -258,10 +253,7 @@ class TestArguments:
         ("shape", "named"), [((), "()"), ((3, 5), "(3, 5)"), ((1, 2), "(1, 2)")]
     )
     def test_leading_axis(self, shape, named):
-        message = (
-            f"batches['inner']['x'][0] has shape {named}; expected a leading axis of "
-            "2, since 'inner' makes 2 steps in a cycle. engine.stack stacks them so."
-        )
+        message = f"batches['inner']['x'][0] has shape {named}; expected [2, ...] for 2"
         batches = {"outer": None, "inner": {"x": [np.zeros(shape)]}}
         with pytest.raises(ValueError, match=re.escape(message)):
             traced(pair(steps=2), batches)
@@ -271,26 +263,25 @@ class TestArguments:
         [{}, {"outer": None}, {**NO_DATA, "other": None}, {"outer": None, "in": None}],
     )
     def test_problem_missing_or_extra(self, batches):
-        message = (
-            f"batches has {sorted(batches)}; expected one entry for each of "
-            "['inner', 'outer'], None for a problem without data. engine.stack makes"
-        )
+        message = f"batches.keys() is {sorted(batches)}; expected ['inner', 'outer']."
         with pytest.raises(ValueError, match=re.escape(message)):
             traced(pair(), batches)
 
     def test_batches_that_are_no_dict(self):
         with pytest.raises(
-            ValueError, match=r"batches has float64\[3\]; expected one entry"
+            ValueError, match=r"batches is float64\[3\]; expected a dict"
         ):
             pair().step(pair().init(), jnp.ones(3))
 
     def test_problems_of_the_state(self):
         engine = pair()
         state = {"outer": engine.init()["outer"]}
-        message = "state has the problems ['outer'], the engine ['inner', 'outer']. "
+        message = "state.keys() is ['outer']; expected ['inner', 'outer']. "
         with pytest.raises(ValueError, match=re.escape(message)):
             traced(engine, state=state)
-        with pytest.raises(TypeError, match=r"state\['inner'\] is 3; expected the pr"):
+        with pytest.raises(
+            TypeError, match=r"state\['inner'\] is 3; expected a problem"
+        ):
             engine.step({**engine.init(), "inner": 3}, NO_DATA)
 
     @pytest.mark.parametrize(
@@ -326,7 +317,7 @@ class TestArguments:
         engine = pair()
         state = engine.init()
         state["inner"] = state["inner"].replace(tx=optax.adam(0.1))
-        message = "problem 'inner': opt_state does not fit tx and params. Got {}, expec"
+        message = "problem 'inner': opt_state does not fit tx and params: [0].count"
         with pytest.raises(ValueError, match=re.escape(message)):
             traced(engine, state=state)
         state["inner"] = state["inner"].replace(
@@ -1014,10 +1005,10 @@ class TestStates:
             ({"step": jnp.zeros(2, int)}, "step is int64[2]; expected an int32 scalar"),
             ({"rng": 0}, "rng is 0; expected one PRNG key"),
             ({"params": None}, "params are empty (None)"),
-            ({"params": jnp.arange(2)}, "params has dtype int64"),
+            ({"params": jnp.arange(2)}, "params is int64[2]; expected a floating"),
             (
                 {"model_state": "a"},
-                "model_state holds something that is no array: is 'a'",
+                "model_state is 'a' of type str; expected an array",
             ),
             ({"loss_scale": 2.0}, "loss_scale is 2.0; expected a flax.training"),
         ],
@@ -1032,20 +1023,18 @@ class TestStates:
 
     @pytest.mark.parametrize("state", [None, [problem("outer")]])
     def test_what_is_no_dict(self, state):
-        message = (
-            r"state is a \w+; expected a dict of the problems \['inner', 'outer'\]"
-        )
+        message = r"state is .*; expected a dict with the keys \['inner', 'outer'\]"
         with pytest.raises(TypeError, match=message):
             pair().step(state, NO_DATA)
 
     def test_problems_that_are_exchanged(self):
         state = pair().init()
-        message = r"state\['outer'\] is problem 'inner'; expected the problem 'outer'"
+        message = r"state\['outer'\].name is 'inner'; expected 'outer'"
         with pytest.raises(TypeError, match=message):
             pair().step({"outer": state["inner"], "inner": state["outer"]}, NO_DATA)
 
     def test_batches_that_are_no_arrays(self):
-        message = r"batches\['inner'\] holds something that is no array: \['x'\] is"
+        message = r"batches\['inner'\]\['x'\] is .* of type ndarray; expected an array"
         with pytest.raises(TypeError, match=message):
             pair().step(pair().init(), {"outer": None, "inner": {"x": np.array(["a"])}})
 
@@ -1064,7 +1053,10 @@ class TestCompiled:
 class TestNotes:
     """An error of a user's function comes with the problem and what it got."""
 
-    GOT = "Raised in loss_fn of problem 'inner', which got params=float64[2], batch="
+    GOT = (
+        "The error occurred in loss_fn of problem 'inner', called with "
+        "params=float64[2], batch="
+    )
 
     def notes(self, batches=None, **parts):
         problems = [problem("outer"), problem("inner", **parts)]
@@ -1089,10 +1081,12 @@ class TestNotes:
 
         tx = optax.GradientTransformation(lambda params: (), fails)
         assert self.notes(tx=tx).startswith(
-            "Raised in tx of problem 'inner', which got"
+            "The error occurred in tx of problem 'inner', called with"
         )
         solver = self.notes(method=mlox.Implicit(fails))
-        assert solver.startswith("Raised in method of problem 'inner', Implicit(")
+        assert solver.startswith(
+            "The error occurred in method of problem 'inner', Implicit("
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -1119,7 +1113,10 @@ class Own:
 def test_multipliers_of_another_form(found, message):
     with pytest.raises((TypeError, ValueError), match=re.escape(message)) as caught:
         traced(pair(Own(found)))
-    assert "Raised in method of problem 'inner', Own(" in caught.value.__notes__[0]
+    assert (
+        "The error occurred in method of problem 'inner', Own("
+        in caught.value.__notes__[0]
+    )
 
 
 def test_a_metric_that_a_solver_reports():

@@ -175,8 +175,8 @@ def test_a_problem_samples_its_own_batch():
             "evaluate of 'other': no such problem; the eng",
         ),
         ({"batch": "text"}, ValueError, "a batch of 'inner' has a leaf of type str"),
-        ({"rng": "key"}, TypeError, "problem 'inner': rng is 'key'; expected one PRNG"),
-        ({"state": {}}, ValueError, r"state has the problems \[\], the engine"),
+        ({"rng": "key"}, TypeError, "problem 'inner': rng is 'key'; expected a PRNG"),
+        ({"state": {}}, ValueError, r"state.keys\(\) is \[\]; expected"),
     ],
 )
 def test_arguments_are_checked(engine, change, kind, message):

@@ -134,7 +134,7 @@ class TestAccumulated:
 
     @pytest.mark.parametrize("steps", [0, 2.0, True])
     def test_no_count(self, steps):
-        with pytest.raises(ValueError, match=r"Accumulated\(steps=.*positive integer"):
+        with pytest.raises(ValueError, match=r"Accumulated: steps is .*positive int"):
             mlox.Accumulated(fit, steps)
 
     @pytest.mark.parametrize("kind", [mlox.Accumulated, mlox.MixedPrecision])
@@ -209,7 +209,9 @@ class TestMixedPrecision:
 
     @pytest.mark.parametrize("dtype", [jnp.int32, "half of it", int])
     def test_no_floating_dtype(self, dtype):
-        with pytest.raises(TypeError, match=r"MixedPrecision\(dtype=.*floating dtype"):
+        with pytest.raises(
+            TypeError, match=r"MixedPrecision: dtype is .*floating dtype"
+        ):
             mlox.MixedPrecision(fit, dtype)
 
 
@@ -416,10 +418,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("found", "message"),
         [
-            ("low", "loss of 'low' returned 'loss' = 'low'; expected one floating"),
+            ("low", "loss of 'low' returned 'loss' = 'low'; expected a floating"),
             (
                 {"loss": 0.0, "model_state": {"mean": 0.0}},
-                "loss of 'low' returned a model_state unlike the one that it got",
+                "loss of 'low': model_state does not fit the one that it got",
             ),
         ],
     )

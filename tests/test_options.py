@@ -165,10 +165,7 @@ class TestReset:
         assert state["p"].params == 2.0
 
     def test_no_inner_loop(self):
-        message = (
-            "problem 'x' has reset=, which says where its inner loop starts, but no "
-            "inner loop, since no upper reads its answer. Add l2u={'x': [...]}, or drop"
-        )
+        message = "problem 'x' has reset= but no inner loop"
         problem = mlox.Problem.create(
             name="x",
             params=X,
@@ -182,11 +179,9 @@ class TestReset:
     def test_other_params(self, option):
         other = lambda *args: jnp.zeros(2)
         engine = self.engine(mlox.Unrolled(), **{option: other})
-        message = (
-            f"problem 'low': {option} returned float64[2]; expected params as they "
-            "were, float64[3]."
-        )
-        refuses(message, lambda: engine.step(engine.init(), NO_DATA))
+        message = r"does not fit params: it is float64\[2\], expected float64\[3\]"
+        with pytest.raises(ValueError, match=rf"'low': {option}\(.*\) {message}"):
+            engine.step(engine.init(), NO_DATA)
 
 
 class TestProject:
@@ -277,7 +272,7 @@ class TestSample:
 
     def test_data_beside_it(self):
         engine = self.engine(None)
-        message = "batches has data for 'low', which samples its own: pass None, or"
+        message = "batches['low'] is float64[3]; expected None, since 'low' samples"
         batches = {"up": None, "low": jnp.zeros(3)}
         refuses(message, lambda: engine.step(engine.init(), batches))
 
@@ -391,17 +386,17 @@ class TestParts:
     @pytest.mark.parametrize(
         ("found", "message"),
         [
-            (None, "is False everywhere, so nothing is left."),
-            ({"a": 1, "b": 0}, "holds 1 of type int; expected bools. Return a pytree"),
-            ({"a": True}, "is {'a': True}, which does not fit params, {'a': "),
-            (False, "is False everywhere, so nothing is left."),
+            (None, " is False everywhere, so nothing is left."),
+            ({"a": 1, "b": 0}, "['a'] is 1; expected a bool"),
+            ({"a": True}, " is {'a': True}, which does not fit params, {'a': "),
+            (False, " is False everywhere, so nothing is left."),
         ],
     )
     def test_masks_that_do_not_fit(self, option, found, message):
         mask = {
             option: lambda params: {"a": False, "b": False} if found is None else found
         }
-        refuses(f"problem 'low': {option}(params) {message}", lambda: two(**mask))
+        refuses(f"problem 'low': {option}(params){message}", lambda: two(**mask))
 
 
 class TestWarmup:
@@ -448,13 +443,6 @@ class TestWarmup:
             assert [float(state[n].params) for n in "tpc"] == counts[-1]
         # p steps after 2, 4, ... steps of c: first after 10. t steps at 6, 12, 18.
         assert counts == [[0, 0, 6], [1, 2, 12], [2, 5, 18]]
-
-    @pytest.mark.parametrize("steps", [-1, 1.5, True])
-    def test_no_count(self, steps):
-        message = (
-            f"problem 'low': warmup_steps must be an integer, 0 or more, got {steps}"
-        )
-        refuses(message, lambda: two(warmup_steps=steps))
 
 
 @pytest.mark.parametrize("option", ["roll_back", "unroll_loops"])
@@ -605,8 +593,9 @@ class TestNotes:
         engine = two(mlox.Unrolled(), **{option: fails})
         with pytest.raises(KeyError) as caught:
             jax.eval_shape(engine.step, engine.init(), NO_DATA)
-        note = f"Raised in {option} of problem 'low', which got params={{'a': "
-        assert caught.value.__notes__[0].startswith(note)
+        (note, *_) = caught.value.__notes__
+        called = "called with params={'a': "
+        assert f"occurred in {option} of problem 'low', {called}" in note
 
     def test_a_read_without_an_edge_is_said_of_the_problem(self):
         engine = two(sample=lambda params, ctx: ctx.noise.params)
@@ -614,10 +603,12 @@ class TestNotes:
             ValueError, match=r"problem 'low' reads ctx\['noise'\]"
         ) as e:
             jax.eval_shape(engine.step, engine.init(), NO_DATA)
-        assert e.value.__notes__[0].startswith("Raised in sample of problem 'low'")
+        assert e.value.__notes__[0].startswith(
+            "The error occurred in sample of problem 'low'"
+        )
 
     @pytest.mark.parametrize("option", ["reset", "project"])
     def test_what_is_no_array(self, option):
         engine = two(mlox.Unrolled(), **{option: lambda *args: "start"})
-        message = f"problem 'low': {option} returned 'start'; expected params as they"
-        refuses(message, lambda: engine.step(engine.init(), NO_DATA))
+        with pytest.raises(ValueError, match=rf"'low': {option}\(.*\) is 'start'"):
+            engine.step(engine.init(), NO_DATA)

@@ -735,8 +735,8 @@ class Closes:
         ({"donate": None}, "`donate` is None; expected True or False."),
         ({"progress": 1}, "`progress` is 1; expected True, False or None."),
         ({"logdir": 3}, "`logdir` is 3; expected the path of a folder."),
-        ({"state": None}, "state is a NoneType; expected a dict of the problems"),
-        ({"state": {}}, "state has the problems [], the engine ['inner', 'outer']"),
+        ({"state": None}, "state is None; expected a dict with the keys"),
+        ({"state": {}}, "state.keys() is []; expected ['inner', 'outer']"),
     ],
 )
 def test_what_is_refused_closes_the_loggers(engine, options, message):
@@ -783,7 +783,7 @@ def test_a_run_that_fails_says_in_whose_loss():
         return jnp.sum(params - batch["z"])
 
     broken = make_engine(loss)
-    message = "KeyError: 'z'; Raised in loss_fn of problem 'inner', which got params="
+    message = "KeyError: 'z'; The error occurred in loss_fn of problem 'inner', called "
     with pytest.raises(mlox.RunError, match=message):
         broken.run(broken.init(), {"inner": BATCHES}, 1, loggers=())
 

@@ -488,7 +488,7 @@ def test_a_run_logs_means_and_keeps_what_each_task_had():
 
 @pytest.mark.parametrize("tasks", [0, -1, 1.5, True])
 def test_tasks_are_counted(tasks):
-    with pytest.raises(ValueError, match="'fit': tasks must be a positive integer"):
+    with pytest.raises(ValueError, match=r"'fit': tasks is .* positive int"):
         fit_problem(tasks=tasks)
 
 

@@ -22,12 +22,12 @@ from mlox._engine.step import Step
 from mlox._engine.validation import (
     check_methods,
     check_problems,
-    warn_of_adaptive,
+    warn_if_slopes_are_infinite,
 )
 from mlox._graph.graph import Graph
 from mlox._logging.base import Logger
 from mlox._problem.problem import Problem
-from mlox._problem.validation import checked_key
+from mlox._problem.validation import as_key
 from mlox._run.arguments import Options
 from mlox._run.early_stopping import EarlyStopping
 from mlox._run.run import run
@@ -121,7 +121,7 @@ class Engine:
         _check_flag("unroll_loops", unroll_loops, (True, False, None))
         plan = build_plan(problems, u2l, l2u, coupling == "total")
         check_methods(plan, {p.name: p for p in problems})
-        warn_of_adaptive(plan, problems)
+        warn_if_slopes_are_infinite(plan, problems)
         object.__setattr__(self, "problems", tuple(problems))
         cycle = Cycle(plan, unroll=bool(unroll_loops), roll_back=roll_back)
         object.__setattr__(self, "cycle", cycle)
@@ -262,7 +262,9 @@ class Engine:
         """
         name = self._known("evaluate", name)
         evaluation = _jitted(Evaluation(self.cycle.plan, name), False, None)
-        return evaluation(state, _data.as_arrays(name, batch), checked_key(name, rng))
+        return evaluation(
+            state, _data.as_arrays(name, batch), as_key(f"problem {name!r}: rng", rng)
+        )
 
     def stack(self, iterators: Mapping[str, Iterator[Any] | None]) -> dict[str, PyTree]:
         """Build the batches of one cycle from plain Python iterators.

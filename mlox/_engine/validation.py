@@ -1,4 +1,4 @@
-"""What is refused, and what is said: when an engine is built, and when it is traced."""
+"""Checks of an engine: of its problems when it is built, of each step when traced."""
 
 from __future__ import annotations
 
@@ -17,50 +17,49 @@ from mlox._graph.graph import Graph
 from mlox._problem.optimizer import optimizer_of, pull_update, restart
 from mlox._problem.problem import Problem
 from mlox._problem.responsive import responsive_part
-from mlox._problem.validation import (
-    check_counts,
-    check_loss_scale,
-    check_model_state,
-    check_opt_state,
-    check_params,
-)
-from mlox._utils.describe import find_non_array, summarize
+from mlox._problem.validation import check_opt_state, check_params, check_parts
+from mlox._utils.describe import summarize
+from mlox._utils.fields import Kind, check, check_arrays
 from mlox._utils.types import Batches, State
 from mlox.methods import Iterative, Unrolled, reach
 from mlox.solvers import System
 
+LIST = Kind("a list of problems", lambda x: isinstance(x, Sequence), TypeError)
+PROBLEM = Kind(
+    "a problem, made by mlox.Problem.create",
+    lambda x: isinstance(x, Problem),
+    TypeError,
+)
+INDEFINITE = {
+    System.SYMMETRIC: "symmetric but indefinite, as lowers of its own respond",
+    System.GENERAL: "not symmetric, a Nash game over a lower that its tops share",
+}
+
 
 def check_problems(problems: Any) -> None:
-    """Refuse what is no list of problems."""
-    if isinstance(problems, Problem) or not isinstance(problems, Sequence):
-        raise TypeError(
-            f"Engine got a {type(problems).__name__}; expected a list of problems."
-        )
-    for problem in problems:
-        if not isinstance(problem, Problem):
-            raise TypeError(
-                f"Engine got {summarize(problem)} of type {type(problem).__name__} "
-                "among its problems; make each with mlox.Problem.create."
-            )
+    """Raise TypeError unless an engine is given a list of problems."""
+    check("Engine: problems", problems, LIST)
+    for i, problem in enumerate(problems):
+        check(f"Engine: problems[{i}]", problem, PROBLEM)
 
 
 def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
-    """Refuse methods that cannot serve where their problems stand."""
-    check_tasks(plan.graph, problems)
+    """Raise ValueError if options of problems do not fit their place in the graph."""
+    graph = plan.graph
+    _check_tasks(graph, problems)
     for name, problem in problems.items():
-        if problem.reset is not None and name not in plan.graph.inner_layer:
+        if problem.reset is not None and name not in graph.inner_layer:
             raise ValueError(
-                f"problem {name!r} has reset=, which says where its inner loop starts, "
-                "but no inner loop, since no upper reads its answer. Add "
-                f"l2u={{{name!r}: [...]}}, or drop reset."
+                f"problem {name!r} has reset= but no inner loop, since no upper reads "
+                f"its answer. Add l2u={{{name!r}: [...]}}, or drop reset."
             )
-    blocks = {b: n for n, r in plan.responses.items() for b in r.blocks}
-    for block, upper in blocks.items():
-        _check_block(block, upper, problems)
+    for upper, response in plan.responses.items():
+        for block in response.blocks:
+            _check_block(block, upper, problems)
     for upper, run, shared, solved in plan.conflicts:
         raise ValueError(
-            f"problems {run!r} and {solved!r} lead {shared!r}, which they share, "
-            f"and {upper!r} differentiates both answers: {run!r} is unrolled, but "
+            f"problems {run!r} and {solved!r} lead {shared!r}, which they share, and "
+            f"{upper!r} differentiates both answers: {run!r} is unrolled, but "
             f"{solved!r} is not, so that the steps of {run!r} would take {solved!r} as "
             "fixed. Give both mlox.Unrolled() or both mlox.Implicit(), or use "
             "coupling='direct'."
@@ -70,55 +69,51 @@ def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
         steps = method.last_steps if isinstance(method, Unrolled) else None
         per_round = plan.steps_per_round(name, layer)
         if steps is not None and steps % per_round:
-            above = plan.graph.layers[layer][0]
             raise ValueError(
-                f"problem {name!r}: Unrolled(last_steps={steps}) cuts through a round "
-                f"of {per_round} steps of {name!r} in the window of {above!r}. Choose "
-                f"a multiple of {per_round}."
+                f"problem {name!r}: Unrolled(last_steps={steps}) ends within a round "
+                f"of {per_round} steps in the window of {graph.layers[layer][0]!r}. "
+                f"Choose a multiple of {per_round}."
             )
 
 
-def check_tasks(graph: Graph, problems: Mapping[str, Problem]) -> None:
-    """Refuse an edge between problems of different numbers of tasks."""
+def _check_tasks(graph: Graph, problems: Mapping[str, Problem]) -> None:
+    """Raise ValueError if an edge connects problems of different numbers of tasks."""
     for kind, edges in (("u2l", graph.u2l), ("l2u", graph.l2u)):
-        for edge in edges:
-            counts = [problems[n].tasks for n in edge]
+        for first, second in edges:
+            counts = problems[first].tasks, problems[second].tasks
             if None not in counts and counts[0] != counts[1]:
                 raise ValueError(
-                    f"{kind} edge {edge[0]!r} -> {edge[1]!r}: the problems have "
-                    f"tasks={counts[0]} and tasks={counts[1]}; expected one number, "
-                    "since task i sees task i of the other, or None for one of them, "
-                    "which then is shared by all tasks."
+                    f"{kind} edge {first!r} -> {second!r}: the problems have "
+                    f"tasks={counts[0]} and tasks={counts[1]}; expected equal numbers, "
+                    "so that task i sees task i, or None for a problem that all tasks "
+                    "share."
                 )
 
 
 def _check_block(block: Block, upper: str, problems: Mapping[str, Problem]) -> None:
-    methods = {top: problems[top].method for top in block.tops}
-    first = block.tops[0]
-    for top, method in methods.items():
-        if method != methods[first]:
+    """Raise ValueError if the methods of a block cannot solve its linear system."""
+    first, *others = block.tops
+    method = problems[first].method
+    for top in others:
+        if problems[top].method != method:
             raise ValueError(
                 f"problems {first!r} and {top!r} lead a lower that they share, so "
-                f"their answers to {upper!r} are one linear system; but their methods "
-                f"differ: {methods[first]} and {method}. Give both the same, e.g. "
-                "mlox.Implicit(mlox.GMRES()), or use coupling='direct'."
+                f"their answers to {upper!r} are one linear system, but their methods "
+                f"differ: {method} and {problems[top].method}. Give both the same, "
+                "e.g. mlox.Implicit(mlox.GMRES()), or use coupling='direct'."
             )
-    served = reach(methods[first])
-    if System.NONE < served < block.system:
-        kind = {
-            System.SYMMETRIC: "symmetric but indefinite, as lowers of its own respond",
-            System.GENERAL: "not symmetric, a Nash game over what its tops share",
-        }[block.system]
+    if System.NONE < reach(method) < block.system:
         raise ValueError(
-            f"problem {first!r}: {methods[first]} cannot solve for its answer to "
-            f"{upper!r}: the system of {', '.join(reversed(block.names))} is {kind}. "
-            f"Use mlox.Implicit(mlox.GMRES()) for {first!r}, or mlox.Implicit(), which "
-            "picks a fitting solver, or coupling='direct'."
+            f"problem {first!r}: {method} cannot solve for its answer to {upper!r}: "
+            f"the system of {', '.join(reversed(block.names))} is "
+            f"{INDEFINITE[block.system]}. Use mlox.Implicit(mlox.GMRES()) for "
+            f"{first!r}, or mlox.Implicit(), which picks a fitting solver, or "
+            "coupling='direct'."
         )
 
 
-def warn_of_adaptive(plan: Plan, problems: Sequence[Problem]) -> None:
-    """Say so if an optimizer cannot be differentiated where a gradient is zero."""
+def warn_if_slopes_are_infinite(plan: Plan, problems: Sequence[Problem]) -> None:
+    """Warn if an unrolled optimizer has no derivative where a gradient is zero."""
     for problem in problems:
         unrolled = isinstance(problem.method, Unrolled)
         if not unrolled or problem.name not in plan.responsive:
@@ -144,33 +139,20 @@ def warn_of_adaptive(plan: Plan, problems: Sequence[Problem]) -> None:
 
 
 def check_state(plan: Plan, state: State) -> None:
-    """Refuse a state that the engine was not built for."""
-    names, remedy = sorted(plan.graph.names), "Start from engine.init(), and change"
-    if not isinstance(state, Mapping):
-        raise TypeError(
-            f"state is a {type(state).__name__}; expected a dict of the problems "
-            f"{names} by name. {remedy} problems with replace."
-        )
-    if set(state) != set(names):
-        raise ValueError(
-            f"state has the problems {sorted(map(str, state))}, the engine {names}. "
-            f"{remedy} problems with replace."
-        )
+    """Raise TypeError or ValueError unless an engine was built for such a state."""
+    hint = "Start from engine.init(), and change problems with replace."
+    _check_keys("state", state, plan.graph, hint, TypeError)
     for name, problem in state.items():
-        if not isinstance(problem, Problem) or problem.name != name:
-            named = isinstance(problem, Problem)
-            found = f"problem {problem.name!r}" if named else summarize(problem)
-            raise TypeError(
-                f"state[{name!r}] is {found}; expected the problem {name!r}. {remedy} "
-                "problems with replace."
-            )
+        check(f"state[{name!r}]", problem, PROBLEM, hint)
+        same = Kind(repr(name), lambda x, name=name: x == name, TypeError)
+        check(f"state[{name!r}].name", problem.name, same, hint)
     check_methods(plan, state)
     steps = dict(zip(plan.graph.names, plan.graph.unroll_steps, strict=True))
     for name, problem in state.items():
         unrolled = isinstance(problem.method, Iterative)
-        coupling = reach(problem.method) > System.NONE
-        kinds = (name in plan.unrolled, name in plan.can_be_total)
-        if problem.unroll_steps != steps[name] or (unrolled, coupling) != kinds:
+        total = reach(problem.method) > System.NONE
+        built = steps[name], name in plan.unrolled, name in plan.can_be_total
+        if (problem.unroll_steps, unrolled, total) != built:
             raise ValueError(
                 f"problem {name!r}: method or unroll_steps in the state "
                 f"({problem.method}, {problem.unroll_steps}) are not those that the "
@@ -181,20 +163,32 @@ def check_state(plan: Plan, state: State) -> None:
 
 
 def _check_arrays(problem: Problem) -> None:
-    """Refuse arrays that `replace` was given, and that `create` would not take."""
+    """Raise if `replace` was given arrays that `create` would not accept."""
     name = problem.name
-    check_counts(name, problem.step, problem.rng)
+    parts = {n: vars(problem)[n] for n in ("step", "rng", "loss_scale")}
+    check_parts(name, parts)
     check_params(name, problem.params)
-    check_model_state(name, problem.model_state)
-    check_loss_scale(name, problem.loss_scale)
+    check_arrays(f"problem {name!r}: model_state", problem.model_state)
     check_opt_state(name, optimizer_of(problem), problem.params, problem.opt_state)
 
 
+def _check_keys(
+    label: str, given: Any, graph: Graph, hint: str, error: type[Exception]
+) -> None:
+    """Raise unless a value is a dict with the names of all problems as its keys."""
+    names = sorted(graph.names)
+    is_dict = Kind(
+        f"a dict with the keys {names}", lambda x: isinstance(x, Mapping), error
+    )
+    check(label, given, is_dict, hint)
+    has_names = Kind(str(names), lambda _: set(given) == set(names))
+    check(f"{label}.keys()", sorted(map(str, given)), has_names, hint)
+
+
 def check_donated(state: State) -> None:
-    """Refuse a state whose buffers an earlier call was given to reuse."""
+    """Raise ValueError if the buffers of a state were donated to an earlier call."""
     for name, problem in state.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(problem):
-            # A traced array is none that could be gone.
             concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
             if concrete and leaf.is_deleted():
                 raise ValueError(
@@ -205,40 +199,26 @@ def check_donated(state: State) -> None:
 
 
 def check_batches(graph: Graph, state: State, batches: Batches) -> None:
-    """Refuse batches that do not fit the schedule."""
-    if not isinstance(batches, Mapping) or set(batches) != set(graph.names):
-        given = summarize(batches)
-        if isinstance(batches, Mapping):
-            given = sorted(map(str, batches))
-        raise ValueError(
-            f"batches has {given}; expected one entry for each of {sorted(graph.names)}"
-            ", None for a problem without data. engine.stack makes them."
-        )
+    """Raise TypeError or ValueError unless batches fit the schedule and the tasks."""
+    hint = "Pass None for a problem without data. engine.stack makes batches."
+    _check_keys("batches", batches, graph, hint, ValueError)
     for name, batch in batches.items():
-        steps = graph.steps_per_cycle[name]
+        label = f"batches[{name!r}]"
         if batch is not None and state[name].sample is not None:
             raise ValueError(
-                f"batches has data for {name!r}, which samples its own: pass None, or "
-                "make the problem without sample=."
+                f"{label} is {summarize(batch)}; expected None, since {name!r} samples "
+                "its own batches."
             )
-        if wrong := find_non_array(batch):
-            raise TypeError(
-                f"batches[{name!r}] holds something that is no array: {wrong}. "
-                "Expected a pytree of arrays of numbers."
-            )
+        check_arrays(label, batch)
+        steps, tasks = graph.steps_per_cycle[name], state[name].tasks
+        axes = (steps,) if tasks is None else (steps, tasks)
         for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-            if np.shape(leaf)[:1] != (steps,):
+            if np.shape(leaf)[: len(axes)] != axes:
+                shape = ", ".join(map(str, axes))
+                counts = f"{steps} steps in a cycle"
+                counts += "" if tasks is None else f" and {tasks} tasks"
                 raise ValueError(
-                    f"batches[{name!r}]{jax.tree_util.keystr(path)} has shape "
-                    f"{np.shape(leaf)}; expected a leading axis of {steps}, since "
-                    f"{name!r} makes {steps} steps in a cycle. engine.stack stacks "
-                    "them so."
-                )
-            tasks = state[name].tasks
-            if tasks is not None and np.shape(leaf)[1:2] != (tasks,):
-                raise ValueError(
-                    f"batches[{name!r}]{jax.tree_util.keystr(path)} has shape "
-                    f"{np.shape(leaf)}; expected [{steps}, {tasks}, ...], since "
-                    f"{name!r} has {tasks} tasks, each with data of its own: every "
-                    "batch needs them as its leading axis."
+                    f"{label}{jax.tree_util.keystr(path)} has shape {np.shape(leaf)}; "
+                    f"expected [{shape}, ...] for {counts}. engine.stack stacks "
+                    "batches so."
                 )

@@ -103,32 +103,18 @@ class Context:
 RESERVED = tuple(field.name for field in fields(Context))
 
 
-def check_name(name: Any) -> None:
-    """Refuse a name that could not be an attribute of a context."""
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(
-            f"Problem name {name!r} is no identifier; expected letters, digits and "
-            "underscores, e.g. 'classifier', since losses read ctx.classifier."
-        )
-    if name in RESERVED or name.startswith("__"):
-        raise ValueError(
-            f"Problem name {name!r} is taken: ctx.{name} means something else. "
-            f"Reserved are {', '.join(RESERVED)} and names that start with two "
-            "underscores."
-        )
-
-
 @contextlib.contextmanager
 def annotate_errors(what: str, **given: Any) -> Iterator[None]:
-    """Note at an error that a user's function raises which one it was, and what it got.
+    """Add a note to an error of a user's function: which one, and its arguments.
 
     Args:
-        what: The function.
+        what: The function, such as "loss_fn of problem 'fit'".
         **given: Its arguments.
     """
     try:
         yield
     except Exception as error:
         got = ", ".join(f"{name}={summarize(value)}" for name, value in given.items())
-        error.add_note(f"Raised in {what}" + (f", which got {got}." if got else "."))
+        called = f", called with {got}" if got else ""
+        error.add_note(f"The error occurred in {what}{called}.")
         raise

@@ -8,8 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlox._utils.describe import find_non_array, summarize
-from mlox._utils.types import PyTree
+from mlox._utils.describe import summarize
+from mlox._utils.fields import check_like
+from mlox._utils.types import Metrics, PyTree
+
+EXPECTED = "a floating scalar, or a dict of arrays with one as 'loss'"
 
 
 def as_dict(returned: Any) -> dict[str, Any]:
@@ -19,8 +22,8 @@ def as_dict(returned: Any) -> dict[str, Any]:
 
 def split_loss(
     name: str, returned: Any, model_state: PyTree
-) -> tuple[jax.Array, dict[str, jax.Array], PyTree]:
-    """Check what a loss returned, and split it.
+) -> tuple[jax.Array, Metrics, PyTree]:
+    """Validate what a loss returned, and split it.
 
     Args:
         name: The problem.
@@ -31,60 +34,38 @@ def split_loss(
         The loss, all metrics with the loss among them, and the mutable state after.
 
     Raises:
-        ValueError: If it is no floating scalar, nor a dict with one as "loss".
+        ValueError: If it is neither a floating scalar, nor a dict with one as "loss".
     """
+    label = f"loss of {name!r}"
     parts = as_dict(returned)
-    if "loss" not in parts:
-        raise ValueError(
-            f"loss of {name!r} returned a dict with the keys {list(parts)}; expected "
-            "'loss' among them."
+    if "model_state" in parts:
+        new_state = parts.pop("model_state")
+        check_like(
+            f"{label}: model_state",
+            new_state,
+            model_state,
+            "the one that it got",
+            "Pass the first one to Problem.create(model_state=), and return the same "
+            "structure, shapes and dtypes.",
         )
-    new_state = _new_state(name, parts, model_state)
-    metrics: dict[str, jax.Array] = {}
+        model_state = jax.tree.map(jnp.asarray, new_state)
+    metrics: Metrics = {}
     for key, value in parts.items():
         if str(key) in metrics:
             raise ValueError(
-                f"loss of {name!r} returned two metrics called {str(key)!r}, one by "
-                "another type of key; expected strings that differ."
+                f"{label} returned two metrics called {str(key)!r}, as keys of two "
+                "types; expected strings that differ."
             )
         try:
             metrics[str(key)] = jnp.asarray(value)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"loss of {name!r} returned {key!r} = {summarize(value)}; expected "
-                + ("one floating scalar." if key == "loss" else "an array.")
-                + " Return the loss, or a dict {'loss': loss, 'a metric': array}."
+                f"{label} returned {key!r} = {summarize(value)}; expected {EXPECTED}."
             ) from error
-    loss = metrics["loss"]
-    if loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
+    loss = metrics.get("loss")
+    if loss is None or loss.shape or not jnp.issubdtype(loss.dtype, jnp.floating):
         raise ValueError(
-            f"loss of {name!r} returned {loss.dtype}{list(loss.shape)}; expected one "
-            "floating scalar, or a dict with one as 'loss'. Reduce it, e.g. by "
-            "jnp.mean."
+            f"{label} returned {summarize(returned)}; expected {EXPECTED}. Reduce an "
+            "array, e.g. by jnp.mean."
         )
-    return loss, metrics, new_state
-
-
-def _new_state(name: str, parts: dict[str, Any], model_state: PyTree) -> PyTree:
-    """Take the mutable state out of what a loss returned."""
-    if "model_state" not in parts:
-        return model_state
-    new_state = parts.pop("model_state")
-    if found := find_non_array(new_state):
-        raise ValueError(
-            f"loss of {name!r} returned a model_state that holds something that is no "
-            f"array: {found}."
-        )
-    new_state = jax.tree.map(jnp.asarray, new_state)
-    old, new = (
-        jax.tree.map(lambda x: jax.typeof(x).str_short(), tree)
-        for tree in (model_state, new_state)
-    )
-    if old != new:
-        raise ValueError(
-            f"loss of {name!r} returned a model_state unlike the one that it got: "
-            f"{new} against {old}. Pass the initial one to "
-            "Problem.create(model_state=), and return one of the same structure, "
-            "shapes and dtypes."
-        )
-    return new_state
+    return loss, metrics, model_state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,21 @@ import jax.numpy as jnp
 
 from mlox._problem.context import Context
 from mlox._problem.loss_output import as_dict
-from mlox._problem.validation import LOSS, check_function
+from mlox._problem.validation import LOSS
 from mlox._utils.convolutions import unrolls
 from mlox._utils.describe import find_non_array
-from mlox._utils.types import PyTree
+from mlox._utils.fields import COUNT, Kind, check, check_fields, check_function
+from mlox._utils.types import LossFn, PyTree
 
-LossFn = Callable[[PyTree, PyTree, Context], Any]
+
+def _is_floating(dtype: Any) -> bool:
+    try:
+        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
+
+
+FLOATING = Kind("a floating dtype, e.g. jnp.bfloat16", _is_floating, TypeError)
 
 
 @dataclass(frozen=True)
@@ -57,12 +65,7 @@ class Accumulated:
 
     def __post_init__(self) -> None:
         check_function("Accumulated: loss_fn", self.loss_fn, LOSS)
-        steps = self.steps
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(
-                f"Accumulated(steps={steps!r}): expected a positive integer, the "
-                "number of micro-batches."
-            )
+        check_fields(self, steps=COUNT)
 
     def __call__(self, params: PyTree, batch: PyTree, ctx: Context) -> dict[str, Any]:
         """Return the mean loss and the mean metrics."""
@@ -129,15 +132,7 @@ class MixedPrecision:
 
     def __post_init__(self) -> None:
         check_function("MixedPrecision: loss_fn", self.loss_fn, LOSS)
-        try:
-            floating = jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating)
-        except TypeError:
-            floating = False
-        if not floating:
-            raise TypeError(
-                f"MixedPrecision(dtype={self.dtype!r}): expected a floating dtype, "
-                "e.g. jnp.bfloat16."
-            )
+        check("MixedPrecision: dtype", self.dtype, FLOATING)
 
     def __call__(self, params: PyTree, batch: PyTree, ctx: Context) -> dict[str, Any]:
         """Return the loss and the metrics."""

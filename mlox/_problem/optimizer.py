@@ -13,7 +13,7 @@ from mlox._problem.context import annotate_errors
 from mlox._problem.problem import Problem
 from mlox._problem.responsive import responsive_part
 from mlox._problem.transformation import build_transformation
-from mlox._utils.describe import find_non_array, show_differences, summarize
+from mlox._utils.fields import check_like
 from mlox._utils.tree import combine
 from mlox._utils.types import PyTree
 
@@ -40,7 +40,7 @@ def apply_gradients(
         with annotate_errors(f"project of problem {problem.name!r}", params=params):
             one = problem.project
             params = (one if problem.tasks is None else jax.vmap(one))(params)
-        _check_params_fit(problem, "project", params)
+        _check_params(problem, "project(params)", params)
     return dataclasses.replace(
         problem,
         params=params,
@@ -53,7 +53,7 @@ def apply_gradients(
 
 def restart(problem: Problem, params: PyTree) -> Problem:
     """Return the problem at the start of an inner loop, at what `reset` returned."""
-    _check_params_fit(problem, "reset", params)
+    _check_params(problem, "reset(params, ctx)", params)
     opt_state = optimizer_of(problem).init(params)
     return dataclasses.replace(problem, params=params, opt_state=opt_state)
 
@@ -90,10 +90,12 @@ def _cast_like(new: Any, old: jax.Array) -> jax.Array:
     return array if array.dtype == old.dtype else array.astype(old.dtype)
 
 
-def _check_params_fit(problem: Problem, function: str, params: PyTree) -> None:
+def _check_params(problem: Problem, function: str, params: PyTree) -> None:
     """Raise ValueError if a function returned something unlike the params."""
-    if find_non_array(params) or show_differences(params, problem.params):
-        raise ValueError(
-            f"problem {problem.name!r}: {function} returned {summarize(params)}; "
-            f"expected params as they were, {summarize(problem.params)}."
-        )
+    check_like(
+        f"problem {problem.name!r}: {function}",
+        params,
+        problem.params,
+        "params",
+        "Return the same structure, shapes and dtypes.",
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,46 +11,55 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlox._problem.context import Context, check_name
+from mlox._problem.context import Context
 from mlox._problem.transformation import build_transformation
 from mlox._problem.validation import (
+    as_key,
     check_mask,
     check_opt_state,
     check_params,
     check_parts,
+    check_static,
     check_update,
-    checked_key,
-    checked_loss_scale,
-    checked_model_state,
 )
+from mlox._utils.fields import check_arrays
 from mlox._utils.tree import strip_weak_type
 from mlox._utils.types import LossFn, Mask, PyTree
 from mlox.methods import Implicit, Iterative, Method
 
 
-@functools.partial(jax.tree_util.register_dataclass)
-@dataclass(frozen=True, eq=False)
+# Nothing is checked in `__init__`: JAX calls it with placeholders in place of arrays
+# whenever it rebuilds the pytree.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False, kw_only=True, match_args=False)
 class Problem:
-    """One optimization problem of a multilevel program, with its state.
+    """One optimization problem with its state; make one with `Problem.create`.
 
-    A frozen pytree in the shape of Flax's `TrainState`: the arrays are its leaves, the
-    rest is static. Make one with `Problem.create`, change one with `Problem.replace`.
+    `Problem.create` checks its arguments and initializes the rest, which the
+    constructor does not. `problem.replace` returns a changed copy.
+
+    A problem is a frozen pytree in the shape of Flax's `TrainState`: the arrays are its
+    leaves, everything else is static. Its solution, as a function of the problems above
+    it, is called its *answer* (the *best response* of the literature).
 
     Attributes:
-        params: A pytree of floating arrays, the unknowns.
+        params: The parameters, a pytree of floating arrays.
         opt_state: The state of `tx`.
-        model_state: A pytree that the loss may update (batch statistics), or None.
-        rng: The PRNG key from which each step's key is folded, or None.
-        step: int32 scalar, the number of optimizer steps so far.
-        name: An identifier.
+        model_state: A pytree that the loss may update, such as batch statistics, or
+            None.
+        rng: The PRNG key from which the key of each step is folded, or None.
+        step: The number of optimizer steps so far, an int32 scalar.
+        loss_scale: A Flax `DynamicScale`, or None.
+        name: The name of the problem.
         tx: The optimizer, any optax transformation.
-        loss_fn: (params, batch, ctx) -> loss, see `Problem.create`.
-        apply_fn: (params, *args) -> output, what calling the problem's view in a
-            neighbour's loss does, or None.
+        loss_fn: The loss, (params, batch, ctx) -> loss.
+        apply_fn: What a neighbour's loss calls as `ctx.name(...)`,
+            (params, *args) -> output, or None.
         method: How the problem's answer is differentiated by those above it.
-        unroll_steps: Its steps per step of its uppers.
-        tasks: The leading axis of params, opt_state and model_state, or None.
-        loss_scale, sample, reset, project, trainable, meta_trainable, warmup_steps: See
+        unroll_steps: The number of its steps per step of its uppers.
+        tasks: The size of the leading axis of params, opt_state and model_state, or
+            None.
+        sample, reset, project, trainable, meta_trainable, warmup_steps: See
             `Problem.create`.
 
     Example:
@@ -109,70 +117,70 @@ class Problem:
         rng: jax.Array | int | None = None,
         opt_state: PyTree = None,
     ) -> Problem:
-        """Make a problem, and check it.
+        """Create a problem at step 0, and check its parts.
 
         Args:
-            name: An identifier, such as "classifier"; the problem's name in edges,
-                batches, metrics and in its neighbours' ctx.
+            name: An identifier, such as "classifier": the name of the problem in edges,
+                batches and metrics, and in the ctx of its neighbours.
             params: A pytree of floating arrays.
-            tx: Any optax transformation; its update is also given the loss, `value`,
-                by which e.g. `optax.contrib.reduce_on_plateau` goes.
+            tx: Any optax transformation. Its update is also given the loss, as `value`,
+                which e.g. `optax.contrib.reduce_on_plateau` needs.
             loss_fn: (params, batch, ctx) -> a floating scalar, or a dict with it as
                 "loss", any metrics, and "model_state" if the problem has one. `ctx` is
                 a `mlox.Context`.
-            apply_fn: (params, *args) -> output, for the neighbours' convenience.
-            method: How the answer is differentiated by those above, e.g.
+            apply_fn: (params, *args) -> output, for the convenience of neighbours,
+                whose losses call it as `ctx.name(*args)`.
+            method: How the answer is differentiated by the problems above, e.g.
                 `mlox.Unrolled()`; None means `mlox.Implicit()`.
-            unroll_steps: Steps per step of the uppers, a positive integer.
-            tasks: How many tasks the problem stands for, each with parameters, an
-                optimizer state and a mutable state of its own; None for just one. All
-                other arguments are for one task, and so is what the functions see:
-                `jax.vmap` maps them, and the cost is the sum of the losses. params,
-                opt_state and model_state of the problem, and its batches, have a
+            unroll_steps: The number of steps per step of the uppers.
+            tasks: The number of tasks that the problem stands for, each with its own
+                parameters, optimizer state and mutable state; None for a single one.
+                All other arguments are for one task, and so is what the functions see:
+                `jax.vmap` maps them, and the cost is the sum of the losses. The
+                attributes params, opt_state and model_state, and the batches, have a
                 leading axis of tasks; so has what neighbours see, unless they have
-                tasks, too: then task i sees task i. Metrics are means over the tasks,
-                besides "loss_per_task" and the like, [tasks].
+                tasks, too: then task i sees task i. Metrics are means over the tasks;
+                the values of the tasks are in "loss_per_task" and the like.
             sample: (params, ctx) -> batch, makes the batch of each step inside the
-                compiled step, from a key of its own in ctx.rng: rollouts in an
+                compiled step, with a key of its own in ctx.rng: rollouts in an
                 environment, synthetic data. The batch is a constant: no derivative
                 flows through it. The problem then takes no data.
-            reset: (params, ctx) -> params, where each inner loop starts: whenever the
-                nearest problem above has stepped. It may read uppers (the
-                initialization that MAML learns), and `Unrolled` and `Detached`
+            reset: (params, ctx) -> params, the start of each inner loop: called
+                whenever the nearest problem above has stepped. It may read uppers, such
+                as the initialization that MAML learns; `Unrolled` and `Detached`
                 differentiate through it. The optimizer starts afresh, too.
-            project: params -> params, after each update: onto a feasible set. Unrolling
-                differentiates through it; implicit methods do not know of it, and are
-                right where it is inactive at the answer.
-            trainable: params -> a pytree of bools like params, or a prefix of one: what
-                is trained. The rest is frozen, has no optimizer state, and is no
-                unknown of an implicit answer.
-            meta_trainable: The same, for what uppers see a derivative through: the rest
-                of the answer is trained, but taken as a constant from above.
-            warmup_steps: Those above wait until the problem has made more steps than
-                these.
+            project: (params) -> params, a projection onto a feasible set after each
+                update. `Unrolled` differentiates through it. Implicit methods ignore
+                it, and are exact where it is inactive at the answer.
+            trainable: (params) -> a pytree of bools like params, or a prefix of one:
+                which parameters are trained. The others are frozen, have no optimizer
+                state, and are no unknowns of an implicit answer.
+            meta_trainable: The same for what uppers differentiate through: the other
+                parameters are trained, but constants for the problems above.
+            warmup_steps: The problems above wait until the problem has made more than
+                that many steps.
             loss_scale: A `flax.training.dynamic_scale.DynamicScale` for losses in
-                float16: every derivative of the loss is computed at that scale. Where a
-                gradient, its own or that of an upper, is not finite, the update is left
-                out and the scale is lowered.
+                float16: every derivative of the loss is computed at that scale. If a
+                gradient of the problem, or of an upper, is not finite, the update is
+                skipped and the scale is lowered.
             model_state: A pytree of arrays that the loss reads as ctx.model_state and
                 returns updated. It advances once for each step of the problem, never
-                because of a hypergradient.
-            rng: A PRNG key, or a seed; None if the loss draws nothing.
-            opt_state: A state of `tx` to go on from; None for a fresh one.
+                in the evaluation of a hypergradient.
+            rng: A PRNG key or a seed; None if the loss uses no random numbers.
+            opt_state: A state of `tx` to start from; None for a new one.
 
         Returns:
-            The problem at step 0.
+            The problem.
 
         Raises:
-            TypeError: If a part is of the wrong kind.
-            ValueError: If a part has a wrong value.
+            TypeError: If an argument is of the wrong kind.
+            ValueError: If an argument has a wrong value.
         """
-        check_name(name)
-        method = Implicit() if method is None else method
         static = {
+            "name": name,
             "loss_fn": loss_fn,
             "tx": tx,
-            "method": method,
+            "method": Implicit() if method is None else method,
             "unroll_steps": unroll_steps,
             "tasks": tasks,
             "warmup_steps": warmup_steps,
@@ -183,62 +191,65 @@ class Problem:
             "trainable": trainable,
             "meta_trainable": meta_trainable,
         }
-        check_parts(name, static)
+        check_static(name, static)
         check_params(name, params)
-        params = jax.tree.map(strip_weak_type, params)
-        for what, mask in (
-            ("trainable", trainable),
-            ("meta_trainable", meta_trainable),
-        ):
-            check_mask(name, what, mask, params)
+        check_parts(name, {"loss_scale": loss_scale})
+        check_arrays(f"problem {name!r}: model_state", model_state)
+        params, model_state = jax.tree.map(strip_weak_type, (params, model_state))
+        check_mask(name, "trainable", trainable, params)
+        check_mask(name, "meta_trainable", meta_trainable, params)
         optimizer = build_transformation(tx, trainable, None)
         if opt_state is None:
             opt_state = optimizer.init(params)
         check_opt_state(name, optimizer, params, opt_state)
         check_update(name, optimizer, params, opt_state)
         opt_state = jax.tree.map(strip_weak_type, opt_state)
-        model_state = checked_model_state(name, model_state)
         return cls(
-            params=_repeated(params, tasks),
-            opt_state=_repeated(opt_state, tasks),
-            model_state=_repeated(model_state, tasks),
-            rng=checked_key(name, rng),
+            params=_stack(params, tasks),
+            opt_state=_stack(opt_state, tasks),
+            model_state=_stack(model_state, tasks),
+            rng=as_key(f"problem {name!r}: rng", rng),
             step=jnp.zeros((), jnp.int32),
-            loss_scale=checked_loss_scale(name, loss_scale),
-            name=name,
+            loss_scale=_as_arrays(loss_scale),
             **static,
         )
 
     def replace(self, **changes: Any) -> Problem:
-        """Return a copy with some attributes changed.
+        """Return a copy with some attributes changed; the original stays as it is.
 
         Args:
-            **changes: New values by attribute.
+            **changes: New values by attribute. Arrays are checked by the next step.
 
         Returns:
-            The changed copy; the original stays as it is. Its arrays are checked by the
-            next step.
+            The changed copy.
 
         Raises:
-            TypeError: If an attribute does not exist, or one that is no array is of a
-                wrong kind.
-            ValueError: If such a one has a wrong value.
+            TypeError: If an attribute does not exist, or a static one is of the wrong
+                kind.
+            ValueError: If a static attribute has a wrong value.
         """
         static = {f.name: bool(f.metadata) for f in dataclasses.fields(self)}
-        unknown = sorted(set(changes) - set(static))
-        if unknown:
+        if unknown := sorted(set(changes) - set(static)):
             raise TypeError(
-                f"problem {self.name!r}: replace got {unknown[0]!r}, which is no "
-                f"attribute; there are {', '.join(static)}."
+                f"problem {self.name!r}: replace got {unknown[0]!r}; expected one of "
+                f"the attributes {', '.join(static)}."
             )
-        if "name" in changes:
-            check_name(changes["name"])
-        parts = {n: x for n, x in changes.items() if static[n] and n != "name"}
-        check_parts(self.name, parts)
+        check_static(self.name, {n: x for n, x in changes.items() if static[n]})
         return dataclasses.replace(self, **changes)
 
 
-def _repeated(tree: PyTree, tasks: int | None) -> PyTree:
+def _stack(tree: PyTree, tasks: int | None) -> PyTree:
+    """Return a pytree with a leading axis of tasks, if there are any."""
     if tasks is None:
         return tree
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (tasks, *x.shape)), tree)
+
+
+def _as_arrays(loss_scale: Any) -> Any:
+    """Return a loss scale with arrays as its numbers, as the carry of a scan needs."""
+    if loss_scale is None:
+        return None
+    return loss_scale.replace(
+        fin_steps=jnp.asarray(loss_scale.fin_steps, jnp.int32),
+        scale=jnp.asarray(loss_scale.scale, jnp.float32),
+    )

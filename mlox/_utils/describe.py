@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,7 +25,15 @@ def summarize(tree: Any, limit: int = 200) -> str:
         array = isinstance(leaf, arrays)
         return f"{leaf.dtype}{list(leaf.shape)}" if array else leaf
 
-    text = shown(tree) if isinstance(tree, arrays) else repr(jax.tree.map(shown, tree))
+    if isinstance(tree, arrays):
+        text = shown(tree)
+    elif isinstance(tree, Iterator):  # JAX warns of those as leaves
+        text = repr(tree)
+    else:
+        try:
+            text = repr(jax.tree.map(shown, tree))
+        except ValueError:  # JAX cannot sort the keys of a dict
+            text = repr(tree)
     return text if len(text) <= limit else text[:limit] + "..."
 
 
@@ -49,13 +58,15 @@ def find_non_array(tree: Any) -> str | None:
 
 
 def leaf_types(tree: PyTree) -> dict[str, str]:
-    """Return the dtype and shape of each leaf, by its path.
+    """Return the dtype and shape of each leaf, by its path; None counts as a leaf.
 
     Example:
         >>> leaf_types({"w": jnp.ones(2, jnp.float32)})
         {"['w']": 'float32[2]'}
     """
-    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda x: x, tree))
+    leaves = jax.tree_util.tree_leaves_with_path(
+        jax.eval_shape(lambda x: x, tree), is_leaf=lambda x: x is None
+    )
     return {jax.tree_util.keystr(path): summarize(leaf) for path, leaf in leaves}
 
 
@@ -85,5 +96,6 @@ def show_differences(given: PyTree, expected: PyTree, most: int = 3) -> str:
         rows = [*rows[:most], f"and {len(rows) - most} more"]
     structures = [jax.tree.structure(tree) for tree in (given, expected)]
     if not rows and structures[0] != structures[1]:
-        rows = [summarize(structures[0]) + ", expected " + summarize(structures[1])]
+        shown = [summarize(structure) for structure in structures]
+        rows = [f"the structure is {shown[0]}, expected {shown[1]}"]
     return "; ".join(rows)

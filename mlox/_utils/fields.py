@@ -1,7 +1,8 @@
-"""Checks of plain values: one table for options of runs and fields of values."""
+"""Checks of values: one table for options of runs, parts of problems and fields."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlox._utils.describe import summarize
+from mlox._utils.describe import find_non_array, show_differences, summarize
+from mlox._utils.types import PyTree
 
 
 class Kind(NamedTuple):
@@ -82,6 +84,85 @@ def check(label: str, value: Any, kind: Kind, hint: str = "") -> None:
         return
     message = f"{label} is {summarize(value)}; expected {kind.expected}."
     raise kind.error(f"{message} {hint}".rstrip())
+
+
+def check_function(label: str, value: Any, form: str) -> None:
+    """Raise TypeError unless a value is a function of some number of arguments.
+
+    Args:
+        label: What the value is, such as "problem 'fit': loss_fn".
+        value: What was passed.
+        form: Its arguments and what it returns, such as "(params) -> params".
+
+    Example:
+        >>> check_function("project", lambda params, rate: params, "(params) -> params")
+        Traceback (most recent call last):
+        TypeError: project takes (params, rate); expected a function (params) -> params.
+    """
+    kind = FUNCTION._replace(expected=f"a function {form}")
+    check(label, value, kind)
+    try:
+        signature = inspect.signature(value, follow_wrapped=False)
+    except (TypeError, ValueError):  # some of those that are written in C have none
+        return
+    count = form.split(")")[0].count(",") + 1
+    try:
+        signature.bind(*range(count))
+    except TypeError as error:
+        takes = ", ".join(signature.parameters)
+        raise TypeError(
+            f"{label} takes ({takes}); expected {kind.expected}."
+        ) from error
+
+
+def check_arrays(
+    label: str, tree: Any, hint: str = "", error: type[Exception] = TypeError
+) -> None:
+    """Raise unless all leaves of a pytree are arrays of numbers, or numbers.
+
+    Args:
+        label: What the pytree is, such as "batches['fit']".
+        tree: What was passed.
+        hint: A sentence about what to do.
+        error: The type of the error.
+
+    Example:
+        >>> check_arrays("batches['fit']", {"x": "text"})
+        Traceback (most recent call last):
+        TypeError: batches['fit']['x'] is 'text' of type str; expected an array.
+    """
+    if wrong := find_non_array(tree):
+        space = "" if wrong.startswith(("[", ".")) else " "
+        raise error(f"{label}{space}{wrong}; expected an array. {hint}".rstrip())
+
+
+def check_like(
+    label: str,
+    tree: Any,
+    like: PyTree,
+    owner: str,
+    hint: str,
+    error: type[Exception] = ValueError,
+) -> None:
+    """Raise unless a pytree has the structure, shapes and dtypes of another one.
+
+    Args:
+        label: What the pytree is, such as "problem 'fit': opt_state".
+        tree: What was passed.
+        like: A pytree of arrays, or of their shapes and dtypes.
+        owner: What has to fit, such as "tx and params".
+        hint: A sentence about what to do.
+        error: The type of the error if a leaf is no array; else it is a ValueError.
+
+    Example:
+        >>> check_like("project(p)", np.int32(1), np.float32(1), "params", "Cast it.")
+        Traceback (most recent call last):
+        ValueError: project(p) does not fit params: it is int32[], expected float32[]. \
+Cast it.
+    """
+    check_arrays(label, tree, hint, error)
+    if wrong := show_differences(tree, like):
+        raise ValueError(f"{label} does not fit {owner}: {wrong}. {hint}")
 
 
 PLAIN = (

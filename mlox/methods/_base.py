@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -54,6 +54,7 @@ class Answer(NamedTuple):
     pull_update: Callable[[PyTree], PyTree]
 
 
+@runtime_checkable
 class Method(Protocol):
     """Differentiate the answer of a problem, for the problems above it.
 

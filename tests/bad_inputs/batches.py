@@ -51,7 +51,7 @@ def _batches() -> list[Case]:
                 "a problem left out",
                 lambda _: ENGINE.step(STATE, {"fit": stacked}),
                 ValueError,
-                r"batches.* \['fit'\];.*\['fit', 'penalty'\].*engine.stack",
+                r"batches.*\['fit'\];.*\['fit', 'penalty'\].*engine.stack",
             ),
             (
                 "an unknown name",
@@ -63,13 +63,13 @@ def _batches() -> list[Case]:
                 "no leading axis",
                 lambda _: _step(BATCH[0]),
                 ValueError,
-                r"batches\['fit'\].*shape \(\);.*leading axis of 2",
+                r"batches\['fit'\].*shape \(\);.*expected \[2, \.\.\.\]",
             ),
             (
                 "three batches for two steps",
                 lambda _: _step(np.ones((3, 2), F32)),
                 ValueError,
-                r"batches\['fit'\].*shape \(3, 2\);.*leading axis of 2",
+                r"batches\['fit'\].*shape \(3, 2\);.*expected \[2, \.\.\.\]",
             ),
             (
                 "a batch without the axis of tasks",
@@ -87,7 +87,7 @@ def _batches() -> list[Case]:
                 "strings",
                 lambda _: _eager(np.array(["a", "b"])),
                 TypeError,
-                r"batches\['fit'\].*<U1\[2\].*numbers",
+                r"batches\['fit'\].*<U1\[2\].*array",
             ),
             (
                 "None where the loss reads a batch",
@@ -99,7 +99,7 @@ def _batches() -> list[Case]:
                 "a batch for a problem that samples",
                 lambda _: trace(pair({"sample": lambda p, ctx: p})),
                 ValueError,
-                "'fit'.*samples.*None",
+                "'fit'.*None.*samples",
             ),
             (
                 "other shapes than the params",
@@ -127,13 +127,13 @@ def _states() -> list[Case]:
                 "None",
                 lambda _: ENGINE.step(None, GOOD),
                 TypeError,
-                r"state is a NoneType;.*\['fit', 'penalty'\].*engine.init",
+                r"state is None;.*\['fit', 'penalty'\].*engine.init",
             ),
             (
                 "a problem left out",
                 lambda _: ENGINE.step({"fit": fit}, GOOD),
                 ValueError,
-                r"state has.*\['fit'\].*\['fit', 'penalty'\].*engine.init",
+                r"state.keys\(\) is \['fit'\];.*\['fit', 'penalty'\].*engine.init",
             ),
             (
                 "params for a problem",
@@ -145,7 +145,7 @@ def _states() -> list[Case]:
                 "problems exchanged",
                 lambda _: step(fit=penalty, penalty=fit),
                 TypeError,
-                r"state\['penalty'\] is problem 'fit'.*engine.init",
+                r"state\['penalty'\].name is 'fit';.*engine.init",
             ),
             (
                 "other unroll_steps",
@@ -205,7 +205,7 @@ def _states() -> list[Case]:
                 "a string in model_state",
                 lambda _: changed(model_state="mean"),
                 TypeError,
-                "'fit': model_state.*'mean'.*arrays",
+                "'fit': model_state is 'mean'.*array",
             ),
             (
                 "a stack of states",
@@ -349,7 +349,7 @@ def _asked() -> list[Case]:
                 "evaluate no state",
                 lambda _: ENGINE.evaluate(None, "fit", BATCH),
                 TypeError,
-                r"state is a NoneType;.*\['fit', 'penalty'\].*engine.init",
+                r"state is None;.*\['fit', 'penalty'\].*engine.init",
             ),
             (
                 "evaluate with name and state exchanged",

@@ -32,19 +32,19 @@ def _problems() -> list[Case]:
                 "one problem, not in a list",
                 lambda _: mlox.Engine(A),
                 TypeError,
-                "a Problem; expected a list",
+                r"problems is Problem\(.*; expected a list",
             ),
             (
                 "a dict of problems",
                 lambda _: mlox.Engine({"a": A}),
                 TypeError,
-                "dict; expected a list",
+                "problems is {'a': Problem.*; expected a list",
             ),
             (
                 "names for problems",
                 lambda _: mlox.Engine(["a", "b"]),
                 TypeError,
-                "'a' of type str.*Problem.create",
+                r"problems\[0\] is 'a';.*Problem.create",
             ),
             (
                 "the same problem twice",
@@ -56,7 +56,7 @@ def _problems() -> list[Case]:
                 "a generator",
                 lambda _: mlox.Engine(p for p in (A, B)),
                 TypeError,
-                "generator; expected a list",
+                "problems is <generator.*; expected a list",
             ),
         ],
     )

@@ -35,13 +35,13 @@ def _arguments() -> list[Case]:
                 "no state",
                 lambda _: ONE.run(None, loggers=()),
                 TypeError,
-                r"state is a NoneType;.*\['fit'\].*engine.init",
+                r"state is None;.*\['fit'\].*engine.init",
             ),
             (
                 "a state of another engine",
                 lambda _: ONE.run(ENGINE.init(), loggers=()),
                 ValueError,
-                r"state has.*\['fit', 'penalty'\].*\['fit'\].*engine.init",
+                r"state.keys\(\) is \['fit', 'penalty'\];.*\['fit'\].*engine.init",
             ),
             (
                 "train_iters=0",
@@ -235,7 +235,7 @@ def _data() -> list[Case]:
                 "data for a problem that samples",
                 lambda _: run_engine(pair({"sample": lambda p, ctx: p}), DATA),
                 mlox.RunError,
-                "step of cycle 1.*'fit'.*samples.*None",
+                "step of cycle 1.*'fit'.*None.*samples",
             ),
         ],
     )

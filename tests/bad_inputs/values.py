@@ -256,7 +256,7 @@ def _losses() -> list[Case]:
                 "steps=0",
                 lambda _: mlox.Accumulated(alone_loss, 0),
                 ValueError,
-                "Accumulated.*steps=0.*positive",
+                "Accumulated: steps is 0;.*positive",
             ),
             (
                 "a loss with two parameters",
