@@ -14,7 +14,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from mlox import FiniteDifference, attach
-from mlox._utils.convolutions import has_convolution, unrolls
+from mlox._utils.convolutions import has_convolution, should_unroll
 from mlox._utils.tree import add_scaled, epsilon, link_leaves, vdot
 from mlox.solvers import (
     CG,
@@ -785,7 +785,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions_are_found(name):
     assert has_convolution(jax.make_jaxpr(CONVOLUTIONS[name])(IMAGE))
-    assert unrolls(CONVOLUTIONS[name], IMAGE) == (jax.default_backend() == "cpu")
+    assert should_unroll(CONVOLUTIONS[name], IMAGE) == (jax.default_backend() == "cpu")
 
 
 def test_programs_without_convolution_stay_rolled():
@@ -795,7 +795,7 @@ def test_programs_without_convolution_stay_rolled():
     assert not has_convolution(
         jax.make_jaxpr(jax.grad(lambda x: f(x).sum()))(jnp.eye(2))
     )
-    assert not unrolls(f, jnp.eye(2))
+    assert not should_unroll(f, jnp.eye(2))
 
 
 ITERATIVE = [
@@ -919,7 +919,7 @@ def test_fields_are_checked(make, message):
     ("b", "guess", "message"),
     [
         ({"a": jnp.arange(3)}, None, r"b\['a'\] has dtype int.*Convert it with astype"),
-        ((jnp.ones(2) * 1j,), None, r"b\[0\] has dtype complex128"),
+        ((jnp.ones(2, complex),), None, r"b\[0\] has dtype complex128"),
         (jnp.ones(2), jnp.ones(3), r"`guess` and `b` differ.*\(3,\).*\(2,\).*like `b`"),
         ((jnp.ones(2),), [jnp.ones(2)], "differ in structure or shapes"),
     ],

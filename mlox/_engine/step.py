@@ -13,7 +13,7 @@ import jax
 from mlox._cycle.cycle import Cycle
 from mlox._engine.nonfinite import has_nonfinite
 from mlox._engine.validation import check_batches, check_donated, check_state
-from mlox._utils.convolutions import unrolls
+from mlox._utils.convolutions import should_unroll
 from mlox._utils.types import Batches, Metrics, State
 
 
@@ -85,7 +85,7 @@ class Step:
             return self.cycle
         looped = [n for n, steps in plan.graph.steps_per_cycle.items() if steps > 1]
         unroll = any(
-            unrolls(partial(self.cycle.cost, name=name), state, batches)
+            should_unroll(partial(self.cycle.cost, name=name), state, batches)
             for name in looped
         )
         return dataclasses.replace(self.cycle, unroll=unroll)

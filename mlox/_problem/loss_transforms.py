@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mlox._problem.context import Context
 from mlox._problem.loss_output import as_dict
 from mlox._problem.validation import LOSS
-from mlox._utils.convolutions import unrolls
+from mlox._utils.convolutions import should_unroll
 from mlox._utils.describe import find_non_array
 from mlox._utils.fields import COUNT, Kind, check, check_fields, check_function
 from mlox._utils.types import LossFn, PyTree
@@ -80,7 +80,7 @@ class Accumulated:
 
         inputs = jnp.arange(self.steps), parts
         first = jax.tree.map(lambda x: x[0], inputs)
-        unroll = self.steps if unrolls(one, ctx.model_state, first) else 1
+        unroll = self.steps if should_unroll(one, ctx.model_state, first) else 1
         model_state, found = jax.lax.scan(
             jax.checkpoint(one, prevent_cse=unroll > 1),
             ctx.model_state,

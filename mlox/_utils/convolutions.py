@@ -32,12 +32,12 @@ def has_convolution(jaxpr: Jaxpr | ClosedJaxpr) -> bool:
     program = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     return any(
         equation.primitive.name == "conv_general_dilated"
-        or any(map(has_convolution, _programs(equation.params.values())))
+        or any(map(has_convolution, _list_programs(equation.params.values())))
         for equation in program.eqns
     )
 
 
-def unrolls(function: Callable[..., Any], *args: Any) -> bool:
+def should_unroll(function: Callable[..., Any], *args: Any) -> bool:
     """Return whether a loop around `function` should be unrolled.
 
     Args:
@@ -50,7 +50,7 @@ def unrolls(function: Callable[..., Any], *args: Any) -> bool:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> unrolls(jnp.sin, 1.0)
+        >>> should_unroll(jnp.sin, 1.0)
         False
     """
     if jax.default_backend() != "cpu":
@@ -58,12 +58,12 @@ def unrolls(function: Callable[..., Any], *args: Any) -> bool:
     return has_convolution(jax.make_jaxpr(function)(*args))
 
 
-def _programs(values: Iterable[Any]) -> Iterable[Jaxpr | ClosedJaxpr]:
+def _list_programs(values: Iterable[Any]) -> Iterable[Jaxpr | ClosedJaxpr]:
     """Yield the programs among the parameters of an equation."""
     for value in values:
         if isinstance(value, Jaxpr | ClosedJaxpr):
             yield value
         elif isinstance(value, tuple | list):
-            yield from _programs(value)
+            yield from _list_programs(value)
         elif isinstance(value, dict):
-            yield from _programs(value.values())
+            yield from _list_programs(value.values())

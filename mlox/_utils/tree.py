@@ -1,14 +1,20 @@
 """Vector arithmetic on pytrees that `optax.tree` lacks, safe in low precision."""
 
+import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from mlox._utils.types import Tree
+
+STANDARD_PROMOTION = functools.partial(jax.numpy_dtype_promotion, "standard")
+"""The leaves of a tree may differ in dtype, also where a user asks for "strict"."""
 
 
 def vdot(x: Tree, y: Tree) -> jax.Array:
@@ -27,7 +33,9 @@ def vdot(x: Tree, y: Tree) -> jax.Array:
         >>> print(vdot(x, x))
         1000.0
     """
-    return jnp.asarray(optax.tree.vdot(jax.tree.map(widen, x), jax.tree.map(widen, y)))
+    with STANDARD_PROMOTION():
+        found = optax.tree.vdot(jax.tree.map(widen, x), jax.tree.map(widen, y))
+    return jnp.asarray(found)
 
 
 def add_scaled(x: Tree, scale: jax.Array | float, y: Tree) -> Tree:
@@ -48,7 +56,31 @@ def add_scaled(x: Tree, scale: jax.Array | float, y: Tree) -> Tree:
         >>> print(add_scaled((jnp.ones(2),), 2.0, (jnp.ones(2),))[0])
         [3. 3.]
     """
-    return jax.tree.map(lambda a, b: (a + scale * b).astype(a.dtype), x, y)
+    with STANDARD_PROMOTION():
+        return jax.tree.map(lambda a, b: (a + scale * b).astype(a.dtype), x, y)
+
+
+def scale(factor: jax.Array | float, x: Tree) -> Tree:
+    """Return `factor * x`, each leaf in the wider dtype of both.
+
+    Example:
+        >>> print(scale(2.0, (jnp.ones(2),))[0])
+        [2. 2.]
+    """
+    with STANDARD_PROMOTION():
+        return jax.tree.map(lambda leaf: factor * leaf, x)
+
+
+def ravel(tree: Tree) -> tuple[jax.Array, Callable[[jax.Array], Tree]]:
+    """Return a pytree as one vector in the widest dtype, and the inverse function.
+
+    Example:
+        >>> vector, unravel = ravel({"w": jnp.ones((2, 1))})
+        >>> print(vector, unravel(vector)["w"].shape)
+        [1. 1.] (2, 1)
+    """
+    with STANDARD_PROMOTION():
+        return ravel_pytree(tree)
 
 
 def epsilon(tree: Tree) -> float:
@@ -141,7 +173,8 @@ def link_leaves(tree: Tree) -> Tree:
     leaves = jax.tree.leaves(tree)
     if len(leaves) < 2:
         return tree
-    nothing = 0 * jax.tree.reduce(operator.add, [jnp.sum(leaf) for leaf in leaves])
+    with STANDARD_PROMOTION():
+        nothing = 0 * functools.reduce(operator.add, map(jnp.sum, leaves))
     return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), tree)
 
 

@@ -6,12 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlox._utils.convolutions import unrolls
-from mlox._utils.fields import COUNT, NOT_NEGATIVE, check_fields
-from mlox._utils.tree import add_scaled, epsilon, vdot
+from mlox._utils.tree import add_scaled, epsilon, scale, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec
-from mlox.solvers._iterate import UNROLL, damped, divide, iterate, report, start
+from mlox.solvers._iterate import check_solver, divide, iterate, report, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +18,15 @@ class BiCGStab:
 
     Each iteration takes two products, and memory does not grow with their number,
     unlike that of `GMRES`. Convergence is not monotone, and breaks down for a
-    skew-symmetric `A`. It stops by itself at a residual of machine precision, and
-    then the iterate stays what it is.
+    skew-symmetric `A`. The iteration stops by itself at a residual of machine
+    precision.
 
     Attributes:
-        iterations: how many iterations are made at most; the products, reported as
+        iterations: the largest number of iterations; the products, reported as
             `"iterations"`, are twice as many, and one more with a guess.
-        tolerance: stop when the norm of the residual has fallen to `tolerance` times
-            that of `b`.
+        tolerance: stop at a residual of `tolerance` times the norm of `b`.
         damping: added to the diagonal of `A`.
-        unroll: write the loop out. None: on CPU if a product with `A` holds a
-            convolution (which XLA runs 11 to 30 times slower inside a loop).
+        unroll: whether to write the loop out; None: on CPU, around a convolution.
 
     References:
         van der Vorst, Bi-CGSTAB: a fast and smoothly converging variant of Bi-CG for
@@ -51,20 +47,13 @@ class BiCGStab:
     unroll: bool | None = None
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            iterations=COUNT,
-            tolerance=NOT_NEGATIVE,
-            damping=NOT_NEGATIVE,
-            unroll=UNROLL,
-        )
+        check_solver(self)
 
     def __call__(
         self, matvec: MatVec, b: Tree, guess: Tree | None = None
     ) -> tuple[Tree, Info]:
         """Return the last iterate and its report, see `Solver`."""
-        product = damped(matvec, self.damping)
-        x, r, rr, bb, used = start(product, b, guess)
+        product, x, r, rr, bb, used, unroll = start(self, matvec, b, guess)
         enough = max(self.tolerance, epsilon(r)) ** 2 * bb
         active = (rr > enough) & jnp.isfinite(rr)
         state = iterate(
@@ -72,7 +61,7 @@ class BiCGStab:
             _State(x, r, r, rr, rr, active, jnp.int32(used)),
             self.iterations,
             (lambda state: state.active) if self.tolerance else None,
-            unrolls(matvec, r) if self.unroll is None else self.unroll,
+            unroll,
         )
         return state.x, report(state.rr, bb, state.used)
 
@@ -90,12 +79,17 @@ class _State(NamedTuple):
 
 
 def _step(product: MatVec, shadow: Tree, enough: jax.Array, state: _State) -> _State:
-    """Make one iteration, or none if the state is final.
-
-    Letters as in van der Vorst's paper. r = b - A x holds for any alpha and omega, so
-    a zero denominator only skips its part of the step: without alpha it is a step of
-    minimal residual, after which p starts anew. A step that overflows is not taken.
-    """
+    """Make one iteration, or none if the state is final."""
+    # In the letters of van der Vorst, with the first residual as the shadow residual:
+    #
+    #     v = A p      alpha = rho / <shadow, v>      s = r - alpha v
+    #     t = A s      omega = <t, s> / <t, t>        r' = s - omega t
+    #     x' = x + alpha p + omega s                  rho' = <shadow, r'>
+    #     beta = (rho' / rho) (alpha / omega)         p' = r' + beta (p - omega v)
+    #
+    # r = b - A x holds for any alpha and omega, so a zero denominator only skips its
+    # part of the step: without alpha it is a step of minimal residual, after which p
+    # starts anew. A step that overflows is not taken.
     x, r, p, rho, _, active, used = state
     v = product(p)
     alpha = divide(rho, vdot(shadow, v))
@@ -106,7 +100,7 @@ def _step(product: MatVec, shadow: Tree, enough: jax.Array, state: _State) -> _S
     rho_next = vdot(shadow, r_next)
     rr_next = vdot(r_next, r_next)
     beta = divide(rho_next, rho) * divide(alpha, omega)
-    change = add_scaled(jax.tree.map(lambda leaf: alpha * leaf, p), omega, s)
+    change = add_scaled(scale(alpha, p), omega, s)
     finite = jnp.isfinite(rr_next) & jnp.isfinite(vdot(change, change))
     sound = active & finite
     taken = _State(
@@ -118,6 +112,6 @@ def _step(product: MatVec, shadow: Tree, enough: jax.Array, state: _State) -> _S
         rr_next > enough,
         used,
     )
-    kept = state._replace(active=jnp.zeros_like(active))
-    state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), taken, kept)
-    return state._replace(used=used + 2 * active)
+    final = state._replace(active=jnp.zeros_like(active))
+    state = jax.tree.map(lambda new, old: jnp.where(sound, new, old), taken, final)
+    return state._replace(used=used + 2 * active.astype(used.dtype))

@@ -6,12 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlox._utils.convolutions import unrolls
-from mlox._utils.fields import COUNT, NOT_NEGATIVE, check_fields
 from mlox._utils.tree import add_scaled, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, System, serves
-from mlox.solvers._iterate import UNROLL, damped, divide, iterate, report, start
+from mlox.solvers._iterate import check_solver, divide, iterate, report, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,22 +17,19 @@ class CG:
     """Solve a symmetric positive definite system by conjugate gradients.
 
     Iterate k minimizes `<x, (A + damping I) x> / 2 - <b, x>` over the guess plus the
-    span of `r, A r, ..., A^(k-1) r`, with `r` the first residual. One product and two
-    inner products are spent in each iteration, and one product on a guess.
+    span of `r, A r, ..., A^(k-1) r`, with `r` the first residual. Each iteration takes
+    one product and two inner products, and a guess takes one product.
 
-    The residual that is reported is the one that the iteration updates: on a system
-    that is iterated far past its convergence it goes on to fall where `b - A x`
-    stays at rounding errors. On an indefinite system the iterates stay finite, but
-    need not approach the solution.
+    The reported residual is the one that the iteration updates: far past convergence it
+    goes on to fall where `b - A x` stays at rounding errors. On an indefinite system
+    the iterates stay finite, but need not approach the solution.
 
     Attributes:
-        iterations: how many iterations are made. With `tolerance=0` exactly that many,
-            unless the residual becomes zero.
-        tolerance: stop when the norm of the residual has fallen to `tolerance` times
-            that of `b`.
+        iterations: the number of iterations. With `tolerance=0` exactly that many are
+            made, unless the residual becomes zero.
+        tolerance: stop at a residual of `tolerance` times the norm of `b`.
         damping: added to the diagonal of `A`.
-        unroll: write the loop out. None: on CPU if a product with `A` holds a
-            convolution (which XLA runs 11 to 30 times slower inside a loop).
+        unroll: whether to write the loop out; None: on CPU, around a convolution.
 
     References:
         Hestenes and Stiefel, Methods of conjugate gradients for solving linear
@@ -55,20 +50,13 @@ class CG:
     unroll: bool | None = None
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            iterations=COUNT,
-            tolerance=NOT_NEGATIVE,
-            damping=NOT_NEGATIVE,
-            unroll=UNROLL,
-        )
+        check_solver(self)
 
     def __call__(
         self, matvec: MatVec, b: Tree, guess: Tree | None = None
     ) -> tuple[Tree, Info]:
         """Return the last iterate and its report, see `Solver`."""
-        product = damped(matvec, self.damping)
-        x, r, rr, bb, used = start(product, b, guess)
+        product, x, r, rr, bb, used, unroll = start(self, matvec, b, guess)
         enough = self.tolerance**2 * bb
         pp = jnp.where((rr > enough) & jnp.isfinite(rr), rr, 0)
         state = iterate(
@@ -76,13 +64,13 @@ class CG:
             _State(x, r, r, rr, pp, jnp.int32(used)),
             self.iterations,
             (lambda state: state.pp > 0) if self.tolerance else None,
-            unrolls(matvec, r) if self.unroll is None else self.unroll,
+            unroll,
         )
         return state.x, report(state.rr, bb, state.used)
 
 
 class _State(NamedTuple):
-    """The iterate, its residual and direction; `pp` = 0 says that it is final."""
+    """The iterate, its residual and direction; a final state has `pp` = 0."""
 
     x: Tree
     r: Tree
@@ -93,16 +81,22 @@ class _State(NamedTuple):
 
 
 def _step(product: MatVec, enough: jax.Array, state: _State) -> _State:
-    """Make one iteration, or none if the state is final.
-
-    All guards are on scalars, so a vector costs what it costs without them. A final
-    state has alpha = 0 for good. It is reached at a small residual, at a direction
-    without curvature (also if p.Ap underflows), and before x overflows: pp bounds
-    <p, p>, as |r + beta p|^2 <= 2 (rr + beta^2 pp), so alpha^2 pp bounds the change of
-    x (both without the 2 if A is definite, since then r and p are orthogonal). What a
-    final step makes of r may be large, and A r must not overflow: that is so up to
-    |A| = 4e9 in float32, the fourth root of its largest number.
-    """
+    """Make one iteration, or none if the state is final."""
+    # Equations (3:1) of Hestenes and Stiefel, whose a and b are called alpha and beta:
+    #
+    #     alpha = |r|^2 / <p, A p>      x' = x + alpha p      r' = r - alpha A p
+    #     beta = |r'|^2 / |r|^2         p' = r' + beta p
+    #
+    # All guards are on scalars, so a vector costs what it costs without them. A final
+    # state has alpha = 0 for good. It is reached at a small residual, at a direction
+    # without curvature (also if <p, A p> underflows), and before x overflows:
+    #
+    #     |r' + beta p|^2 <= 2 (|r'|^2 + beta^2 |p|^2) = 2 pp,
+    #
+    # so alpha^2 pp bounds the change of x. (Both without the 2 if A is definite, since
+    # then r' and p are orthogonal.) What a final step makes of r may be large, and A r
+    # must not overflow: it does not up to |A| = 4e9 in float32, the fourth root of its
+    # largest number.
     x, r, p, rr, pp, used = state
     active = pp > 0
     Ap = product(p)
@@ -116,12 +110,8 @@ def _step(product: MatVec, enough: jax.Array, state: _State) -> _State:
     pp = rr_next + beta**2 * pp
     proceed = sound & (rr_next > enough) & jnp.isfinite(pp)
     p = add_scaled(r, jnp.where(proceed, beta, 0), p)
-    return _State(
-        x, r, p, rr_next, jnp.where(proceed, pp, 0), used + active.astype(used.dtype)
-    )
+    pp = jnp.where(proceed, pp, 0)
+    return _State(x, r, p, rr_next, pp, used + active.astype(used.dtype))
 
 
-@serves.register
-def _(solver: CG) -> System:
-    del solver
-    return System.DEFINITE
+serves.register(CG, lambda solver: System.DEFINITE)

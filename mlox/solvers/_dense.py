@@ -4,12 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
-from mlox._utils.fields import NOT_NEGATIVE, check_fields
+from mlox._utils.tree import ravel, widen
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec
-from mlox.solvers._iterate import damped
+from mlox.solvers._iterate import add_damping, check_solver
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +36,24 @@ class Dense:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        check_fields(self, damping=NOT_NEGATIVE)
+        check_solver(self)
 
     def __call__(
         self, matvec: MatVec, b: Tree, guess: Tree | None = None
     ) -> tuple[Tree, Info]:
         """Return the solution and the number of products, see `Solver`."""
         del guess
-        product = damped(matvec, self.damping)
-        flat, unravel = ravel_pytree(b)
+        product = add_damping(matvec, self.damping)
+        flat, unravel = ravel(b)
         # LAPACK and cuSOLVER have no LU factors in 16 bits.
-        dtype = jnp.promote_types(flat.dtype, jnp.float32)
+        wide = widen(flat)
 
         def column(unit: jax.Array) -> jax.Array:
-            return ravel_pytree(product(unravel(unit)))[0].astype(dtype)
+            return ravel(product(unravel(unit)))[0].astype(wide.dtype)
 
+        # The columns of A are A e_1, ..., A e_n.
         identity = jnp.eye(flat.size, dtype=flat.dtype)
         matrix = jax.vmap(column, out_axes=1)(identity)
-        solution = jnp.linalg.solve(matrix, flat.astype(dtype)).astype(flat.dtype)
+        solution = jnp.linalg.solve(matrix, wide).astype(flat.dtype)
         x = unravel(jnp.where(jnp.any(flat != 0), solution, jnp.zeros_like(flat)))
         return x, {"iterations": jnp.int32(flat.size)}

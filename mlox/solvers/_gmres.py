@@ -9,12 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
-from mlox._utils.convolutions import unrolls
-from mlox._utils.fields import COUNT, NOT_NEGATIVE, check_fields, optional
-from mlox._utils.tree import add_scaled, epsilon, vdot
+from mlox._utils.tree import STANDARD_PROMOTION, add_scaled, epsilon, scale, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec
-from mlox.solvers._iterate import UNROLL, damped, divide, iterate, report, start
+from mlox.solvers._iterate import check_solver, divide, iterate, report, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,27 +21,26 @@ class GMRES:
 
     Iterate k minimizes the norm of `b - (A + damping I) x` over the guess plus the
     span of `r, A r, ..., A^(k-1) r`, with `r` the first residual: for any regular `A`,
-    symmetric or not, definite or not. It stops by itself at a residual of machine
-    precision, after as many products as there are unknowns (without restart), and
-    where the span no longer grows. On a singular `A` it takes the last iterate that is
-    not mere rounding, whose residual is about the least there is; but `x` may be large
-    unless damped.
+    symmetric or not, definite or not. The iteration stops by itself at a residual of
+    machine precision, after as many products as there are unknowns (without restart),
+    and where the span no longer grows. On a singular `A` it returns the last iterate
+    that is not mere rounding, whose residual is about the least there is; but `x` may
+    be large unless damped.
 
-    The residual that is reported is that of the small least-squares problem and a bound
-    of the rounding errors, and costs no product.
+    The reported residual is that of the small least-squares problem and a bound of the
+    rounding errors, and costs no product.
 
     Attributes:
         iterations: the largest number of products with `A` in all: one for a guess,
             one in each iteration, and none for a restart. It counts single products,
             also within a cycle between two restarts.
-        tolerance: stop when the norm of the residual has fallen to `tolerance` times
-            that of `b`.
+        tolerance: stop at a residual of `tolerance` times the norm of `b`.
         damping: added to the diagonal of `A`.
         restart: start anew from the iterate after so many products, which bounds the
-            memory: `restart + 1` vectors like `b` are kept. None: never, with
-            `iterations + 1` vectors (or one more than there are unknowns, if fewer).
-        unroll: write the loop out, at its full length. None: on CPU if a product with
-            `A` holds a convolution (which XLA runs 11 to 30 times slower in a loop).
+            memory: `restart + 1` vectors like `b`. None: never, with `iterations + 1`
+            vectors (or one more than there are unknowns, if fewer).
+        unroll: whether to write the loop out, at its full length; None: on CPU, around
+            a convolution.
 
     References:
         Saad and Schultz, GMRES: a generalized minimal residual algorithm for solving
@@ -65,21 +62,13 @@ class GMRES:
     unroll: bool | None = None
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            iterations=COUNT,
-            tolerance=NOT_NEGATIVE,
-            damping=NOT_NEGATIVE,
-            restart=optional(COUNT),
-            unroll=UNROLL,
-        )
+        check_solver(self)
 
     def __call__(
         self, matvec: MatVec, b: Tree, guess: Tree | None = None
     ) -> tuple[Tree, Info]:
         """Return the last iterate and its report, see `Solver`."""
-        product = damped(matvec, self.damping)
-        x, r, rr, bb, used = start(product, b, guess)
+        product, x, r, rr, bb, used, unroll = start(self, matvec, b, guess)
         budget = self.iterations - used
         unknowns = sum(leaf.size for leaf in jax.tree.leaves(r))
         length = min(self.restart or budget, budget, unknowns)
@@ -87,13 +76,12 @@ class GMRES:
             return x, report(rr, bb, used)
         cycles = 1 if self.restart is None else -(-budget // length)
         enough = max(self.tolerance, epsilon(r)) * jnp.sqrt(bb)
-        unroll = unrolls(matvec, r) if self.unroll is None else self.unroll
 
         def cycle(state: _State) -> _State:
             left = self.iterations - state.used
             space = iterate(
                 lambda space: _extend(product, left, state.norm, enough, space),
-                _first(state, length),
+                _begin_space(state, length),
                 length,
                 lambda space: space.active,
                 unroll,
@@ -120,35 +108,46 @@ class _State(NamedTuple):
     used: jax.Array
 
 
+# Letters as in Saad and Schultz, but a basis of rows: V has k + 1 orthonormal rows, the
+# first of them r / |r|, and H is the Hessenberg matrix of Arnoldi's process,
+#
+#     A V[:k]^T = V^T H,    so    b - A (x + |r| V[:k]^T y) = |r| V^T (e_1 - H y),
+#
+# whose norm is |r| |e_1 - H y|. Givens rotations of the product Q turn H into an upper
+# triangle R over a row of zeros: with g = Q e_1 the minimizer is y = R^-1 g[:k], and
+# the least norm |r| |g[k]|. Rows that are not reached yet are zero in V, and those of
+# the identity in Q and R.
+
+
 class _Space(NamedTuple):
     """A Krylov space of dimension `k`, and the least-squares problem on it.
 
-    With V the first k rows of `basis` (leaves [length + 1, ...], orthonormal, zero from
-    row k + 1 on) and H the Hessenberg matrix, A V^T = basis^T H. `Q` [length + 1,
-    length + 1] is the product of the rotations that bring H to the transpose of the
-    triangle `R` [length, length], which is the identity from row k on.
+    The leaves of `V` are [length + 1, ...], `Q` is [length + 1, length + 1], and `RT`,
+    the transpose of R, [length, length].
     """
 
-    basis: Tree
+    V: Tree
     Q: jax.Array
-    R: jax.Array
+    RT: jax.Array
     k: jax.Array
     active: jax.Array
     used: jax.Array
 
 
-def _first(state: _State, length: int) -> _Space:
+def _begin_space(state: _State, length: int) -> _Space:
     """Return the space of dimension 0, with the normalized residual in its basis."""
-    scale = divide(jnp.ones_like(state.norm), state.norm)
-
-    def rows(leaf: jax.Array) -> jax.Array:
-        empty = jnp.zeros((length + 1, *leaf.shape), leaf.dtype)
-        return _put(empty, scale * leaf, 0)
-
+    dtype = state.norm.dtype
+    first = scale(divide(jnp.ones((), dtype), state.norm), state.r)
     return _Space(
-        basis=jax.tree.map(rows, state.r),
-        Q=jnp.eye(length + 1, dtype=scale.dtype),
-        R=jnp.eye(length, dtype=scale.dtype),
+        V=jax.tree.map(
+            lambda leaf, row: _put(
+                jnp.zeros((length + 1, *leaf.shape), leaf.dtype), row, 0
+            ),
+            state.r,
+            first,
+        ),
+        Q=jnp.eye(length + 1, dtype=dtype),
+        RT=jnp.eye(length, dtype=dtype),
         k=jnp.int32(0),
         active=state.active,
         used=jnp.int32(0),
@@ -158,89 +157,94 @@ def _first(state: _State, length: int) -> _Space:
 def _extend(
     product: MatVec, left: jax.Array, norm: jax.Array, enough: jax.Array, space: _Space
 ) -> _Space:
-    """Add one dimension, or none if the space is final.
-
-    One step of Arnoldi's process, with classical Gram-Schmidt done twice (as exact as
-    the modified form and all in matrix products), then one Givens rotation. The earlier
-    rotations act on the new column h through their product Q, instead of one after the
-    other. The residual of the least-squares problem is norm * |Q[k, 0]|.
-    """
-    basis, Q, R, k, active, used = space
-    w = product(jax.tree.map(lambda rows: rows[k], basis))
-    tiny = epsilon(basis) * jnp.sqrt(vdot(w, w))
-    h, w = _orthogonalize(basis, w)
-    again, w = _orthogonalize(basis, w)
+    """Add one dimension, or none if the space is final."""
+    # One step of Arnoldi's process. Classical Gram-Schmidt, twice, is as exact as the
+    # modified form, and all in matrix products (Giraud et al., Numer. Math., 2005).
+    V, Q, RT, k, active, used = space
+    w = product(jax.tree.map(lambda rows: rows[k], V))
+    tiny = epsilon(V) * jnp.sqrt(vdot(w, w))
+    h, w = _orthogonalize(V, w)
+    again, w = _orthogonalize(V, w)
     below = jnp.sqrt(vdot(w, w))
+
+    # One more rotation, of the rows k and k + 1. The earlier ones act on the new column
+    # (h; |w|) of H through their product, instead of one after the other.
     column = _dot(Q, _put(h + again, below, k + 1))
     corner = lax.dynamic_slice_in_dim(column, k, 2)
     diagonal = jnp.sqrt(vdot(corner, corner))
-    # No new direction and no new row: A is singular on the space.
+    # Without a new direction and a new row, A is singular on the space.
     sound = active & (diagonal > tiny) & jnp.isfinite(diagonal)
-
     cosine, sine = divide(corner, diagonal)
     rotation = jnp.array([[cosine, sine], [-sine, cosine]])
     rows = _dot(rotation, lax.dynamic_slice_in_dim(Q, k, 2))
-    column = jnp.where(jnp.arange(len(R)) < k, column[:-1], 0)
-    scale = jnp.where(sound, divide(jnp.ones_like(below), below), 0)
-    basis = jax.tree.map(lambda rows, leaf: _put(rows, scale * leaf, k + 1), basis, w)
+    column = jnp.where(jnp.arange(len(RT), dtype=k.dtype) < k, column[:-1], 0)
+
+    w = scale(jnp.where(sound, divide(jnp.ones_like(below), below), 0), w)
+    V = jax.tree.map(lambda rows, row: _put(rows, row, k + 1), V, w)
     Q = jnp.where(sound, lax.dynamic_update_slice_in_dim(Q, rows, k, 0), Q)
-    R = jnp.where(sound, _put(R, _put(column, diagonal, k), k), R)
-    k, used = k + sound, used + active
+    RT = jnp.where(sound, _put(RT, _put(column, diagonal, k), k), RT)
+    k, used = k + sound.astype(k.dtype), used + active.astype(used.dtype)
+    # |g[k]| = |Q[k, 0]| is the residual of the least-squares problem.
     active = sound & (used < left) & (norm * jnp.abs(Q[k, 0]) > enough)
-    return _Space(basis, Q, R, k, active, used)
+    return _Space(V, Q, RT, k, active, used)
 
 
 def _correct(
     state: _State, space: _Space, left: jax.Array, enough: jax.Array
 ) -> _State:
-    """Add a minimizer over the space to the iterate.
-
-    With g = Q[:, 0], all in units of the norm, the minimizer y over the first j
-    dimensions solves R.T[:j, :j] y = g[:j], and its residual is Q^T (0, g[j:]) in the
-    basis: neither takes a product. One solve gives y for every j, since the leading
-    blocks of an inverse triangle are the inverses of its leading blocks. Rounding adds
-    about eps |R| |y| to the residual. On a singular A the last y may be huge and
-    nothing but rounding; so the largest j is taken whose sum of both is small.
-    """
-    basis, Q, R, k, _, used = space
-    index = jnp.arange(len(Q))
+    """Add a minimizer over the space to the iterate."""
+    # One solve gives the minimizer y_j over the first j dimensions for every j, since
+    # the leading blocks of an inverse triangle are the inverses of its leading blocks:
+    #
+    #     y_j = sum over i < j of R^-1[:, i] g[i],    with the residual Q^T (0, g[j:]).
+    #
+    # Rounding adds about eps |R| |y| to the residual. On a singular A the last y may be
+    # huge and nothing but rounding: so j is the largest whose sum of both is small.
+    V, Q, RT, k, _, used = space
+    index = jnp.arange(len(Q), dtype=k.dtype)
     g = jnp.where(index <= k, Q[:, 0], 0)
-    inverse = solve_triangular(R, jnp.eye(len(R), dtype=R.dtype), trans="T", lower=True)
+    identity = jnp.eye(len(RT), dtype=RT.dtype)
+    inverse = solve_triangular(RT, identity, trans="T", lower=True)
     solutions = jnp.cumsum(jnp.pad(inverse * g[None, :-1], ((0, 0), (1, 0))), axis=1)
-    size = jnp.sum(jnp.where(index[:-1, None] < k, R, 0) ** 2)
-    rounding = epsilon(basis) ** 2 * size * jnp.sum(solutions**2, axis=0)
+    size = jnp.sum(jnp.where(index[:-1, None] < k, RT, 0) ** 2)
+    rounding = epsilon(V) ** 2 * size * jnp.sum(solutions**2, axis=0)
     errors = jnp.cumsum(g[::-1] ** 2)[::-1] + rounding
     errors = jnp.where((index <= k) & jnp.isfinite(errors), errors, jnp.inf)
     j = jnp.max(jnp.where(errors <= 4 * jnp.min(errors), index, 0))
+
+    # All of it is in units of |r|.
     unit = jnp.where(state.active, state.norm, 0)
     norm = jnp.where(state.active, unit * jnp.sqrt(errors[j]), state.norm)
     return _State(
-        x=add_scaled(state.x, unit, _combine(solutions[:, j], basis)),
-        r=_combine(unit * _dot(jnp.where(index < j, 0, g), Q), basis),
+        x=add_scaled(state.x, unit, _combine(solutions[:, j], V)),
+        r=_combine(unit * _dot(jnp.where(index < j, 0, g), Q), V),
         norm=norm,
         active=(j > 0) & (norm > enough) & (used < left),
         used=state.used + used,
     )
 
 
-def _orthogonalize(basis: Tree, w: Tree) -> tuple[jax.Array, Tree]:
-    """Return the components of `w` along the rows of `basis`, and the rest of it."""
+def _orthogonalize(V: Tree, w: Tree) -> tuple[jax.Array, Tree]:
+    """Return the components of `w` along the rows of `V`, and the rest of it."""
 
     def components(rows: jax.Array, leaf: jax.Array) -> jax.Array:
         return jax.vmap(vdot, (0, None))(rows, leaf)
 
-    h = jax.tree.reduce(operator.add, jax.tree.map(components, basis, w))
-    return h, add_scaled(w, -1.0, _combine(h, basis))
+    with STANDARD_PROMOTION():
+        h = jax.tree.reduce(operator.add, jax.tree.map(components, V, w))
+    return h, add_scaled(w, -1.0, _combine(h, V))
 
 
-def _combine(weights: jax.Array, basis: Tree) -> Tree:
-    """Return the sum of the rows of `basis` with these weights."""
-    return jax.tree.map(
-        lambda rows: jnp.tensordot(
+def _combine(weights: jax.Array, V: Tree) -> Tree:
+    """Return the sum of the rows of `V` with these weights."""
+
+    def combine(rows: jax.Array) -> jax.Array:
+        return jnp.tensordot(
             weights, rows[: len(weights)], 1, precision=lax.Precision.HIGHEST
-        ).astype(rows.dtype),
-        basis,
-    )
+        ).astype(rows.dtype)
+
+    with STANDARD_PROMOTION():
+        return jax.tree.map(combine, V)
 
 
 def _put(rows: jax.Array, row: jax.Array, index: jax.Array | int) -> jax.Array:

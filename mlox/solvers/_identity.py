@@ -8,10 +8,10 @@ from mlox.solvers._base import Info, MatVec, System, serves
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Return `x = b`: take `A` to be the identity, and solve nothing.
+    """Return `x = b`, as if `A` were the identity.
 
-    The cheapest of all answers, exact for one gradient step of size 1 from the
-    optimum. It makes no product, ignores the guess and reports nothing.
+    The cheapest choice: exact for one gradient step of size 1 from the optimum. It
+    makes no product, ignores the guess and reports nothing.
 
     References:
         Luketina et al., Scalable gradient-based tuning of continuous regularization
@@ -33,7 +33,4 @@ class Identity:
         return b, {}
 
 
-@serves.register
-def _(solver: Identity) -> System:
-    del solver
-    return System.NONE
+serves.register(Identity, lambda solver: System.NONE)

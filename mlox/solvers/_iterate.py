@@ -1,24 +1,45 @@
-"""What the iterative solvers share: damping, the start, the loop and the report."""
+"""What the iterative solvers share: their fields, the start, the loop, the report."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlox._utils.fields import Kind
+from mlox._utils.convolutions import should_unroll
+from mlox._utils.fields import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Kind,
+    check_fields,
+    optional,
+)
 from mlox._utils.tree import add_scaled, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec
 
 State = TypeVar("State")
 
-UNROLL = Kind("True, False or None", lambda x: x is None or isinstance(x, bool))
-"""Whether a loop is written out: of every iterative solver."""
+FIELDS = {
+    "iterations": COUNT,
+    "step": POSITIVE,
+    "tolerance": NOT_NEGATIVE,
+    "damping": NOT_NEGATIVE,
+    "restart": optional(COUNT),
+    "unroll": Kind("True, False or None", lambda x: x is None or isinstance(x, bool)),
+}
 
 
-def damped(matvec: MatVec, damping: float) -> MatVec:
+def check_solver(solver: Any) -> None:
+    """Raise ValueError if a field of a solver is not of its kind."""
+    names = (field.name for field in dataclasses.fields(solver))
+    check_fields(solver, **{name: FIELDS[name] for name in names})
+
+
+def add_damping(matvec: MatVec, damping: float) -> MatVec:
     """Return the map `x -> (A + damping I) x`; `matvec` itself without damping."""
     if damping == 0:
         return matvec
@@ -26,24 +47,26 @@ def damped(matvec: MatVec, damping: float) -> MatVec:
 
 
 def start(
-    matvec: MatVec, b: Tree, guess: Tree | None
-) -> tuple[Tree, Tree, jax.Array, jax.Array, int]:
-    """Return where an iteration starts, and what is known there.
+    solver: Any, matvec: MatVec, b: Tree, guess: Tree | None
+) -> tuple[MatVec, Tree, Tree, jax.Array, jax.Array, int, bool]:
+    """Return where a solver with the fields `damping` and `unroll` starts.
 
-    A product is spent only on a guess: from zero the residual is `b`, and its norm
-    that of `b`.
+    A product is made only for a guess: from zero the residual is `b`.
 
     Returns:
-        `x`, the residual `r = b - A x`, `<r, r>`, `<b, b>`, and the number of products
-        that were used.
+        The map `x -> (A + damping I) x`; the first iterate `x` and its residual
+        `r = b - A x`; `<r, r>` and `<b, b>`; the number of products that were made;
+        and whether loops are written out.
     """
+    product = add_damping(matvec, solver.damping)
+    unroll = should_unroll(matvec, b) if solver.unroll is None else solver.unroll
     b = jax.tree.map(jnp.asarray, b)
     bb = vdot(b, b)
     if guess is None:
-        return jax.tree.map(jnp.zeros_like, b), b, bb, bb, 0
+        return product, jax.tree.map(jnp.zeros_like, b), b, bb, bb, 0, unroll
     x = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), guess, b)
-    r = add_scaled(b, -1.0, matvec(x))
-    return x, r, vdot(r, r), bb, 1
+    r = add_scaled(b, -1.0, product(x))
+    return product, x, r, vdot(r, r), bb, 1, unroll
 
 
 def iterate(

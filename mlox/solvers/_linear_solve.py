@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlox._utils.describe import find_non_array, summarize
+from mlox._utils.describe import find_non_array, show_differences, summarize
 from mlox._utils.tree import link_leaves
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, Solver, System, serves
@@ -53,49 +53,60 @@ def linear_solve(
         >>> print(solution(2.0), jax.grad(solution)(2.0), jax.hessian(solution)(2.0))
         1.5 -0.75 0.75
     """
-    _check_callable("solver", solver, "a value such as mlox.CG()")
-    _check_callable("matvec", matvec, "a function x -> A x")
+    _check_function("solver", solver, "a value such as mlox.CG()")
+    _check_function("matvec", matvec, "a function x -> A x")
     if wrong := find_non_array((b, guess)):
         raise TypeError(
             f"linear_solve: (b, guess){wrong}; expected pytrees of floating arrays."
         )
     b = jax.tree.map(jnp.asarray, b)
-    _check(b, guess)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(b):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"linear_solve: b{jax.tree_util.keystr(path)} has dtype {leaf.dtype}; "
+                "expected a real floating one. Convert it with astype, or take it out "
+                "of the system."
+            )
+    if guess is not None:
+        _check_like_b("guess", guess, b)
     if serves(solver) is System.NONE:
         return solver(matvec, b, guess)
     # The rule traces the map four to six times; jit keeps the first trace, which halves
     # the time to trace a solve with Hessian products of a deep network.
     matvec = jax.jit(lambda x, matvec=matvec: matvec(x))
-    product = jax.eval_shape(matvec, b)
-    if _form(product) != _form(b):
-        raise ValueError(
-            f"linear_solve: matvec(b) is {summarize(product)}; expected a pytree like "
-            f"b, {summarize(b)}."
-        )
-    return _solved(solver, matvec, b, guess, symmetric)
+    _check_like_b("matvec(b)", jax.eval_shape(matvec, b), b)
+    return _solve(solver, matvec, b, guess, symmetric)
 
 
-def _solved(
+def _solve(
     solver: Solver, matvec: MatVec, b: Tree, guess: Tree | None, symmetric: bool
 ) -> tuple[Tree, Info]:
     """Solve by the rule of `jax.lax.custom_linear_solve`."""
-
-    def transposed(y: Tree) -> Tree:
-        return matvec(y) if symmetric else jax.linear_transpose(matvec, b)(y)[0]
-
+    # Differentiate A x = b (Giles, Collected matrix derivative results for forward and
+    # reverse mode algorithmic differentiation, 2008): a tangent solves a system with A,
+    #
+    #     dA x + A dx = db    so    dx = A^-1 (db - dA x),
+    #
+    # and a cotangent v of x one with A^T: w = A^-T v is that of b, and since <v, dx> =
+    # <w, db - dA x>, what A depends on gets the gradient of -<w, A x> at fixed w and x.
+    #
     # JAX's rule solves the systems of a derivative by the function that it is given
     # for A x = b itself, which would start them at the guess. So the guess rides along
     # as a second block of unknowns, [A 0; 0 I] [x; g] = [b; guess]: its derivative is
     # zero, and that is where the derivative's solve starts.
+
     def solve(_: Any, rhs: tuple[Tree, Tree | None]) -> tuple[Tree, Info]:
         b, guess = rhs
-        x, info = _checked(solver(matvec, b, guess), b)
+        x, info = _check_solution(solver(matvec, b, guess), b)
         return (x, guess), info
 
     def transpose_solve(_: Any, rhs: tuple[Tree, Tree | None]) -> tuple[Tree, Info]:
         b, guess = rhs
-        x, info = _checked(solver(transposed, b, None), b)
+        x, info = _check_solution(solver(transpose, b, None), b)
         return (x, guess), info
+
+    def transpose(y: Tree) -> Tree:
+        return matvec(y) if symmetric else jax.linear_transpose(matvec, b)(y)[0]
 
     # JAX differentiates this map and never multiplies by it: the links cost the solves
     # nothing, as these use `matvec`. They are on both sides since the map is transposed
@@ -106,69 +117,53 @@ def _solved(
 
     solution, info = lax.custom_linear_solve(
         linked_matvec,
-        _linked_tangent((b, lax.stop_gradient(guess))),
+        _link_tangent((b, lax.stop_gradient(guess))),
         solve=solve,
         transpose_solve=transpose_solve,
         symmetric=symmetric,
         has_aux=True,
     )
     # The right-hand side of a transposed solve is the cotangent of this one's solution.
-    x, _ = _linked_tangent(solution)
+    x, _ = _link_tangent(solution)
     return x, lax.stop_gradient(info)
 
 
 @jax.custom_jvp
-def _linked_tangent(tree: Tree) -> Tree:
+def _link_tangent(tree: Tree) -> Tree:
     """Return `tree`, with the leaves of its tangent linked: no cost without one."""
     return tree
 
 
-@_linked_tangent.defjvp
+@_link_tangent.defjvp
 def _(primals: tuple[Tree], tangents: tuple[Tree]) -> tuple[Tree, Tree]:
-    return _linked_tangent(*primals), link_leaves(*tangents)
+    return _link_tangent(*primals), link_leaves(*tangents)
 
 
-def _check(b: Tree, guess: Tree | None) -> None:
-    """Raise unless `b` is real and floating, and `guess` like it."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(b):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(
-                f"linear_solve: b{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, "
-                "but a right-hand side must be real and floating. Convert it with "
-                "astype, or take it out of the system."
-            )
-    if guess is None:
-        return
-    expected, given = _form(b), _form(guess)
-    if expected != given:
-        raise ValueError(
-            "linear_solve: `guess` and `b` differ in structure or shapes: "
-            f"{given} and {expected}. Give a guess like `b`, or None to start at zero."
-        )
-
-
-def _check_callable(what: str, value: Any, expected: str) -> None:
+def _check_function(label: str, value: Any, expected: str) -> None:
     if not callable(value) or isinstance(value, type):
         raise TypeError(
-            f"linear_solve: {what} is {summarize(value)}; expected {expected}."
+            f"linear_solve: {label} is {summarize(value)}; expected {expected}."
         )
 
 
-def _checked(found: Any, b: Tree) -> tuple[Tree, Info]:
-    """Refuse what is no solution and report, from a solver of the user's own."""
+def _check_solution(found: Any, b: Tree) -> tuple[Tree, Info]:
+    """Raise if a solver of the user's own returned no solution and report."""
     pair = isinstance(found, tuple) and len(found) == 2
     if not pair or not isinstance(found[1], Mapping):
         raise TypeError(
-            f"a solver returned {summarize(found)}; expected a pair (x, report), the "
-            "report a dict of scalars."
+            f"linear_solve: the solver returned {summarize(found)}; expected a pair "
+            "(x, report), the report a dict of scalars."
         )
-    if _form(found[0]) != _form(b):
-        raise ValueError(
-            f"a solver returned x = {summarize(found[0])}; expected a pytree like "
-            f"b, {summarize(b)}."
-        )
+    _check_like_b("the solver's x", found[0], b)
     return found
 
 
-def _form(tree: Tree) -> tuple[Any, list[tuple[int, ...]]]:
-    return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+def _check_like_b(label: str, given: Any, b: Tree) -> None:
+    """Raise ValueError if a pytree differs from `b` in structure or shapes."""
+    structures = jax.tree.structure(given), jax.tree.structure(b)
+    shapes = [list(map(jnp.shape, jax.tree.leaves(tree))) for tree in (given, b)]
+    if structures[0] != structures[1] or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"linear_solve: {label} differs from b: {show_differences(given, b)}. Give "
+            "a pytree of the structure and shapes of b."
+        )

@@ -2,15 +2,10 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-
-from mlox._utils.convolutions import unrolls
-from mlox._utils.fields import COUNT, NOT_NEGATIVE, POSITIVE, check_fields
-from mlox._utils.tree import add_scaled, vdot
+from mlox._utils.tree import add_scaled, scale, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, System, serves
-from mlox.solvers._iterate import UNROLL, damped, iterate, report
+from mlox.solvers._iterate import check_solver, iterate, report, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,16 +17,14 @@ class Neumann:
     eigenvalue of `A + damping I` lies between 0 and `2 / step`, and grows without
     bound otherwise. The guess is ignored: the series starts at `b`.
 
-    The residual that is reported is that of the sum without its last term, which is
-    the norm of `(I - step A)^iterations b` and costs no product; the residual of `x`
-    itself is smaller if the series converges.
+    The reported residual is that of the sum without its last term: it costs no product,
+    and if the series converges the residual of `x` is smaller.
 
     Attributes:
         iterations: the number of products, one less than that of terms.
         step: the factor of `A`, best just below 1 over its largest eigenvalue.
         damping: added to the diagonal of `A`.
-        unroll: write the loop out. None: on CPU if a product with `A` holds a
-            convolution (which XLA runs 11 to 30 times slower inside a loop).
+        unroll: whether to write the loop out; None: on CPU, around a convolution.
 
     References:
         Lorraine, Vicol and Duvenaud, Optimizing millions of hyperparameters by
@@ -51,30 +44,26 @@ class Neumann:
     unroll: bool | None = None
 
     def __post_init__(self) -> None:
-        check_fields(
-            self, iterations=COUNT, step=POSITIVE, damping=NOT_NEGATIVE, unroll=UNROLL
-        )
+        check_solver(self)
 
     def __call__(
         self, matvec: MatVec, b: Tree, guess: Tree | None = None
     ) -> tuple[Tree, Info]:
         """Return the sum and its report, see `Solver`."""
+        # With a = step, the terms t_i = (I - a A)^i b follow t_(i+1) = t_i - a A t_i. A
+        # sum telescopes under A, so its residual is the next term, as a norm for free:
+        #
+        #     A a (t_0 + ... + t_(k-1)) = sum of (t_i - t_(i+1)) = b - t_k.
         del guess
-        product = damped(matvec, self.damping)
-        b = jax.tree.map(jnp.asarray, b)
+        product, _, b, _, bb, _, unroll = start(self, matvec, b, None)
 
         def step(state: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
             total, term = state
             term = add_scaled(term, -self.step, product(term))
             return add_scaled(total, 1.0, term), term
 
-        unroll = unrolls(matvec, b) if self.unroll is None else self.unroll
         total, term = iterate(step, (b, b), self.iterations, None, unroll)
-        x = jax.tree.map(lambda leaf: self.step * leaf, total)
-        return x, report(vdot(term, term), vdot(b, b), self.iterations)
+        return scale(self.step, total), report(vdot(term, term), bb, self.iterations)
 
 
-@serves.register
-def _(solver: Neumann) -> System:
-    del solver
-    return System.DEFINITE
+serves.register(Neumann, lambda solver: System.DEFINITE)
