@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -13,9 +14,8 @@ import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from mlox import FiniteDifference, attach
 from mlox._utils.convolutions import has_convolution, should_unroll
-from mlox._utils.tree import add_scaled, epsilon, link_leaves, vdot
+from mlox._utils.tree import add_scaled, epsilon, link_leaves, ravel, vdot
 from mlox.solvers import (
     CG,
     GMRES,
@@ -79,7 +79,7 @@ def solve(solver, A, b, guess=None):
 
 
 def flat(tree) -> np.ndarray:
-    return np.asarray(ravel_pytree(tree)[0])
+    return np.asarray(ravel(tree)[0])
 
 
 def relative(x, y) -> float:
@@ -91,17 +91,17 @@ def relative(x, y) -> float:
 
 @pytest.mark.parametrize("tree", ["scalar", "nested"])
 @pytest.mark.parametrize(("name", "kind"), SERVED)
-def test_solution(name, kind, tree):
+def test_solver_returns_the_solution(name, kind, tree):
     b = TREES[tree]
     A = matrix(kind, flat(b).size)
     x, info = solve(SOLVERS[name], A, b)
-    assert jax.tree.map(jnp.shape, x) == jax.tree.map(jnp.shape, b)
+    chex.assert_trees_all_equal_shapes_and_dtypes(x, b)
     assert relative(x, np.linalg.solve(A, flat(b))) < 1e-10
     assert info.get("residual", 0.0) < 1e-10
 
 
 @pytest.mark.parametrize(("name", "kind"), SERVED)
-def test_damping_is_added_to_the_diagonal_and_a_guess_changes_nothing(name, kind):
+def test_solver_returns_the_damped_solution_from_any_guess(name, kind):
     b = TREES["mixed"]
     A = matrix(kind, 7)
     solver = dataclasses.replace(SOLVERS[name], damping=0.25)
@@ -115,11 +115,11 @@ def test_damping_is_added_to_the_diagonal_and_a_guess_changes_nothing(name, kind
 
 
 @pytest.mark.parametrize("name", ["CG", "GMRES", "BiCGStab"])
-def test_a_guess_that_is_the_solution_stays(name):
+def test_solver_returns_a_guess_that_is_the_solution(name):
     ones = jax.tree.map(jnp.ones_like, TREES["mixed"])
     solver = dataclasses.replace(SOLVERS[name], damping=0.25)
     x, info = solve(solver, 0.75 * np.eye(7), ones, ones)
-    np.testing.assert_array_equal(flat(x), np.ones(7))
+    chex.assert_trees_all_equal(x, ones)
     assert info == {"residual": 0.0, "iterations": 1}
 
 
@@ -134,7 +134,7 @@ def textbook_cg(A, b, x, iterations):
 
 
 @pytest.mark.parametrize(("iterations", "unroll"), [(2, True), (5, False)])
-def test_cg_makes_exactly_its_iterations(iterations, unroll):
+def test_cg_returns_the_textbook_iterate(iterations, unroll):
     b = TREES["mixed"]
     A = matrix("definite", 7)
     guess = jax.tree.map(jnp.ones_like, b)
@@ -147,7 +147,7 @@ def test_cg_makes_exactly_its_iterations(iterations, unroll):
     assert info["iterations"] == iterations + 1
 
 
-def test_cg_keeps_to_the_textbook_on_negative_curvature():
+def test_cg_returns_the_textbook_iterate_at_negative_curvature():
     b = TREES["nested"]
     A = matrix("symmetric", 5)
     x, info = solve(CG(3), A, b)
@@ -159,7 +159,7 @@ def test_cg_keeps_to_the_textbook_on_negative_curvature():
 
 
 @pytest.mark.parametrize("iterations", [1, 4])
-def test_neumann_is_its_formula(iterations):
+def test_neumann_returns_the_partial_sum(iterations):
     b = TREES["nested"]
     A = matrix("general", 5)
     x, info = solve(Neumann(iterations, step=0.15, damping=0.2), A, b)
@@ -178,10 +178,10 @@ def test_identity_returns_the_right_hand_side():
     b = TREES["nested"]
     x, info = Identity()(lambda x: 1 / 0, b, b)
     assert info == {}
-    np.testing.assert_array_equal(flat(x), flat(b))
+    chex.assert_trees_all_equal(x, b)
 
 
-def test_gmres_minimizes_the_residual_over_each_space():
+def test_gmres_returns_the_minimizer_over_each_space():
     """One of six products goes to the guess, and one is left to the last cycle."""
     b = TREES["mixed"]
     A = matrix("general", 7)
@@ -198,7 +198,7 @@ def test_gmres_minimizes_the_residual_over_each_space():
     assert info["iterations"] == 6
 
 
-def test_gmres_solves_where_no_shorter_space_helps():
+def test_gmres_returns_the_solution_where_no_shorter_space_helps():
     shift = np.roll(np.eye(5), 1, axis=0)
     vector, unravel = ravel_pytree(TREES["nested"])
     b = np.eye(5)[0]
@@ -219,7 +219,7 @@ def test_gmres_solves_where_no_shorter_space_helps():
         (BiCGStab(25, tolerance=0.03), 14),
     ],
 )
-def test_tolerance_stops_where_the_residual_is_below_it(solver, most):
+def test_solver_stops_at_its_tolerance(solver, most):
     b = jnp.arange(1.0, 9.0)
     A = matrix("definite", 8)
     x, info = solve(solver, A, b)
@@ -229,7 +229,7 @@ def test_tolerance_stops_where_the_residual_is_below_it(solver, most):
     assert info["iterations"] <= most
 
 
-def test_tolerance_stops_no_sooner():
+def test_cg_stops_no_sooner_than_its_tolerance():
     b = jnp.arange(1.0, 9.0)
     A = matrix("definite", 8)
     _, info = solve(CG(25, tolerance=0.03), A, b)
@@ -241,10 +241,10 @@ def test_tolerance_stops_no_sooner():
 
 @pytest.mark.parametrize("A", [np.eye(5), np.zeros((5, 5))], ids=["regular", "zero"])
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
-def test_zero_right_hand_side(solver, A):
+def test_solver_returns_zero_for_a_zero_right_hand_side(solver, A):
     b = jax.tree.map(jnp.zeros_like, TREES["nested"])
     x, info = solve(solver, A, b)
-    np.testing.assert_array_equal(flat(x), np.zeros(5))
+    chex.assert_trees_all_equal(x, b)
     assert info.get("residual", 0.0) == 0.0
 
 
@@ -260,7 +260,7 @@ def test_zero_right_hand_side(solver, A):
     ],
     ids=repr,
 )
-def test_far_past_convergence(solver, dtype):
+def test_solver_returns_the_solution_far_past_convergence(solver, dtype):
     A = matrix("definite", 4).astype(dtype)
     b = jnp.arange(1.0, 5.0, dtype=dtype)
     x, info = solve(solver, A, b)
@@ -272,14 +272,13 @@ def test_far_past_convergence(solver, dtype):
     assert info["iterations"] <= most
 
 
-def test_cg_stops_where_the_inner_products_underflow():
+def test_cg_returns_finite_numbers_where_inner_products_underflow():
     """The residual falls to denormals, whose curvature underflows to zero."""
     A = np.diag([1e-3, 2e-3, 3e-3, 5e-3]).astype(np.float32)
     for scale in (1.0, 1e-12, 1e-18, 1e-22, 1e-38):
         b = scale * jnp.ones(4, jnp.float32)
         x, info = solve(CG(500), A, b)
-        assert np.isfinite(flat(x)).all()
-        assert np.isfinite(info["residual"])
+        chex.assert_tree_all_finite((x, info))
 
 
 @pytest.mark.parametrize(
@@ -314,20 +313,20 @@ def test_cg_stops_where_the_inner_products_underflow():
         (np.eye(2), [1e30, 1e30]),
     ],
 )
-def test_finite_on_hard_systems(solver, A, b, dtype):
+def test_solver_returns_finite_numbers_on_hard_systems(solver, A, b, dtype):
     x, info = solve(solver, jnp.asarray(A, dtype), jnp.asarray(b, dtype))
-    assert np.isfinite(x).all()
+    chex.assert_tree_all_finite(x)
     if isinstance(solver, BiCGStab) and max(b) < 1e19:
-        assert np.isfinite(info["residual"])
+        chex.assert_tree_all_finite(info)
 
 
-def test_cg_ends_at_a_direction_without_curvature():
+def test_cg_stops_at_a_direction_without_curvature():
     x, info = solve(CG(20), jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([1.0, 0.0]))
     np.testing.assert_array_equal(x, [0.0, 0.0])
     assert info == {"residual": 1.0, "iterations": 1}
 
 
-def test_singular_systems_are_solved_as_far_as_they_go():
+def test_gmres_returns_a_small_solution_of_a_singular_system():
     A = np.diag([1.0, 2.0, 3.0, 4.0, 0.0])
     unravel = ravel_pytree(TREES["nested"])[1]
     inside = unravel(jnp.array([1.0, 2.0, 3.0, 4.0, 0.0]))
@@ -347,7 +346,7 @@ def test_singular_systems_are_solved_as_far_as_they_go():
     assert info == {"residual": 1.0, "iterations": 1}
 
 
-def test_gmres_tells_the_truth_on_a_singular_system_without_solution():
+def test_gmres_reports_the_true_residual_of_a_singular_system():
     for seed in range(6):
         rng = np.random.default_rng(seed)
         Q = np.linalg.qr(rng.normal(size=(40, 40)))[0]
@@ -360,7 +359,7 @@ def test_gmres_tells_the_truth_on_a_singular_system_without_solution():
         assert 0.9 < info["residual"] * np.linalg.norm(b) / true < 3
 
 
-def test_damping_makes_a_singular_system_regular():
+def test_dense_returns_the_solution_of_a_damped_singular_system():
     A = np.diag([1.0, 2.0, 3.0, 4.0, 0.0])
     unravel = ravel_pytree(TREES["nested"])[1]
     inside = unravel(jnp.array([1.0, 2.0, 3.0, 4.0, 0.0]))
@@ -380,7 +379,7 @@ PROPERTY = hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
     kind=st.sampled_from(list(KINDS)),
     power=st.integers(-25, 25),
 )
-def test_solutions_scale_with_the_right_hand_side(seed, kind, power):
+def test_solution_scales_with_the_right_hand_side(seed, kind, power):
     """No solver holds a small right-hand side for zero."""
     A = matrix(kind, 5, seed)
     b = TREES["nested"]
@@ -393,7 +392,7 @@ def test_solutions_scale_with_the_right_hand_side(seed, kind, power):
 
 @PROPERTY
 @hypothesis.given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-12, 1e-3, 1e9]))
-def test_gmres_residual_is_true(seed, scale):
+def test_gmres_reports_the_true_residual(seed, scale):
     """Also for a matrix far from norm 1."""
     A = scale * np.random.default_rng(seed).normal(size=(5, 5))
     b = TREES["nested"]
@@ -405,7 +404,7 @@ def test_gmres_residual_is_true(seed, scale):
 
 @PROPERTY
 @hypothesis.given(seed=st.integers(0, 10**6))
-def test_cg_minimizes_the_energy_over_the_krylov_space(seed):
+def test_cg_returns_the_minimizer_over_the_krylov_space(seed):
     A = matrix("definite", 6, seed)
     b = jnp.asarray(np.random.default_rng(seed).normal(size=6))
     x, _ = solve(CG(3), A, b)
@@ -418,7 +417,7 @@ def test_cg_minimizes_the_energy_over_the_krylov_space(seed):
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_vmap(name):
+def test_solver_returns_the_same_under_vmap(name):
     A = np.stack([matrix("definite", 5, seed) for seed in range(3)])
     b = jax.tree.map(
         lambda leaf: jnp.stack([leaf, 0 * leaf, 1 - leaf]), TREES["nested"]
@@ -428,7 +427,7 @@ def test_vmap(name):
     for i in range(3):
         one, report = solve(solver, A[i], jax.tree.map(lambda leaf, i=i: leaf[i], b))
         mine = jax.tree.map(lambda leaf, i=i: leaf[i], x)
-        np.testing.assert_allclose(flat(mine), flat(one), rtol=1e-9, atol=1e-12)
+        chex.assert_trees_all_close(mine, one, rtol=1e-9, atol=1e-12)
         assert abs(info["iterations"][i] - report["iterations"]) <= 2
 
 
@@ -486,7 +485,9 @@ def orders(f):
         (Dense(), "general", False, False, "leaf"),
     ],
 )
-def test_derivatives_of_every_order(solver, kind, symmetric, guessed, moving):
+def test_linear_solve_has_derivatives_of_every_order(
+    solver, kind, symmetric, guessed, moving
+):
     def system(A, b, guess):
         guess = guess if guessed else None
         return linear_solve(solver, product(A, b), b, guess, symmetric=symmetric)[0]
@@ -505,7 +506,7 @@ def test_derivatives_of_every_order(solver, kind, symmetric, guessed, moving):
     ],
     ids=repr,
 )
-def test_gradient_agrees_with_central_differences(solver, kind, symmetric):
+def test_linear_solve_gradient_equals_central_differences(solver, kind, symmetric):
     def system(A, b, guess):
         return linear_solve(solver, product(A, b), b, guess, symmetric=symmetric)[0]
 
@@ -517,7 +518,7 @@ def test_gradient_agrees_with_central_differences(solver, kind, symmetric):
     np.testing.assert_allclose(gradient, difference, rtol=1e-8, atol=1e-10)
 
 
-def test_derivatives_inside_scan_vmap_and_checkpoint():
+def test_linear_solve_has_derivatives_inside_scan_vmap_and_checkpoint():
     A = matrix("definite", 3)
 
     def solution(t, dense):
@@ -535,7 +536,7 @@ def test_derivatives_inside_scan_vmap_and_checkpoint():
     np.testing.assert_allclose(function(False), function(True), rtol=1e-9)
 
 
-def test_a_derivative_starts_at_zero_whatever_the_guess():
+def test_linear_solve_starts_derivatives_at_zero_for_any_guess():
     A = matrix("definite", 5)
     b, db, guess = jnp.ones(5), jnp.arange(5.0), 100 * jnp.ones(5)
     solver = CG(2)
@@ -562,7 +563,7 @@ def test_identity_has_the_derivative_of_the_identity():
     assert jax.grad(f)(2.0) == 3.0
 
 
-def test_a_plain_function_is_a_solver():
+def test_linear_solve_accepts_a_plain_function():
     def richardson(matvec, b, guess=None):
         x = b if guess is None else guess
         return lax.fori_loop(0, 300, lambda _, x: x + 0.15 * (b - matvec(x)), x), {}
@@ -603,7 +604,7 @@ def test_a_plain_function_is_a_solver():
     ],
     ids=repr,
 )
-def test_no_product_is_wasted(solver, guessed, products):
+def test_solver_makes_no_needless_product(solver, guessed, products):
     """A product that is made once in a loop that is written out is made once."""
     b = TREES["mixed"]
     calls = []
@@ -618,7 +619,7 @@ def test_no_product_is_wasted(solver, guessed, products):
     assert len(calls) == products
 
 
-def test_no_product_is_made_after_the_end():
+def test_cg_makes_no_product_after_its_end():
     solver = CG(50, tolerance=1e-3)
     made = []
 
@@ -632,7 +633,7 @@ def test_no_product_is_made_after_the_end():
 
 
 @pytest.mark.parametrize(("solver", "products"), [(CG(3), 4), (BiCGStab(2), 5)])
-def test_reports_are_true(solver, products):
+def test_solver_reports_the_true_residual(solver, products):
     b = TREES["mixed"]
     A = matrix("general", 7)
     x, info = solve(solver, A, b, jax.tree.map(jnp.ones_like, b))
@@ -643,13 +644,13 @@ def test_reports_are_true(solver, products):
     assert info["iterations"].dtype == jnp.int32
 
 
-def test_dense_counts_its_columns():
+def test_dense_reports_the_number_of_columns():
     _, info = solve(Dense(), matrix("general", 7), TREES["mixed"])
     assert set(info) == {"iterations"}
     assert info["iterations"] == 7
 
 
-def test_gmres_without_a_product_left_returns_the_guess():
+def test_gmres_returns_the_guess_without_a_product_left():
     x, info = solve(GMRES(1), 2 * np.eye(2), jnp.ones(2), jnp.array([1.0, 0.5]))
     np.testing.assert_array_equal(x, [1.0, 0.5])
     np.testing.assert_allclose(info["residual"], 1 / np.sqrt(2))
@@ -659,7 +660,7 @@ CLASSES = [CG, Neumann, GMRES, BiCGStab, Dense, Identity]
 
 
 @pytest.mark.parametrize("solver", CLASSES)
-def test_values_are_frozen_hashable_and_compare_by_value(solver):
+def test_solver_is_frozen_hashable_and_compares_by_value(solver):
     assert solver() == solver()
     assert hash(solver()) == hash(solver())
     if solver is not Identity:
@@ -669,20 +670,17 @@ def test_values_are_frozen_hashable_and_compare_by_value(solver):
             other.damping = 1.0
 
 
-def test_equal_solvers_do_not_retrace():
-    traces = []
-
+def test_linear_solve_does_not_retrace_for_equal_solvers():
     @functools.partial(jax.jit, static_argnums=0)
+    @chex.assert_max_traces(n=2)
     def run(solver, b):
-        traces.append(solver)
         return linear_solve(solver, lambda x: 2 * x, b)[0]
 
     for solver in (CG(3), CG(iterations=3), CG(3, damping=0.0), CG(4)):
         run(solver, jnp.ones(2))
-    assert traces == [CG(3), CG(4)]
 
 
-def test_serves():
+def test_serves_returns_the_registered_system():
     expected = {CG: 1, Neumann: 1, Identity: 0, GMRES: 3, BiCGStab: 3, Dense: 3}
     assert {solver: serves(solver()) for solver in CLASSES} == expected
 
@@ -695,7 +693,7 @@ def test_serves():
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_dtypes_are_kept(name):
+def test_solver_keeps_the_dtypes_of_leaves(name):
     """In a tree of all of them, and of Python numbers."""
     dtypes = {"h": jnp.bfloat16, "f": jnp.float32, "d": jnp.float64}
     b = {key: jnp.ones(2, dtype) for key, dtype in dtypes.items()} | {"s": 1.0}
@@ -719,7 +717,7 @@ def test_dtypes_are_kept(name):
 # Cost
 
 
-def test_cg_costs_what_a_handwritten_cg_costs():
+def test_cg_costs_no_more_than_a_handwritten_cg():
     n = 4000
 
     def handwritten(d, b):
@@ -783,12 +781,12 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolutions_are_found(name):
+def test_has_convolution_returns_true_at_any_depth(name):
     assert has_convolution(jax.make_jaxpr(CONVOLUTIONS[name])(IMAGE))
     assert should_unroll(CONVOLUTIONS[name], IMAGE) == (jax.default_backend() == "cpu")
 
 
-def test_programs_without_convolution_stay_rolled():
+def test_has_convolution_returns_false_without_one():
     def f(x):
         return lax.fori_loop(0, 3, lambda _, x: jax.jit(jnp.sin)(x @ x), x)
 
@@ -807,7 +805,7 @@ ITERATIVE = [
 
 
 @pytest.mark.parametrize("solver", ITERATIVE, ids=repr)
-def test_loops_with_a_convolution_are_written_out_on_cpu(solver):
+def test_solver_unrolls_loops_with_a_convolution_on_cpu(solver):
     def run(solver):
         compiled = quick(lambda b: solver(blur, b)).lower(IMAGE).compile()
         nothing, report = compiled(jnp.zeros_like(IMAGE))
@@ -819,7 +817,7 @@ def test_loops_with_a_convolution_are_written_out_on_cpu(solver):
     assert (whiles == 0) == (jax.default_backend() == "cpu")
     whiles, expected, report = run(dataclasses.replace(solver, unroll=False))
     assert whiles > 0
-    np.testing.assert_allclose(flat(x), flat(expected), rtol=1e-10)
+    chex.assert_trees_all_close(x, expected, rtol=1e-10)
     assert info["iterations"] == report["iterations"]
     np.testing.assert_allclose(info["residual"], report["residual"], rtol=1e-8)
 
@@ -841,16 +839,16 @@ def test_add_scaled_keeps_the_dtype_of_each_leaf():
     np.testing.assert_array_equal(flat(y), 3.0)
 
 
-def test_epsilon_is_that_of_the_coarsest_leaf():
+def test_epsilon_returns_that_of_the_coarsest_leaf():
     assert epsilon((jnp.ones(1), jnp.ones(1, jnp.float32))) == np.finfo(np.float32).eps
     assert epsilon(()) == 0.0
 
 
-def test_linked_keeps_values_and_links_every_leaf():
+def test_link_leaves_keeps_values_and_links_every_leaf():
     x = (jnp.ones(2), {"s": jnp.array(3.0, jnp.float32)})
     y = link_leaves(x)
     assert y[1]["s"].dtype == jnp.float32
-    np.testing.assert_array_equal(flat(y), flat(x))
+    chex.assert_trees_all_equal(y, x)
     gradient = jax.grad(lambda x: link_leaves(x)[1]["s"], allow_int=False)(x)
     np.testing.assert_array_equal(flat(gradient), [0.0, 0.0, 1.0])
     alone = jnp.ones(2)
@@ -860,136 +858,42 @@ def test_linked_keeps_values_and_links_every_leaf():
 # Errors
 
 
+BAD = {
+    "iterations": ("a positive int", [0, -1, True, 2.0, None]),
+    "step": ("a finite number > 0", [0.0, -1, math.inf]),
+    "tolerance": ("a finite number >= 0", [-1, math.nan]),
+    "damping": ("a finite number >= 0", [-0.1, math.nan, "0.1", np.ones(())]),
+    "restart": ("a positive int or None", [0, True]),
+    "unroll": ("True, False or None", [0, 1, "no"]),
+}
+
+
 @pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: CG(0), "CG: iterations is 0; expected a positive int"),
-        (lambda: CG(True), "CG: iterations is True; expected a positive int"),
-        (lambda: CG(2.0), "CG: iterations is 2.0; expected a positive int."),
-        (
-            lambda: CG(tolerance=-1),
-            "CG: tolerance is .*; expected a finite number >= 0",
-        ),
-        (lambda: CG(damping=-0.1), "CG: damping is .*; expected a finite number >= 0"),
-        (lambda: CG(damping=float("nan")), "is nan; expected a finite number >= 0"),
-        (lambda: CG(unroll=1), "CG: unroll is 1; expected True, False or None"),
-        (lambda: CG(damping=jnp.ones(())), "is float.*hashed and compared"),
-        (lambda: CG(damping="0.1"), "is '0.1'; expected a finite number >= 0"),
-        (lambda: jax.jit(lambda d: CG(damping=d))(1.0), "cannot hold an array or a tr"),
-        (lambda: Neumann(-1), "Neumann: iterations is -1; expected a positive int"),
-        (
-            lambda: Neumann(step=0.0),
-            "Neumann: step is .*; expected a finite number > 0",
-        ),
-        (lambda: Neumann(damping=-1), "Neumann: damping is .*; expected a finite"),
-        (
-            lambda: Neumann(unroll="no"),
-            "Neumann: unroll is .*; expected True, False or",
-        ),
-        (lambda: GMRES(None), "GMRES: iterations is None; expected a positive int"),
-        (
-            lambda: GMRES(tolerance=-1),
-            "GMRES: tolerance is .*; expected a finite number",
-        ),
-        (lambda: GMRES(damping=-1), "GMRES: damping is .*; expected a finite number"),
-        (lambda: GMRES(restart=0), "restart is 0; expected a positive int or None"),
-        (lambda: GMRES(unroll=0), "GMRES: unroll is .*; expected True, False or None"),
-        (lambda: BiCGStab(0), "BiCGStab: iterations is .*; expected a positive int"),
-        (
-            lambda: BiCGStab(tolerance=-1),
-            "BiCGStab: tolerance is .*; expected a finite",
-        ),
-        (
-            lambda: BiCGStab(damping=-1),
-            "BiCGStab: damping is .*; expected a finite number",
-        ),
-        (lambda: BiCGStab(unroll=0), "BiCGStab: unroll is .*; expected True, False or"),
-        (
-            lambda: Dense(damping=-1),
-            "Dense: damping is .*; expected a finite number >= 0",
-        ),
-    ],
+    ("solver", "name"),
+    [(solver, f.name) for solver in CLASSES for f in dataclasses.fields(solver)],
 )
-def test_fields_are_checked(make, message):
+def test_solver_raises_for_a_bad_field(solver, name):
+    expected, values = BAD[name]
+    for value in values:
+        message = rf"{solver.__name__}: {name} is .*; expected {expected}\."
+        with pytest.raises(ValueError, match=message):
+            solver(**{name: value})
+
+
+def test_solver_raises_for_a_traced_field():
+    message = "damping is .*hashed and compared.*cannot hold an array or a traced value"
     with pytest.raises(ValueError, match=message):
-        make()
+        jax.jit(lambda d: CG(damping=d))(1.0)
 
 
 @pytest.mark.parametrize(
     ("b", "guess", "message"),
     [
-        ({"a": jnp.arange(3)}, None, r"b\['a'\] has dtype int.*Convert it with astype"),
         ((jnp.ones(2, complex),), None, r"b\[0\] has dtype complex128"),
-        (jnp.ones(2), jnp.ones(3), r"`guess` and `b` differ.*\(3,\).*\(2,\).*like `b`"),
-        ((jnp.ones(2),), [jnp.ones(2)], "differ in structure or shapes"),
+        ((jnp.ones(2),), [jnp.ones(2)], "guess differs from b: .*, expected .*like b"),
     ],
+    ids=["complex", "another structure"],
 )
-def test_right_hand_side_and_guess_are_checked(b, guess, message):
+def test_linear_solve_raises_for_a_bad_system(b, guess, message):
     with pytest.raises(ValueError, match=message):
         linear_solve(CG(), lambda x: x, b, guess)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            {"solver": CG},
-            "linear_solve: solver is <class .*>; expected a value such as",
-        ),
-        (
-            {"matvec": np.eye(2)},
-            r"linear_solve: matvec is float64\[2, 2\]; expected a ",
-        ),
-        ({"b": "b"}, r"linear_solve: \(b, guess\)\[0\] is 'b' of type str; expected "),
-        (
-            {"matvec": lambda x: x[:1]},
-            r"matvec\(b\) is float64\[1\]; expected a pytree",
-        ),
-        (
-            {"solver": lambda *a: a[1]},
-            r"a solver returned float64\[2\]; expected a pair",
-        ),
-        ({"solver": lambda *a: (a[1], 3)}, "the report a dict of scalars"),
-        ({"solver": lambda *a: (a[1][:1], {})}, r"a solver returned x = float64\[1\]"),
-    ],
-)
-def test_what_is_no_system_or_no_solver(arguments, message):
-    given = {"solver": CG(), "matvec": lambda x: x, "b": jnp.ones(2), **arguments}
-    with pytest.raises((TypeError, ValueError), match=message):
-        linear_solve(**given)
-
-
-@pytest.mark.parametrize(
-    ("residual", "answer", "message"),
-    [
-        (
-            jnp.ones(2),
-            jnp.ones(2),
-            r"attach: residual is float64\[2\]; expected a func",
-        ),
-        (
-            lambda y, x: y - x,
-            jnp.ones(2, int),
-            r"attach: answer is int64\[2\]; expecte",
-        ),
-        (
-            lambda y, x: y.sum(),
-            jnp.ones(2),
-            r"the residual is float64\[\]; expected a ",
-        ),
-    ],
-)
-def test_what_cannot_be_attached(residual, answer, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        jax.grad(lambda x: jnp.sum(attach(residual, answer, x)))(jnp.ones(2))
-
-
-def test_a_name_for_the_solver_is_refused_before_a_derivative_is_asked_for():
-    with pytest.raises(TypeError, match=r"Implicit.solver='cg'.: expected a solver"):
-        attach(lambda y, x: y - x, jnp.ones(2), jnp.ones(2), solver="cg")
-
-
-@pytest.mark.parametrize("epsilon", [math.inf, True])
-def test_lengths_of_a_difference(epsilon):
-    with pytest.raises(ValueError, match=rf"epsilon={epsilon!r}.: expected a positive"):
-        FiniteDifference(epsilon)

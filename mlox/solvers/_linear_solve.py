@@ -68,7 +68,9 @@ def linear_solve(
                 "of the system."
             )
     if guess is not None:
-        _check_like_b("guess", guess, b)
+        _check_like_b(
+            "guess", guess, b, "Give a guess like b, or None to start at zero."
+        )
     if serves(solver) is System.NONE:
         return solver(matvec, b, guess)
     # The rule traces the map four to six times; jit keeps the first trace, which halves
@@ -154,16 +156,20 @@ def _check_solution(found: Any, b: Tree) -> tuple[Tree, Info]:
             f"linear_solve: the solver returned {summarize(found)}; expected a pair "
             "(x, report), the report a dict of scalars."
         )
-    _check_like_b("the solver's x", found[0], b)
+    _check_like_b("the solver returned an x that", found[0], b)
     return found
 
 
-def _check_like_b(label: str, given: Any, b: Tree) -> None:
+def _check_like_b(
+    label: str, given: Any, b: Tree, remedy: str = "Return a pytree like b."
+) -> None:
     """Raise ValueError if a pytree differs from `b` in structure or shapes."""
-    structures = jax.tree.structure(given), jax.tree.structure(b)
-    shapes = [list(map(jnp.shape, jax.tree.leaves(tree))) for tree in (given, b)]
-    if structures[0] != structures[1] or shapes[0] != shapes[1]:
+
+    def describe(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+        return jax.tree.structure(tree), list(map(jnp.shape, jax.tree.leaves(tree)))
+
+    if describe(given) != describe(b):
+        differences = show_differences(given, b)
         raise ValueError(
-            f"linear_solve: {label} differs from b: {show_differences(given, b)}. Give "
-            "a pytree of the structure and shapes of b."
+            f"linear_solve: {label} differs from b: {differences}. {remedy}"
         )

@@ -71,6 +71,12 @@ def _methods() -> list[Case]:
                 "epsilon is inf.*finite",
             ),
             (
+                "FiniteDifference(True)",
+                lambda _: mlox.FiniteDifference(True),
+                ValueError,
+                "epsilon is True.*> 0",
+            ),
+            (
                 "FiniteDifference of an array",
                 lambda _: mlox.FiniteDifference(one),
                 ValueError,
@@ -174,7 +180,7 @@ def _solves() -> list[Case]:
                 "a guess of another shape",
                 lambda _: solved(guess=jnp.ones(3)),
                 ValueError,
-                r"guess.*\(3,\).*None",
+                r"guess differs.*float\d+\[3\].*None",
             ),
             (
                 "a matrix for matvec",
@@ -186,13 +192,13 @@ def _solves() -> list[Case]:
                 "a matvec of another shape",
                 lambda _: solved(matvec=lambda x: jnp.ones(3, jnp.float32)),
                 ValueError,
-                r"matvec\(b\) is float32\[3\].*like b",
+                r"matvec\(b\) differs.*float32\[3\].*like b",
             ),
             (
                 "a matvec of another structure",
                 lambda _: solved(matvec=lambda x: (x,)),
                 ValueError,
-                r"matvec\(b\) is \('float32\[2\]',\).*like b",
+                r"matvec\(b\) differs.*\[0\] is float32\[2\].*like b",
             ),
             (
                 "a class for the solver",
