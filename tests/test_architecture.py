@@ -81,7 +81,6 @@ def test_top_of_package_holds_facade_adapters_and_rooms():
     assert {room_of(path) for path in FILES} == {*BELOW, *JOINS}
 
 
-@pytest.mark.xfail(reason="until the cuts are made")
 def test_imports_point_down():
     files = [path for path in FILES if room_of(path) not in JOINS]
     assert [row for path in files for row in find_forbidden(path)] == []
