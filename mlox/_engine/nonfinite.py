@@ -16,11 +16,6 @@ def has_nonfinite(
     An optimizer may hold an infinity on purpose, as a best loss so far: entries that
     were not finite before do not count. Nor do the losses of a problem with a loss
     scale, which is there to handle their overflow.
-
-    Args:
-        before: The problem before the steps.
-        after: The problem after them.
-        losses: Its losses in these steps, or None.
     """
     found = [jnp.array(False)]
     if losses is not None and after.loss_scale is None:

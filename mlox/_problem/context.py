@@ -105,12 +105,7 @@ RESERVED = tuple(field.name for field in fields(Context))
 
 @contextlib.contextmanager
 def annotate_errors(what: str, **given: Any) -> Iterator[None]:
-    """Add a note to an error of a user's function: which one, and its arguments.
-
-    Args:
-        what: The function, such as "loss_fn of problem 'fit'".
-        **given: Its arguments.
-    """
+    """Add a note to an error of a user's function: which one, and its arguments."""
     try:
         yield
     except Exception as error:

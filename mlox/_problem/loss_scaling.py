@@ -20,13 +20,6 @@ def scale_cotangent(tree: PyTree, scale: Any) -> PyTree:
     With g(x) = scale_cotangent(f(scale_cotangent(x, 1 / s)), s) the gradient of g is
     that of f, but what reverse mode computes inside of f is s times as large.
 
-    Args:
-        tree: A pytree of floating arrays.
-        scale: A scalar, a constant.
-
-    Returns:
-        A pytree like `tree`.
-
     Example:
         >>> gradient = jax.grad(lambda x: scale_cotangent(x * x, 1024.0))(3.0)
         >>> print(gradient)
@@ -65,11 +58,6 @@ def skip_overflow(before: Problem, after: Problem, finite: jax.Array) -> Problem
     """Return the problem without an update whose gradient was not finite.
 
     The update still counts as a step, and the scale is adapted.
-
-    Args:
-        before: The problem before the update.
-        after: The problem after it.
-        finite: Whether the gradient was finite; a scalar.
     """
     new, old = (
         (problem.params, problem.opt_state, problem.model_state)
@@ -86,12 +74,7 @@ def skip_overflow(before: Problem, after: Problem, finite: jax.Array) -> Problem
 
 
 def back_off(problem: Problem, finite: jax.Array) -> Problem:
-    """Return the problem with its scale lowered if an upper's gradient overflowed.
-
-    Args:
-        problem: A problem with a loss scale.
-        finite: Whether the gradient of the upper was finite; a scalar.
-    """
+    """Return the problem with its scale lowered if an upper's gradient overflowed."""
     scale = problem.loss_scale
     lower = jnp.minimum(scale.scale, _adapt(scale, finite).scale)
     return dataclasses.replace(problem, loss_scale=scale.replace(scale=lower))

@@ -26,14 +26,7 @@ def optimizer_of(problem: Problem) -> optax.GradientTransformation:
 def apply_gradients(
     problem: Problem, grads: PyTree, model_state: PyTree, loss: Any
 ) -> Problem:
-    """Return the problem after one optimizer step.
-
-    Args:
-        problem: The problem.
-        grads: A pytree like its params.
-        model_state: Its mutable state after the step.
-        loss: Its loss, for transformations that go by it.
-    """
+    """Return the problem after one optimizer step."""
     updates, opt_state = _update(problem, grads, loss)
     params = optax.apply_updates(problem.params, updates)
     if problem.project is not None:
@@ -61,14 +54,7 @@ def restart(problem: Problem, params: PyTree) -> Problem:
 def pull_update(
     problem: Problem, gradient: PyTree, cotangent: PyTree, loss: Any
 ) -> PyTree:
-    """Return (du/dg)^T cotangent for the optimizer's next update u(g).
-
-    Args:
-        problem: The problem.
-        gradient: g, like the part of its params that responds.
-        cotangent: A pytree like `gradient`.
-        loss: Its loss, for transformations that go by it.
-    """
+    """Return (du/dg)^T cotangent for the optimizer's next update u(g)."""
 
     def update(gradient: PyTree) -> PyTree:
         whole = combine(gradient, jax.tree.map(jnp.zeros_like, problem.params))

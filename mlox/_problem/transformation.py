@@ -18,16 +18,7 @@ from mlox._utils.types import Mask, PyTree
 def build_transformation(
     tx: optax.GradientTransformation, trainable: Mask | None, tasks: int | None
 ) -> optax.GradientTransformation:
-    """Return the transformation that updates the parameters of a problem.
-
-    Args:
-        tx: The transformation for the trainable parameters of one task.
-        trainable: Which parameters are trained; the others get no state and no update.
-        tasks: The number of tasks, each with a state of its own, or None.
-
-    Returns:
-        The transformation for all parameters of all tasks.
-    """
+    """Return the transformation that updates the parameters of a problem."""
     if tasks is not None:
         return _map_tasks(build_transformation(tx, trainable, None), tasks)
     if trainable is None:

@@ -111,12 +111,7 @@ BOOL = Kind("a bool", lambda x: isinstance(x, bool | np.bool_), TypeError)
 
 
 def check_parts(name: str, parts: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError if a part of a problem is not of its kind.
-
-    Args:
-        name: The problem.
-        parts: Some of its attributes, except for pytrees, by name.
-    """
+    """Raise TypeError or ValueError if a part of a problem is not of its kind."""
     for part, value in parts.items():
         label = f"problem {name!r}: {part}"
         if part in KINDS:
@@ -213,10 +208,6 @@ def check_update(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
 
 def as_key(label: str, value: Any) -> jax.Array | None:
     """Return a PRNG key as it is, or make one of a seed.
-
-    Args:
-        label: What the value is, for the error.
-        value: A key, a seed, or None.
 
     Raises:
         TypeError: If it is something else.

@@ -68,12 +68,7 @@ def _mean_scores(scores: Scores) -> dict[str, np.ndarray]:
 
 
 def on_primary(is_multi_process: bool, work: Callable[[], None]) -> None:
-    """Call a function on the first process, while the others wait for it.
-
-    Args:
-        is_multi_process: Whether there are others.
-        work: The function.
-    """
+    """Call a function on the first process, while the others wait for it."""
     if is_multi_process:
         multihost_utils.sync_global_devices("before")
     if not is_multi_process or jax.process_index() == 0:
@@ -83,14 +78,7 @@ def on_primary(is_multi_process: bool, work: Callable[[], None]) -> None:
 
 
 def gather_positions(positions: Positions) -> Positions:
-    """Return the positions in the data of all processes, for a checkpoint.
-
-    Args:
-        positions: {problem: position}, on this process.
-
-    Returns:
-        The same, if they are equal on every process; else those of each process.
-    """
+    """Return the positions in the data of all processes, for a checkpoint.: one if they agree, else all."""
     local = np.frombuffer(json.dumps(dict(positions)).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([local.size], np.uint32))[:, 0]
     padded = np.zeros(int(sizes.max()), np.uint8)

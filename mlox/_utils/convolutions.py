@@ -18,12 +18,6 @@ def has_convolution(jaxpr: Jaxpr | ClosedJaxpr) -> bool:
     Searches every program that is a parameter of an equation: those of `jit`, `remat`,
     `scan`, `cond`, `while_loop`, `custom_jvp`, `custom_vjp`, `custom_linear_solve`.
 
-    Args:
-        jaxpr: the program, from `jax.make_jaxpr`.
-
-    Returns:
-        True if `conv_general_dilated` is among its operations.
-
     Example:
         >>> import jax.numpy as jnp
         >>> has_convolution(jax.make_jaxpr(jnp.sin)(1.0))
@@ -39,14 +33,6 @@ def has_convolution(jaxpr: Jaxpr | ClosedJaxpr) -> bool:
 
 def should_unroll(function: Callable[..., Any], *args: Any) -> bool:
     """Return whether a loop around `function` should be unrolled.
-
-    Args:
-        function: the body of the loop, or the part of it that may have a convolution.
-        *args: its arguments; only shapes and dtypes matter.
-
-    Returns:
-        True if the default backend is the CPU and `function` has a convolution. On
-        other backends nothing is traced.
 
     Example:
         >>> import jax.numpy as jnp

@@ -40,9 +40,6 @@ def summarize(tree: Any, limit: int = 200) -> str:
 def find_non_array(tree: Any) -> str | None:
     """Describe the first leaf that is neither an array of numbers nor a number.
 
-    Returns:
-        Its path, value and type, or None if there is none.
-
     Example:
         >>> find_non_array({"w": 1.0, "name": "x"})
         "['name'] is 'x' of type str"
@@ -71,15 +68,7 @@ def leaf_types(tree: PyTree) -> dict[str, str]:
 
 
 def show_differences(given: PyTree, expected: PyTree, most: int = 3) -> str:
-    """Name the first leaves in which two pytrees of arrays differ.
-
-    Args:
-        given: A pytree of arrays.
-        expected: What it is compared with.
-        most: How many leaves are named; the others are counted.
-
-    Returns:
-        One line, empty if structures, shapes and dtypes are equal.
+    """Name the first leaves in which two pytrees of arrays differ; "" if none do.
 
     Example:
         >>> show_differences({"w": jnp.float32(1)}, {"w": jnp.int32(1)})

@@ -69,12 +69,6 @@ def _join(words: Iterable[str]) -> str:
 def check(label: str, value: Any, kind: Kind, hint: str = "") -> None:
     """Raise the error of a kind if a value is not of it.
 
-    Args:
-        label: What the value is, such as "CG: iterations".
-        value: What was passed.
-        kind: What is expected.
-        hint: A sentence about what to do.
-
     Example:
         >>> check("CG: iterations", 0, COUNT)
         Traceback (most recent call last):
@@ -88,11 +82,6 @@ def check(label: str, value: Any, kind: Kind, hint: str = "") -> None:
 
 def check_function(label: str, value: Any, form: str) -> None:
     """Raise TypeError unless a value is a function of some number of arguments.
-
-    Args:
-        label: What the value is, such as "problem 'fit': loss_fn".
-        value: What was passed.
-        form: Its arguments and what it returns, such as "(params) -> params".
 
     Example:
         >>> check_function("project", lambda params, rate: params, "(params) -> params")
@@ -120,12 +109,6 @@ def check_arrays(
 ) -> None:
     """Raise unless all leaves of a pytree are arrays of numbers, or numbers.
 
-    Args:
-        label: What the pytree is, such as "batches['fit']".
-        tree: What was passed.
-        hint: A sentence about what to do.
-        error: The type of the error.
-
     Example:
         >>> check_arrays("batches['fit']", {"x": "text"})
         Traceback (most recent call last):
@@ -146,14 +129,6 @@ def check_like(
 ) -> None:
     """Raise unless a pytree has the structure, shapes and dtypes of another one.
 
-    Args:
-        label: What the pytree is, such as "problem 'fit': opt_state".
-        tree: What was passed.
-        like: A pytree of arrays, or of their shapes and dtypes.
-        owner: What has to fit, such as "tx and params".
-        hint: A sentence about what to do.
-        error: The type of the error if a leaf is no array; else it is a ValueError.
-
     Example:
         >>> check_like("project(p)", np.int32(1), np.float32(1), "params", "Cast it.")
         Traceback (most recent call last):
@@ -172,12 +147,7 @@ PLAIN = (
 
 
 def check_fields(owner: Any, **kinds: Kind) -> None:
-    """Raise if a field of a frozen value is not of its kind.
-
-    Args:
-        owner: The value, from its `__post_init__`.
-        **kinds: The kind of each field.
-    """
+    """Raise if a field of a frozen value is not of its kind."""
     for name, kind in kinds.items():
         value = vars(owner)[name]
         plain = value is None or isinstance(value, bool | int | float | str)

@@ -20,14 +20,6 @@ STANDARD_PROMOTION = functools.partial(jax.numpy_dtype_promotion, "standard")
 def vdot(x: Tree, y: Tree) -> jax.Array:
     """Return `<x, y> = sum_i x_i y_i` over all leaves.
 
-    Args:
-        x: a pytree of real floating arrays.
-        y: a pytree of the same structure and shapes.
-
-    Returns:
-        A scalar in the widest dtype of the leaves, and in float32 at least: a sum
-        in bfloat16 stops growing after about 256 terms of equal size.
-
     Example:
         >>> x = {"w": jnp.ones(1000, jnp.bfloat16)}
         >>> print(vdot(x, x))
@@ -43,14 +35,6 @@ def add_scaled(x: Tree, scale: jax.Array | float, y: Tree) -> Tree:
 
     Unlike `optax.tree.add_scale`, a float32 `scale` leaves a bfloat16 leaf in
     bfloat16, which the carry of a loop needs.
-
-    Args:
-        x: a pytree of real floating arrays.
-        scale: a scalar.
-        y: a pytree of the same structure and shapes.
-
-    Returns:
-        A pytree like `x`.
 
     Example:
         >>> print(add_scaled((jnp.ones(2),), 2.0, (jnp.ones(2),))[0])
@@ -86,12 +70,6 @@ def ravel(tree: Tree) -> tuple[jax.Array, Callable[[jax.Array], Tree]]:
 def epsilon(tree: Tree) -> float:
     """Return the machine precision of the coarsest leaf.
 
-    Args:
-        tree: a pytree of real floating arrays.
-
-    Returns:
-        The largest `jnp.finfo(leaf.dtype).eps`, as a Python float; 0 without leaves.
-
     Example:
         >>> epsilon((jnp.ones(2, jnp.bfloat16), jnp.ones(2, jnp.float32)))
         0.0078125
@@ -104,12 +82,6 @@ def avoid_zero(leaf: jax.Array) -> jax.Array:
     """Return an array with tiny numbers in place of its zeros.
 
     Their squares are not zero, so the root of a mean of squares has a derivative.
-
-    Args:
-        leaf: a real floating array.
-
-    Returns:
-        An array like `leaf`.
 
     Example:
         >>> x = avoid_zero(jnp.array([0.0, 3.0]))
@@ -124,16 +96,8 @@ def shard_like(tree: Tree, like: Tree, never: jax.Array) -> Tree:
     """Return a pytree that XLA places on a mesh like another one.
 
     Otherwise the vectors of a solver would be replicated where the parameters are
-    split: a gradient is a sum over examples, whose result XLA does not split.
-
-    Args:
-        tree: a pytree of arrays.
-        like: a pytree of the same structure, shapes and dtypes. Without a mesh `tree`
-            is returned unchanged.
-        never: a bool that is False, which the compiler must not be able to infer.
-
-    Returns:
-        A pytree like `tree`, with its values.
+    split: a gradient is a sum over examples, whose result XLA does not split. `never`
+    is a False that the compiler must not be able to infer.
 
     Example:
         >>> print(shard_like((jnp.ones(2),), (jnp.zeros(2),), jnp.array(False))[0])
@@ -158,12 +122,6 @@ def link_leaves(tree: Tree) -> Tree:
     `jax.lax.custom_linear_solve` requires that either all or none of the leaves of a
     right-hand side are linear in the transposed arguments.
 
-    Args:
-        tree: a pytree of real floating arrays.
-
-    Returns:
-        A pytree like `tree`, and `tree` itself if it has fewer than two leaves.
-
     Example:
         >>> def f(x):
         ...     return link_leaves((x, jnp.zeros(3)))[1]
@@ -181,13 +139,6 @@ def link_leaves(tree: Tree) -> Tree:
 def combine(part: Tree, whole: Tree) -> Tree:
     """Return `whole` with its leaves replaced by those of `part`.
 
-    Args:
-        part: a pytree like `whole`, with None for missing leaves.
-        whole: a pytree.
-
-    Returns:
-        A pytree like `whole`.
-
     Example:
         >>> combine({"head": 1.0, "body": None}, {"head": 0.0, "body": 2.0})
         {'body': 2.0, 'head': 1.0}
@@ -202,13 +153,6 @@ def combine(part: Tree, whole: Tree) -> Tree:
 
 def partition(mask: Tree, tree: Tree) -> Tree:
     """Return `tree` with None for the leaves where `mask` is False.
-
-    Args:
-        mask: a pytree of bools like `tree`, or a prefix of one.
-        tree: a pytree.
-
-    Returns:
-        A pytree from which `combine(part, tree)` restores `tree`.
 
     Example:
         >>> partition({"head": True, "body": False}, {"head": 1.0, "body": [2.0, 3.0]})
