@@ -78,7 +78,7 @@ def on_primary(is_multi_process: bool, work: Callable[[], None]) -> None:
 
 
 def gather_positions(positions: Positions) -> Positions:
-    """Return the positions in the data of all processes, for a checkpoint.: one if they agree, else all."""
+    """Return the positions in the data of all processes: one if they agree."""
     local = np.frombuffer(json.dumps(dict(positions)).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([local.size], np.uint32))[:, 0]
     padded = np.zeros(int(sizes.max()), np.uint8)
