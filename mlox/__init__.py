@@ -17,8 +17,8 @@ from mlox._problem.loss_transforms import Accumulated as Accumulated
 from mlox._problem.loss_transforms import MixedPrecision as MixedPrecision
 from mlox._problem.problem import Problem as Problem
 from mlox._run.early_stopping import EarlyStopping as EarlyStopping
-from mlox._run.run_state import RunError as RunError
-from mlox._run.run_state import RunInterrupted as RunInterrupted
+from mlox._run.errors import RunError as RunError
+from mlox._run.errors import RunInterrupted as RunInterrupted
 from mlox._sharding.shard import shard as shard
 from mlox._sharding.shard import shard_batches as shard_batches
 from mlox.methods import SAMA as SAMA

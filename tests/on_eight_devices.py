@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import mlox
 import mlox.flax
 from mlox._run import dispatch as _dispatch
+from mlox._run.nonfinite import Policy
 from mlox._sharding.layout import layout_of
 
 from .sharded import (
@@ -160,16 +161,20 @@ def test_a_run_in_single_precision():
 
 
 def test_a_run_with_long_dispatches_compiles_each_of_them_once():
-    _dispatch.compiled.cache_clear()
+    _dispatch.compile_cycles.cache_clear()
     options = {"cycles_per_dispatch": 2, "donate": True, "on_nonfinite": "skip"}
     compare_runs(RULES["table"], 1e-10, "float64", **options)
     engine = engine_of(METHODS["cg"])
     mesh = mesh_of(RULES["table"])
     layout = layout_of(mlox.shard(engine, engine.init(), mesh, RULES["table"]))
     for count in (2, 1):
-        program = _dispatch.compiled(engine.traced, count, True, "skip", layout)
+        program = _dispatch.compile_cycles(
+            engine.traced, count, True, Policy.SKIP, layout
+        )
         assert program._cache_size() == 1
-    assert _dispatch.compiled.cache_info().misses == 4  # with the mesh, and without
+    assert (
+        _dispatch.compile_cycles.cache_info().misses == 4
+    )  # with the mesh, and without
 
 
 def test_numbers_of_examples_are_whole_in_the_history():

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mlox._checkpoint.options import Checkpoint
 from mlox._cycle.cycle import Cycle
 from mlox._data import stacking as _data
 from mlox._engine import explain as _explain
@@ -25,11 +22,8 @@ from mlox._engine.validation import (
     warn_if_slopes_are_infinite,
 )
 from mlox._graph.graph import Graph
-from mlox._logging.base import Logger
 from mlox._problem.problem import Problem
 from mlox._problem.validation import as_key
-from mlox._run.arguments import Options
-from mlox._run.early_stopping import EarlyStopping
 from mlox._run.run import run
 from mlox._sharding.layout import Layout, layout_of
 from mlox._utils.describe import summarize
@@ -282,122 +276,7 @@ class Engine:
         """
         return _data.stack_batches(self.steps_per_cycle, iterators)
 
-    def run(
-        self,
-        state: State,
-        data: Mapping[str, Iterable[Any] | None] | None = None,
-        train_iters: int = 1000,
-        *,
-        validation: Callable[[Any], Mapping[str, Any]] | None = None,
-        valid_every: int | None = None,
-        early_stopping: EarlyStopping | None = None,
-        log_every: int | None = None,
-        logdir: str | os.PathLike[str] | None = None,
-        loggers: Iterable[Logger] | None = None,
-        cycles_per_dispatch: int = 1,
-        progress: bool | None = None,
-        donate: bool = False,
-        checkpoint: Checkpoint | None = None,
-        resume: bool = False,
-        on_nonfinite: Literal["raise", "skip", "restore"] | None = None,
-    ) -> tuple[dict[str, Problem], dict[str, np.ndarray]]:
-        """Run `train_iters` cycles of an engine.
-
-        Batches of the next dispatch are gathered while the device computes this one.
-        The compiled programs belong to the engine's configuration: a second run of an
-        equal engine with equal shapes compiles nothing.
-
-        Args:
-            state: The state to start from; it stays usable. On a mesh, see
-                `mlox.shard`, it stays placed as it is.
-            data: For each problem an iterable of batches, or None. What can be iterated
-                over again (a list, a DataLoader) is started again at its end. Where
-                there are several processes, those are the shares of this one. See
-                `mlox.together` for several of them, `mlox.on_epoch_end` for a call
-                there.
-            train_iters: The number of cycles.
-            validation: Maps a state to a dict of scalars, logged as `"validation/..."`.
-                Copy what it keeps of the state if `donate` is true. For the metrics of
-                one batch: `lambda state: engine.evaluate(state, "name", batch)`.
-            valid_every: Cycles between validations; the default is `log_every`. There
-                is one at the end, too.
-            early_stopping: Stop when a metric has not improved for a while, and return
-                the state where it was best. By then the batches of one more dispatch
-                have been taken.
-            log_every: Cycles between log points; the default gives 20. The end is one.
-            logdir: A folder for an event file (TensorBoard) and `metrics.jsonl`.
-            loggers: Loggers, which get the scalars of a log point and
-                `"cycles_per_second"`, and are closed however the run ends; None means
-                `[mlox.stdout_logger()]`, one line per log point, and `()` silence.
-            cycles_per_dispatch: Compile that many cycles into one program: worthwhile
-                when a cycle takes less than a millisecond. Log points and validations
-                then fall on the end of a dispatch. A shorter last dispatch is compiled
-                by itself. (Keep 1 for convolutions on CPU, which XLA runs slowly inside
-                a loop.)
-            progress: Whether to show a progress bar; None shows it on a terminal.
-            donate: Let each dispatch reuse the memory of the state that it gets.
-                `state` is copied first, and so is the state at every log point, for
-                errors.
-            checkpoint: Save what the run needs to go on bit for bit, and where. Then
-                SIGTERM and Ctrl-C let the dispatch at hand end, save, and stop.
-            resume: Go on from the newest whole checkpoint, with the same arguments as
-                before (`train_iters` may grow), or begin if there is none. `state`
-                gives structure and devices only. Log files lose what came after the
-                checkpoint, and get it again.
-            on_nonfinite: What to do with a cycle in which a loss, parameters or an
-                optimizer's state stop being finite, decided on the device: "raise"
-                keeps the state before it and fails at the next log point, validation or
-                checkpoint; "skip" goes on from the state before it; "restore" from the
-                last checkpoint. Skipped cycles take their batches and count as steps;
-                the metrics `"run/nonfinite"` and `"<name>/nonfinite"` count them since
-                the log point before. An overflow that a `loss_scale` handles is none.
-                None looks at nothing, and costs nothing.
-
-        Returns:
-            The last state, or the best with `early_stopping`, and a history of NumPy
-            arrays until the last: `"cycle"` `[n]`; every metric `[n, ...]`, its mean
-            over all steps since the log point before; with a validation
-            `"validation/cycle"` `[m]` and `"validation/<name>"` `[m]`; and with early
-            stopping `"best_cycle"` `[]`, 0 if the metric was never a number.
-
-        Raises:
-            TypeError: If an argument is of a wrong kind; nothing has run then.
-            ValueError: If an argument is wrong, the first batches among them; nothing
-                has run then. So it is if a checkpoint is of another engine.
-            FileExistsError: If the folder of `checkpoint` holds a run, and `resume` is
-                false.
-            RunError: If a loss, loader, validation or logger fails; it holds the last
-                good state.
-            RunInterrupted: At Ctrl-C, and with a checkpoint at SIGTERM; it holds the
-                last good state.
-
-        Example:
-            >>> import jax.numpy as jnp, mlox, optax
-            >>> problem = mlox.Problem.create(
-            ...     name="x", params=jnp.ones(()), tx=optax.sgd(0.25),
-            ...     loss_fn=lambda params, batch, ctx: (params - batch) ** 2)
-            >>> engine = mlox.Engine([problem])
-            >>> state, history = engine.run(
-            ...     engine.init(), {"x": [0.0]}, train_iters=4, log_every=2, loggers=())
-            >>> float(state["x"].params), history["cycle"], history["x/loss"]
-            (0.0625, array([2, 4]), array([0.625    , 0.0390625]...))
-        """
-        options = Options(
-            train_iters=train_iters,
-            validation=validation,
-            valid_every=valid_every,
-            early_stopping=early_stopping,
-            log_every=log_every,
-            logdir=logdir,
-            loggers=loggers,
-            cycles_per_dispatch=cycles_per_dispatch,
-            progress=progress,
-            donate=donate,
-            checkpoint=checkpoint,
-            resume=resume,
-            on_nonfinite=on_nonfinite,
-        )
-        return run(self.traced, state, data, options)
+    run = run
 
     def explain(self) -> str:
         """Return a readable text of graph, periods, paths, methods and steps."""

@@ -39,7 +39,7 @@ class Step:
         return self.cycle.plan.graph.steps_per_cycle
 
     @property
-    def about(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Any]:
         """What a checkpoint records of the engine, for comparison."""
         graph = self.cycle.plan.graph
         return {
@@ -51,7 +51,7 @@ class Step:
             "roll_back": self.cycle.roll_back,
         }
 
-    def faults(
+    def find_nonfinite(
         self, before: State, after: State, metrics: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
         """Return whether a cycle brought non-finite numbers, for each problem."""
@@ -60,7 +60,7 @@ class Step:
             for name, problem in after.items()
         }
 
-    def gone_back(self, to: State, after: State) -> State:
+    def rewind(self, to: State, after: State) -> State:
         """Return an earlier state, with the step counts of a later one."""
         return {
             name: dataclasses.replace(problem, step=after[name].step)

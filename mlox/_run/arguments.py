@@ -1,26 +1,31 @@
-"""The options of a run, and the plan that they make once they are checked."""
+"""The arguments of a run, checked before anything runs."""
 
+from __future__ import annotations
+
+import dataclasses
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
-
-from mlox._checkpoint import options as _checkpoint
-from mlox._checkpoint.options import Checkpoint
-from mlox._logging import base as _log
-from mlox._run import early_stopping as _stopping
-from mlox._run import nonfinite as _faults
-from mlox._run.dispatch import Steps
-from mlox._run.early_stopping import EarlyStopping
-from mlox._run.loop import Plan
-from mlox._run.metrics import Validation
+from mlox._checkpoint.options import Checkpoint, check_checkpoint
+from mlox._run.dispatch import Step
+from mlox._run.early_stopping import EarlyStopping, check_rule
+from mlox._run.nonfinite import CYCLES, Policy
+from mlox._utils.fields import COUNT, FLAG, FUNCTION, PATH, Kind, check, optional
+from mlox._utils.types import Validation
 
 
-@dataclass(frozen=True)
-class Options:
-    """What was asked for; see `mlox.Engine.run`."""
+class Due(NamedTuple):
+    """What is due at a point of a run; all but saving at the last one."""
+
+    logs: bool
+    validates: bool
+    saves: bool
+    ends: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The arguments of a run, see `mlox.Engine.run`."""
 
     train_iters: int
     validation: Validation | None
@@ -28,88 +33,102 @@ class Options:
     early_stopping: EarlyStopping | None
     log_every: int | None
     logdir: str | os.PathLike[str] | None
-    loggers: Iterable[_log.Logger] | None
     cycles_per_dispatch: int
     progress: bool | None
     donate: bool
     checkpoint: Checkpoint | None
     resume: bool
-    on_nonfinite: _faults.Policy | None
+    policy: Policy | None
+
+    @property
+    def log_interval(self) -> int:
+        """Cycles between log points: by default there are twenty."""
+        return self.log_every or max(1, self.train_iters // 20)
+
+    @property
+    def valid_interval(self) -> int:
+        """Cycles between validations: by default as between log points."""
+        return self.valid_every or self.log_interval
+
+    @property
+    def stops_by_score(self) -> bool:
+        """Whether the early stopping compares a score, and not a mean metric."""
+        rule = self.early_stopping
+        return rule is not None and self.validation is not None and rule.uses_score
+
+    def due(self, cycle: int, count: int) -> Due:
+        """Return what is due after a cycle, the last one of a dispatch of `count`."""
+        ends, before = cycle == self.train_iters, cycle - count
+        log_every, valid_every = self.log_interval, self.valid_interval
+        every = None if self.checkpoint is None else self.checkpoint.every
+        # A multiple lies among the cycles of the dispatch if the quotient has grown.
+        return Due(
+            ends or cycle // log_every > before // log_every,
+            ends or cycle // valid_every > before // valid_every,
+            every is not None and cycle // every > before // every,
+            ends,
+        )
 
 
-def planned(engine: Steps, options: Options) -> Plan:
-    """Check all options, and fill in what was left open.
+KINDS: dict[str, Kind] = {
+    "train_iters": COUNT,
+    "validation": optional(FUNCTION),
+    "valid_every": optional(COUNT),
+    "early_stopping": Kind(
+        "a mlox.EarlyStopping or None",
+        lambda x: x is None or isinstance(x, EarlyStopping),
+        TypeError,
+    ),
+    "log_every": optional(COUNT),
+    "logdir": optional(PATH),
+    "cycles_per_dispatch": COUNT,
+    "progress": optional(FLAG),
+    "donate": FLAG,
+}
+HINTS = {
+    "validation": "Pass a function from a state to a dict of scalars.",
+    "early_stopping": (
+        "Pass e.g. mlox.EarlyStopping('validation/accuracy', mode='max')."
+    ),
+}
+
+
+def check_config(step: Step, config: RunConfig) -> RunConfig:
+    """Return the arguments of a run with plain integers, once they are checked.
 
     Raises:
         TypeError: If one is of a wrong kind.
         ValueError: If one has a wrong value, or does not go with the others.
     """
-    _check(engine, options.validation, options.valid_every)
-    flags = {"donate": (options.donate, False), "progress": (options.progress, True)}
-    _check_flags(flags)
-    train_iters = _positive("train_iters", options.train_iters)
-    every, valid_every = options.log_every, options.valid_every
-    every = max(1, train_iters // 20) if every is None else every
-    plan = Plan(
-        train_iters,
-        _positive("log_every", every),
-        _positive("valid_every", every if valid_every is None else valid_every),
-        _positive("cycles_per_dispatch", options.cycles_per_dispatch),
-        options.validation,
-        options.early_stopping,
-        options.checkpoint,
-        options.on_nonfinite,
-        options.donate,
+    for name, kind in KINDS.items():
+        check(f"`{name}`", vars(config)[name], kind, HINTS.get(name, ""))
+    problems, validated = step.steps_per_cycle, config.validation is not None
+    if config.valid_every is not None and not validated:
+        raise ValueError(
+            f"`valid_every` is {config.valid_every}, but there is no `validation`: "
+            "pass a function from a state to a dict of scalars, or drop `valid_every`."
+        )
+    taken = {"validation": validated, CYCLES.split("/")[0]: config.policy is not None}
+    for name in [name for name in problems if taken.get(name)]:
+        option = "validation" if name == "validation" else "on_nonfinite"
+        raise ValueError(
+            f"a problem is called {name!r}, so its metrics would be mixed with those "
+            f"of `{option}`: rename the problem."
+        )
+    if config.policy is Policy.RESTORE and config.checkpoint is None:
+        raise ValueError(
+            "`on_nonfinite` is 'restore', but there is no `checkpoint` to go back to: "
+            "pass a mlox.Checkpoint, or on_nonfinite='skip'."
+        )
+    if config.early_stopping is not None:
+        check_rule(config.early_stopping, problems, validated)
+    recorded = {"mean": config.log_interval}
+    recorded |= {"score": config.valid_interval} if validated else {}
+    check_checkpoint(config.checkpoint, config.resume, recorded)
+    return dataclasses.replace(
+        config,
+        train_iters=int(config.train_iters),
+        log_every=int(config.log_interval),
+        valid_every=int(config.valid_interval),
+        cycles_per_dispatch=int(config.cycles_per_dispatch),
     )
-    _check_values(engine, plan, options.resume)
-    return plan
-
-
-def _check_values(engine: Steps, plan: Plan, resume: bool) -> None:
-    """Check those options that are values against all others."""
-    problems, validated = engine.steps_per_cycle, plan.validation is not None
-    _stopping.check_rule(plan.stopping, problems, validated)
-    recorded = {"mean": plan.log_every}
-    recorded |= {"score": plan.valid_every} if validated else {}
-    _checkpoint.check_checkpoint(plan.checkpoint, resume, recorded)
-    _faults.check_policy(plan.policy, plan.checkpoint is not None, problems)
-
-
-def _check(
-    engine: Steps,
-    validation: Validation | None,
-    valid_every: int | None,
-) -> None:
-    """Check what can be checked of the hooks before anything runs."""
-    if validation is None and valid_every is not None:
-        raise ValueError(
-            f"`valid_every` is {valid_every!r}, but there is no `validation`: pass a "
-            f"function from a state to a dict of scalars, or drop `valid_every`."
-        )
-    if validation is not None and not callable(validation):
-        raise TypeError(
-            f"`validation` must be a function from a state to a dict of scalars, got "
-            f"{type(validation).__name__}."
-        )
-    if validation is not None and "validation" in engine.steps_per_cycle:
-        raise ValueError(
-            "a problem is called 'validation', so its metrics would be mixed with "
-            "those of `validation`: rename the problem."
-        )
-
-
-def _check_flags(flags: Mapping[str, tuple[Any, bool]]) -> None:
-    """Refuse what is neither True nor False, nor None where that has a meaning."""
-    for name, (value, optional) in flags.items():
-        if not isinstance(value, bool) and not (optional and value is None):
-            choices = "True, False or None" if optional else "True or False"
-            raise TypeError(f"`{name}` is {value!r}; expected {choices}.")
-
-
-def _positive(name: str, value: Any) -> int:
-    valid = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not valid or value < 1:
-        raise ValueError(
-            f"`{name}` must be a positive int, a number of cycles, got {value!r}."
-        )
-    return int(value)

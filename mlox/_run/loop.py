@@ -2,284 +2,257 @@
 
 The device never waits for the host between log points: a dispatch returns before it is
 computed, the next batches are gathered meanwhile, and metrics stay on the device.
+
+The loop is a generator of frozen values. Before every line that may fail, and after
+every change, it yields what it is doing and what it has reached; whoever iterates over
+it therefore holds all that can be handed back when an error comes out of it.
 """
 
 from __future__ import annotations
 
 import itertools
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from tqdm import tqdm
 
-from mlox._checkpoint.options import Checkpoint, check_best
+from mlox._checkpoint.options import check_best
 from mlox._checkpoint.save import Store
 from mlox._data.iterators import BatchIterator
-from mlox._logging import base as _log
+from mlox._logging.base import Logger, send_note
 from mlox._logging.console import format_losses
-from mlox._run import early_stopping as _stopping
-from mlox._run import metrics as _points
-from mlox._run import nonfinite as _faults
 from mlox._run import resume as _saving
-from mlox._run.dispatch import Steps, compiled, copied, gather, lengths, zero_totals
-from mlox._run.early_stopping import EarlyStopping, reason
-from mlox._run.metrics import Clock, Validation
+from mlox._run.arguments import Due, RunConfig
+from mlox._run.dispatch import (
+    Step,
+    Totals,
+    compile_cycles,
+    compile_zeros,
+    copy_state,
+    dispatch_sizes,
+    scalar_names,
+    stack_batches,
+)
+from mlox._run.early_stopping import check_recorded, stop_reason
+from mlox._run.metrics import (
+    newly_nonfinite,
+    record_means,
+    update_early_stopping,
+    validate,
+)
+from mlox._run.nonfinite import CYCLES, Policy, describe_nonfinite
 from mlox._run.resume import Found
-from mlox._run.run_state import Point, State, Trail
-from mlox._run.signals import noted
+from mlox._run.run_state import Phase, Point, RunState
+from mlox._run.signals import catch_signals, preemption_message
 from mlox._sharding.layout import Layout
 from mlox._sharding.multihost import gather_positions, poll_preemption
 
-
-class Plan(NamedTuple):
-    """The checked options of a run."""
-
-    train_iters: int
-    log_every: int
-    valid_every: int
-    cycles_per_dispatch: int
-    validation: Validation | None
-    stopping: EarlyStopping | None
-    checkpoint: Checkpoint | None
-    policy: _faults.Policy | None
-    donate: bool
-
-    @property
-    def judges_scores(self) -> bool:
-        """Whether the early stopping judges a score, and no mean metric."""
-        rule = self.stopping
-        return rule is not None and self.validation is not None and rule.is_score
+Reaching: TypeAlias = Generator[tuple[Phase, RunState], None, RunState]
+"""Yields what a run is doing and has reached, and returns the latter at its end."""
 
 
 class Run(NamedTuple):
-    """A run with all that it has opened, and how its state is placed on a mesh."""
+    """A run: its arguments, all that it has opened, and the layout of its state."""
 
-    engine: Steps
-    plan: Plan
-    trail: Trail
+    step: Step
+    config: RunConfig
     sources: Mapping[str, BatchIterator]
-    loggers: Sequence[_log.Logger]
+    loggers: Sequence[Logger]
     bar: tqdm
     store: Store | None
     layout: Layout | None
 
     @property
-    def spans(self) -> bool:
+    def multi_process(self) -> bool:
         """Whether it is one of several processes."""
         return self.layout is not None and self.layout.is_multi_process
 
+    def should_stop(self, reached: RunState) -> bool:
+        """Return whether the early stopping has waited for long enough."""
+        rule = self.config.early_stopping
+        return rule is not None and reached.best.waited >= rule.patience
 
-class Start(NamedTuple):
-    """Where the device begins.
 
-    Attributes:
-        point: The first state, a copy if dispatches donate.
-        zeros: The sums of metrics after a log point.
-        safe: The state of the last checkpoint, for faults; None if it is not needed.
-        batches: Those of the first dispatch.
+def loop(run: Run, reached: RunState, resumed: Found | None) -> Reaching:
+    """Make all dispatches of a run, and handle what is due after each.
+
+    Args:
+        run: The run.
+        reached: Where it begins.
+        resumed: What a checkpoint holds besides, if the run goes on from one.
+
+    Yields:
+        What the run is doing, and what it has reached; the errors of the loop belong to
+        the last pair.
+
+    Returns:
+        What it has reached at its end.
     """
-
-    point: Point
-    zeros: Any
-    safe: State
-    batches: Any
-
-
-class Due(NamedTuple):
-    """What the schedule says of a point; everything is due at the last one."""
-
-    logs: bool
-    validates: bool
-    saves: bool
-    ends: bool
-
-
-class Reached(NamedTuple):
-    """What a dispatch has led to.
-
-    Attributes:
-        point: The state, and the sums of metrics.
-        onward: The same as the next dispatch takes it: sums are zero after a log point.
-        safe: As of `Start`.
-        due: What is due.
-        positions: Where the data are after the batches until here.
-        clock: When which cycle began.
-    """
-
-    point: Point
-    onward: Point
-    safe: State
-    due: Due
-    positions: Mapping[str, Any]
-    clock: Clock
-
-
-def loop(run: Run, found: Found | None) -> None:
-    """Make all dispatches of a run, and see to what is due after each."""
-    plan, trail = run.plan, run.trail
-    cycles = plan.train_iters - trail.safe.cycle
-    stopped = plan.stopping is not None and trail.best.waited >= plan.stopping.patience
-    if stopped or not cycles:
-        trail.points.append(trail.safe)
-        return
-    start = _started(run, found, min(cycles, plan.cycles_per_dispatch))
-    # Where there are several processes, JAX notes the signals.
-    with noted(run.store is not None and not run.spans) as signals:
-        for number, reached in enumerate(_dispatched(run, start, cycles)):
-            asked = poll_preemption(number) if run.spans else bool(signals)
-            stops = _seen_to(run, reached, asked)
-            if stops:
-                return
-            if asked and not reached.due.ends:
-                trail.stage = "a signal after"
-                raise KeyboardInterrupt(_farewell(run, signals))
-
-
-def _started(run: Run, found: Found | None, count: int) -> Start:
-    """Check and place what the first dispatch takes."""
-    plan, trail = run.plan, run.trail
-    batches = gather(run.engine, run.sources, count, run.layout)
-    state = copied(trail.safe.state) if plan.donate else trail.safe.state
-    trail.stage = "the step of"
-    zeros = zero_totals(run.engine, count, plan.policy, run.layout)(state, batches)
-    if plan.stopping is not None and not plan.judges_scores:
-        trail.stage = "the early stopping after"
-        _stopping.check_metric(plan.stopping, zeros.shown)
-    if plan.checkpoint is not None and not plan.checkpoint.of_scores:
-        trail.stage = "the checkpoints after"
-        check_best(plan.checkpoint, zeros.shown)
-    point = Point(trail.safe.cycle, state, zeros, trail.safe.since)
-    safe = trail.safe.state if plan.policy == "restore" else None
-    if found is not None:
-        point = point._replace(totals=_saving.totals(found, zeros))
-        safe = _saving.safe(found, safe)
-    return Start(point, zeros, safe, batches)
-
-
-def _dispatched(run: Run, start: Start, cycles: int) -> Iterator[Reached]:
-    """Dispatch, and gather the next batches meanwhile."""
-    plan, trail, each = run.plan, run.trail, run.plan.cycles_per_dispatch
-    make = {
-        n: compiled(run.engine, n, plan.donate, plan.policy, run.layout)
-        for n in {min(cycles, each), cycles % each} - {0}
+    config, first = run.config, reached.point.cycle
+    cycles, each = config.train_iters - first, config.cycles_per_dispatch
+    if not cycles or run.should_stop(reached):
+        return reached
+    size = min(cycles, each)
+    batches = stack_batches(run.step, run.sources, size, run.layout)
+    reached, zeros = yield from _prepare(run, reached, resumed, size, batches)
+    programs = {
+        size: compile_cycles(run.step, size, config.donate, config.policy, run.layout)
+        for size in {size, cycles % each} - {0}
     }
-    point, zeros, safe, batches = start
-    clock: Clock | None = None
-    counts = itertools.chain(lengths(cycles, each), (0,))
-    for count, following in itertools.pairwise(counts):
-        trail.stage = "the step of"
-        state, totals = make[count](point.state, point.totals, batches, safe)
-        if clock is None:  # started here, it leaves out tracing and compiling
-            clock = Clock(point.cycle, time.perf_counter())
-        point = Point(point.cycle + count, state, totals, point.since)
-        trail.points.append(point)
-        positions = {} if run.store is None else _positions(run.sources)
-        if following:
-            trail.stage = "the data of"
-            batches = gather(run.engine, run.sources, following, run.layout)
-        trail.stage = "the step of"
-        if len(trail.points) > 1:
-            jax.block_until_ready(trail.points[-2].totals)
-        run.bar.update(count)
-        due = _due(plan, point.cycle, count, ends=following == 0)
-        onward = point
-        if due.logs:
-            onward = point._replace(totals=zeros, since=point.cycle)
-        if due.saves and plan.policy == "restore":
-            safe = copied(point.state) if plan.donate else point.state
-        yield Reached(point, onward, safe, due, positions, clock)
-        point = onward
-        if due.logs:
-            clock = Clock(point.cycle, time.perf_counter())
+    sizes = itertools.pairwise(itertools.chain(dispatch_sizes(cycles, each), (0,)))
+    # Where there are several processes, JAX catches the signals.
+    catches = run.store is not None and not run.multi_process
+    with catch_signals(catches) as signals:
+        for number, (size, following) in enumerate(sizes):
+            yield Phase.STEP, reached
+            point = reached.point
+            state, totals = programs[size](
+                point.state, point.totals, batches, reached.rewind_to
+            )
+            point = Point(point.cycle + size, state, totals, point.since)
+            reached = reached.reach(point)
+            if not number:  # begun here, it leaves out tracing and compiling
+                reached = reached._replace(clock=(first, time.perf_counter()))
+            positions = {}
+            if run.store is not None:
+                positions = {n: source.position() for n, source in run.sources.items()}
+            if following:
+                yield Phase.DATA, reached
+                batches = stack_batches(run.step, run.sources, following, run.layout)
+            yield Phase.STEP, reached
+            jax.block_until_ready(reached.points[-2].totals)
+            run.bar.update(size)
+            asked = poll_preemption(number) if run.multi_process else bool(signals)
+            due = config.due(point.cycle, size)
+            reached = yield from _handle_point(
+                run, reached, zeros, due, asked, positions
+            )
+            if run.should_stop(reached):
+                return reached
+            if asked and following:
+                yield Phase.SIGNAL, reached
+                path = run.store.checkpoint.path if run.store is not None else None
+                raise KeyboardInterrupt(preemption_message(signals, path))
+    return reached
 
 
-def _due(plan: Plan, cycle: int, count: int, ends: bool) -> Due:
-    def passes(every: int) -> bool:
-        """Say whether one of the last `count` cycles is a multiple of `every`."""
-        return cycle // every > (cycle - count) // every
+def _prepare(
+    run: Run, reached: RunState, resumed: Found | None, size: int, batches: Any
+) -> Generator[tuple[Phase, RunState], None, tuple[RunState, Totals]]:
+    """Return what the first dispatch starts from, and the totals after a log point."""
+    config, point = run.config, reached.point
+    state = copy_state(point.state) if config.donate else point.state
+    yield Phase.STEP, reached
+    zeros = compile_zeros(run.step, size, config.policy, run.layout)(state, batches)
+    recorded = scalar_names({**zeros.sums, **zeros.counts})
+    if config.early_stopping is not None and not config.stops_by_score:
+        yield Phase.EARLY_STOPPING, reached
+        check_recorded(config.early_stopping, recorded)
+    if config.checkpoint is not None and not config.checkpoint.of_scores:
+        yield Phase.CHECKPOINT, reached
+        check_best(config.checkpoint, recorded)
+    rewind_to = point.state if config.policy is Policy.RESTORE else None
+    totals = zeros
+    if resumed is not None:
+        totals = _saving.totals(resumed, zeros)
+        rewind_to = _saving.safe(resumed, rewind_to)
+    points = (point._replace(state=state, totals=totals),)
+    return reached._replace(points=points, rewind_to=rewind_to), zeros
 
-    return Due(
-        ends or passes(plan.log_every),
-        ends or passes(plan.valid_every),
-        plan.checkpoint is not None and passes(plan.checkpoint.every),
-        ends,
-    )
 
-
-def _seen_to(run: Run, reached: Reached, asked: bool) -> bool:
-    """Record, log and save what is due or asked for, and say whether the run stops."""
-    plan, trail, point, due = run.plan, run.trail, reached.point, reached.due
-    if plan.policy == "raise" and (any(due) or asked):
-        _points.check_faults(trail, point)
-    scalars = _scalars(run, reached, due.logs, due.validates)
-    stops = _stops(run, reached, scalars) and not due.ends
+def _handle_point(
+    run: Run,
+    reached: RunState,
+    zeros: Totals,
+    due: Due,
+    asked: bool,
+    positions: Mapping[str, Any],
+) -> Reaching:
+    """Record, log and save what is due after a dispatch, or asked for by a signal."""
+    config, cycle = run.config, reached.point.cycle
+    if config.policy is Policy.RAISE and (any(due) or asked):
+        yield from _raise_if_nonfinite(reached)
+    reached, scalars = yield from _measure(run, reached, zeros, due.logs, due.validates)
+    rule, stops = config.early_stopping, False
+    if rule and (due.validates if config.stops_by_score else due.logs):
+        yield Phase.EARLY_STOPPING, reached
+        reached = update_early_stopping(rule, reached, scalars, config.donate)
+        stops = run.should_stop(reached) and not due.ends
     if stops:  # the end of a run is a log point and has a validation
-        scalars |= _scalars(run, reached, not due.logs, not due.validates)
-    if scalars:
-        trail.stage = "logging after"
-        for logger in run.loggers:
-            logger.log(point.cycle, dict(scalars))
-        run.bar.set_postfix_str(format_losses(scalars), refresh=False)
-    if due.logs:
-        _warn(run, point.cycle)
-    if run.store is not None and (due.saves or due.ends or asked or stops):
-        trail.stage = "saving after"
-        safe = None if due.saves else reached.safe  # else it is the state itself
-        where = gather_positions(reached.positions) if run.spans else reached.positions
-        _saving.save(run.store, trail, reached.onward, safe, where, scalars)
-    if stops and plan.stopping is not None:
-        run.bar.set_postfix_str("stopped early", refresh=False)
-        _log.send_note(run.loggers, point.cycle, reason(plan.stopping, trail.best))
-    return stops
-
-
-def _scalars(
-    run: Run, reached: Reached, logs: bool, validates: bool
-) -> dict[str, float]:
-    """Record what is due at a point, and return its scalars."""
-    plan, trail, point = run.plan, run.trail, reached.point
-    scalars = _points.measure(trail, point, reached.clock, plan.donate) if logs else {}
-    if validates and plan.validation is not None:
-        scores = _points.validate(plan.validation, trail, point, run.spans)
-        if plan.checkpoint is not None and plan.checkpoint.of_scores:
-            check_best(plan.checkpoint, scores)
-        scalars |= scores
-    return scalars
-
-
-def _stops(run: Run, reached: Reached, scalars: dict[str, float]) -> bool:
-    """Judge a point where the metric of the early stopping is due."""
-    plan, trail, due = run.plan, run.trail, reached.due
-    if plan.stopping is None:
-        return False
-    if not (due.validates if plan.judges_scores else due.logs):
-        return False
-    trail.stage = "the early stopping after"
-    return _points.judge(plan.stopping, trail, reached.point, scalars, plan.donate)
-
-
-def _warn(run: Run, cycle: int) -> None:
-    """Note once that a loss has left the numbers, if nothing else looks after it."""
-    losses = _points.turned(run.trail.records) if run.plan.policy is None else []
-    if losses:
-        _log.send_note(
-            run.loggers,
-            cycle,
-            f"{', '.join(losses)} no longer finite: see `on_nonfinite` to stop there, "
-            "to leave such cycles out, or to go back to a checkpoint",
+        reached, more = yield from _measure(
+            run, reached, zeros, not due.logs, not due.validates
         )
+        scalars |= more
+    if scalars:
+        yield Phase.LOGGING, reached
+        for logger in run.loggers:
+            logger.log(cycle, dict(scalars))
+        run.bar.set_postfix_str(format_losses(scalars), refresh=False)
+    if due.logs and config.policy is None:
+        _warn_of_nonfinite(run, reached)
+    if run.store is not None and (due.saves or due.ends or asked or stops):
+        yield Phase.CHECKPOINT, reached
+        where = gather_positions(positions) if run.multi_process else positions
+        rewind_to = None if due.saves else reached.rewind_to  # else the state itself
+        _saving.save(run.store, reached, rule, rewind_to, where, scalars)
+    if due.saves and config.policy is Policy.RESTORE:
+        state = reached.point.state
+        rewind_to = copy_state(state) if config.donate else state
+        reached = reached._replace(rewind_to=rewind_to)
+    if rule and stops:
+        run.bar.set_postfix_str("stopped early", refresh=False)
+        send_note(run.loggers, cycle, stop_reason(rule, reached.best))
+    if due.logs:
+        reached = reached._replace(clock=(cycle, time.perf_counter()))
+    return reached
 
 
-def _positions(sources: Mapping[str, BatchIterator]) -> dict[str, Any]:
-    return {name: source.position() for name, source in sources.items()}
+def _raise_if_nonfinite(reached: RunState) -> Reaching:
+    """Raise FloatingPointError if a cycle was not finite, and so was not used.
+
+    What is handed back is then what the run had reached before that cycle.
+    """
+    point = reached.point
+    sums, counts = point.totals
+    counts = jax.device_get(counts)
+    if not counts[CYCLES]:
+        return reached
+    good = point.cycle - int(counts[CYCLES])
+    totals = Totals(sums, {name: 0 * count for name, count in counts.items()})
+    fallback = Point(good, point.state, totals, point.since)
+    yield Phase.STEP, reached._replace(points=(fallback,), fallback=fallback)
+    raise FloatingPointError(describe_nonfinite(counts, good + 1))
 
 
-def _farewell(run: Run, signals: Sequence[int]) -> str:
-    came = f"{signal.Signals(signals[0] if signals else signal.SIGTERM).name} came."
-    if run.store is None:
-        return came
-    path = str(run.store.checkpoint.path)
-    return f"{came} All is saved in {path!r}: go on with `resume=True`."
+def _measure(
+    run: Run, reached: RunState, zeros: Totals, logs: bool, validates: bool
+) -> Generator[tuple[Phase, RunState], None, tuple[RunState, dict[str, float]]]:
+    """Record what is due at a point, and return its scalars, too."""
+    config, scalars = run.config, {}
+    if logs:
+        reached, scalars = record_means(reached, zeros, config.donate)
+    if validates and config.validation is not None:
+        yield Phase.VALIDATION, reached
+        before = reached.validations
+        record = validate(config.validation, reached.point, before, run.multi_process)
+        reached = reached._replace(validations=(*before, record))
+        yield Phase.VALIDATION, reached
+        scores = {n: float(x) for n, x in record.items() if n != "validation/cycle"}
+        if config.checkpoint is not None and config.checkpoint.of_scores:
+            check_best(config.checkpoint, scores)
+        scalars |= scores
+    return reached, scalars
+
+
+def _warn_of_nonfinite(run: Run, reached: RunState) -> None:
+    """Tell the loggers once that a loss has become NaN or infinite."""
+    losses = newly_nonfinite(reached.records)
+    if losses:
+        send_note(
+            run.loggers,
+            reached.point.cycle,
+            f"{', '.join(losses)} no longer finite: see `on_nonfinite` to stop there, "
+            "to skip such cycles, or to go back to a checkpoint",
+        )

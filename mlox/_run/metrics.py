@@ -1,131 +1,138 @@
-"""What is due at a point of a run: means, validations, and a judgement of them."""
+"""What is measured at a point of a run: mean metrics and scores of a validation."""
+
+from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
 from mlox._data import stacking as _data
-from mlox._run.dispatch import Totals, copied, shown
-from mlox._run.early_stopping import EarlyStopping, update, value_of
-from mlox._run.nonfinite import CYCLES, cause
-from mlox._run.run_state import Point, State, Trail, mean_metrics
+from mlox._run.dispatch import Totals, copy_state, scalar_names
+from mlox._run.early_stopping import EarlyStopping, check_recorded, update
+from mlox._run.nonfinite import CYCLES
+from mlox._run.run_state import Point, RunState
 from mlox._sharding.multihost import mean_over_processes
-
-Validation = Callable[[State], Mapping[str, Any]]
-
-
-class Clock(NamedTuple):
-    """When a cycle began, in seconds."""
-
-    cycle: int
-    seconds: float
+from mlox._utils.fields import Kind, check
+from mlox._utils.types import Columns, Scalars, Validation
 
 
-def measure(trail: Trail, point: Point, clock: Clock, donate: bool) -> dict[str, float]:
-    """Record the means since the last log point, and return the scalars."""
-    means = mean_metrics(point)
-    seconds = max(time.perf_counter() - clock.seconds, 1e-9)
-    speed = (point.cycle - clock.cycle) / seconds
-    if donate:
-        trail.safe = point._replace(state=copied(point.state))
-    trail.records.append({"cycle": np.asarray(point.cycle), **means})
-    return {"cycles_per_second": speed, **{n: float(means[n]) for n in shown(means)}}
+def mean_metrics(point: Point) -> Columns:
+    """Fetch the means over the cycles from `since` to `cycle`, in one transfer.
 
-
-def check_faults(trail: Trail, point: Point) -> None:
-    """Stop at a state that was kept since its next cycle was not finite.
-
-    Raises:
-        FloatingPointError: If there was such a cycle; the trail is as before it.
+    Cycles that were not finite, and therefore not used, are counted beside the means.
     """
-    counts = jax.device_get(point.totals.counts)
-    kept = int(counts[CYCLES])
-    if kept:
-        good = point.cycle - kept
-        none = {name: np.zeros_like(count) for name, count in counts.items()}
-        totals = Totals(point.totals.sums, none)
-        trail.points.clear()
-        trail.safe = Point(good, point.state, totals, point.since)
-        trail.stage = "the step of"
-        raise FloatingPointError(cause(counts, good + 1))
+    sums, counts = jax.device_get(point.totals)
+    cycles = point.cycle - point.since - counts.get(CYCLES, 0)
+    means = {
+        name: np.asarray(total / cycles if cycles else np.full_like(total, np.nan))
+        for name, total in sums.items()
+    }
+    return {**means, **{name: np.array(count) for name, count in counts.items()}}
 
 
-def turned(records: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
-    """List the losses that were finite until the last record, and are not there."""
+def record_means(
+    reached: RunState, zeros: Totals, donate: bool
+) -> tuple[RunState, dict[str, float]]:
+    """Columns the means since the last log point, and return the scalars, too.
 
-    def finite(record: Mapping[str, np.ndarray], name: str) -> bool:
+    The totals of the newest point begin anew with `zeros`.
+    """
+    point = reached.point
+    means = mean_metrics(point)  # waits for the device, and so belongs to the time
+    cycle, began = reached.clock
+    speed = (point.cycle - cycle) / max(time.perf_counter() - began, 1e-9)
+    record = {"cycle": np.asarray(point.cycle), **means}
+    point = point._replace(totals=zeros, since=point.cycle)
+    reached = reached._replace(
+        points=(*reached.points[:-1], point), records=(*reached.records, record)
+    )
+    scalars = {name: float(means[name]) for name in scalar_names(means)}
+    return keep_point(reached, donate), {"cycles_per_second": speed, **scalars}
+
+
+def keep_point(reached: RunState, donate: bool) -> RunState:
+    """Make the newest point the fallback, before the next dispatch takes its state."""
+    point = reached.point
+    if not donate or reached.fallback.cycle == point.cycle:
+        return reached
+    return reached._replace(fallback=point._replace(state=copy_state(point.state)))
+
+
+def update_early_stopping(
+    rule: EarlyStopping, reached: RunState, scalars: Scalars, donate: bool
+) -> RunState:
+    """Return what a run has reached once its rule has seen the newest point."""
+    check_recorded(rule, scalars)
+    cycle = reached.point.cycle
+    best = update(rule, reached.best, cycle, scalars[rule.metric])
+    if best.cycle == cycle and rule.restore_best:
+        reached = keep_point(reached, donate)
+        kept = reached.fallback if donate else reached.point
+        reached = reached._replace(best_state=kept.state)
+    return reached._replace(best=best)
+
+
+def newly_nonfinite(records: Sequence[Columns]) -> list[str]:
+    """Return the losses that are not finite in the last record, but were before."""
+
+    def finite(record: Columns, name: str) -> bool:
         return bool(np.isfinite(record[name]).all())
 
-    losses = [name for name in records[-1] if name.endswith("/loss")]
     return [
         name
-        for name in losses
-        if not finite(records[-1], name)
+        for name in records[-1]
+        if name.endswith("/loss")
+        and not finite(records[-1], name)
         and all(finite(record, name) for record in records[-2:-1])
     ]
 
 
+RESULT = Kind("a dict of scalars", lambda x: isinstance(x, Mapping), TypeError)
+SCORE_NAME = Kind(
+    "a string other than 'cycle', under which the history holds the cycles",
+    lambda x: isinstance(x, str) and x != "cycle",
+)
+SCORE = Kind(
+    "a real scalar",
+    lambda x: not x.ndim and _data.is_numeric(x) and not np.iscomplexobj(x),
+)
+
+
 def validate(
-    validation: Validation, trail: Trail, point: Point, spans: bool
-) -> dict[str, float]:
-    """Call the validation on a state that is computed, and record its scalars."""
+    validation: Validation, point: Point, before: Sequence[Columns], multi_process: bool
+) -> Columns:
+    """Return the scores of a point, the means over processes if there are several.
+
+    Raises:
+        TypeError: If the validation does not return a dict.
+        ValueError: If that does not hold scalars, or other names than `before`.
+    """
     jax.block_until_ready(point.totals)
-    trail.stage = "the validation after"
 
-    def measured() -> dict[str, np.ndarray]:
-        return _scores(validation(point.state))
+    def measure() -> Columns:
+        returned = validation(point.state)
+        check(
+            "`validation`: result",
+            returned,
+            RESULT,
+            'Return e.g. {"accuracy": accuracy}.',
+        )
+        for name in returned:
+            check("`validation`: name of a score", name, SCORE_NAME)
+        # Copied, since a record that holds a view would hold a buffer of the device.
+        scores = {n: np.array(x) for n, x in jax.device_get(dict(returned)).items()}
+        for name, score in scores.items():
+            hint = "Reduce it, e.g. by its mean."
+            check(f"`validation`: score {name!r}", score, SCORE, hint)
+        return {f"validation/{name}": score for name, score in scores.items()}
 
-    scores = mean_over_processes(measured) if spans else measured()
+    scores = mean_over_processes(measure) if multi_process else measure()
     record = {"validation/cycle": np.asarray(point.cycle), **scores}
-    if trail.validations and set(record) != set(trail.validations[0]):
+    if before and set(record) != set(before[0]):
         raise ValueError(
             f"`validation` returned {sorted(record)}, but at first "
-            f"{sorted(trail.validations[0])}. Return the same names every time."
+            f"{sorted(before[0])}. Return the same names every time."
         )
-    trail.validations.append(record)
-    return {name: float(score) for name, score in scores.items()}
-
-
-def _scores(found: Any) -> dict[str, np.ndarray]:
-    """Check what a validation returned, and fetch it."""
-    if not isinstance(found, Mapping):
-        raise TypeError(
-            f"`validation` must return a dict of scalars, got {type(found).__name__}. "
-            f'Return e.g. {{"accuracy": accuracy}}.'
-        )
-    for name in found:
-        if not isinstance(name, str) or name == "cycle":
-            raise ValueError(
-                f"`validation` returned a score called {name!r}; expected a string "
-                "other than 'cycle', under which the history holds the cycles."
-            )
-    scores = {}
-    for name, value in jax.device_get(dict(found)).items():
-        score = np.array(value)  # a copy: else the record holds a buffer of the device
-        if score.ndim or not _data.is_numeric(score) or np.iscomplexobj(score):
-            raise ValueError(
-                f"`validation` must return real scalars, but {name!r} is "
-                f"{score.dtype}{list(score.shape)}. Reduce it, e.g. by its mean."
-            )
-        scores[f"validation/{name}"] = score
-    return scores
-
-
-def judge(
-    rule: EarlyStopping,
-    trail: Trail,
-    point: Point,
-    scalars: Mapping[str, float],
-    donate: bool,
-) -> bool:
-    """Judge a point, keep its state if it is the best, and say whether to stop."""
-    best = update(rule, trail.best, point.cycle, value_of(rule, scalars))
-    if best.cycle == point.cycle and rule.restore_best:
-        if donate and trail.safe.cycle < point.cycle:
-            trail.safe = point._replace(state=copied(point.state))
-        trail.restored = (trail.safe if donate else point).state
-    trail.best = best
-    return best.waited >= rule.patience
+    return record

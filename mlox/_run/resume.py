@@ -11,12 +11,12 @@ from mlox._checkpoint.arrays import filled, flattened, owned
 from mlox._checkpoint.options import Checkpoint
 from mlox._checkpoint.restore import Archive, Snapshot
 from mlox._checkpoint.save import Store, tidy
-from mlox._run.early_stopping import Best
-from mlox._run.run_state import Point, State, Trail
+from mlox._run.early_stopping import Best, EarlyStopping
+from mlox._run.run_state import RunState, stack_columns, start_at
 from mlox._sharding.multihost import on_primary
+from mlox._utils.types import Columns, PyTree, State
 
 Positions = Mapping[str, Any]
-Records = list[dict[str, np.ndarray]]
 
 
 class Found(NamedTuple):
@@ -35,9 +35,9 @@ class Found(NamedTuple):
 
 def save(
     store: Store,
-    trail: Trail,
-    point: Point,
-    safe: State,
+    reached: RunState,
+    rule: EarlyStopping | None,
+    safe: PyTree,
     positions: Positions,
     scalars: Mapping[str, float],
 ) -> None:
@@ -45,26 +45,28 @@ def save(
 
     Args:
         store: Where to.
-        trail: Its history and its early stopping.
-        point: The state and the sums of metrics.
+        reached: What the run has reached.
+        rule: Its early stopping.
         safe: The state to which faults go back, or None.
         positions: Where the data were once the batches of this point were taken.
         scalars: What was measured at this point.
     """
+    point, best = reached.point, reached.best
     arrays = {
         "state": point.state,
         "totals": point.totals,
-        "records": _columns(trail.records),
-        "validations": _columns(trail.validations),
+        "records": stack_columns(reached.records),
+        "validations": stack_columns(reached.validations),
     }
-    if trail.restored is not None and trail.restored is not point.state:
-        arrays["best"] = trail.restored
+    if reached.best_state is not None and reached.best_state is not point.state:
+        arrays["best"] = reached.best_state
     if safe is not None and safe is not point.state:
         arrays["safe"] = safe
     notes = {
         "since": point.since,
-        "best": [trail.best.cycle, repr(float(trail.best.value)), trail.best.waited],
-        "restores": trail.restored is not None,
+        "best": [best.cycle, repr(float(best.value)), best.waited],
+        "rule": _describe_rule(rule),
+        "restores": reached.best_state is not None,
         "positions": dict(positions),
         "records": list(arrays["records"]),
         "validations": list(arrays["validations"]),
@@ -76,22 +78,24 @@ def save(
 def begin(
     checkpoint: Checkpoint,
     about: Mapping[str, Any],
-    trail: Trail,
+    state: State,
+    rule: EarlyStopping | None,
     resume: bool,
     spans: bool,
-) -> Found | None:
-    """Read the newest checkpoint, tidy up behind it, and lay the trail as it was.
+) -> tuple[RunState, Found | None]:
+    """Restore the latest intact checkpoint, and rebuild what the run had reached.
 
     Args:
         checkpoint: Where the checkpoints are.
         about: The description of the engine.
-        trail: The trail of a run that has not begun; its `safe` point has a state like
-            the one that was saved.
+        state: A state like the one that was saved, from which a new run begins.
+        rule: The early stopping. It goes on from what the one that was saved has seen
+            if it is the same, but for its patience.
         resume: Whether to go on from what is there, if there is anything.
         spans: Whether there are several processes, of which one tidies up.
 
     Returns:
-        Where to go on, or None for the start.
+        What the run has reached, and what else was saved; None for a new run.
 
     Raises:
         FileExistsError: If something is there, and the run should not go on from it.
@@ -105,41 +109,45 @@ def begin(
                 f"reached cycle {archive.cycles[-1]}. Go on from there with "
                 "`resume=True`, or choose another directory."
             )
-        return None
-    state = trail.safe.state
+        return start_at(0, state), None
     read = archive.newest({"state": state}, about)
     if read is None:
-        return None
+        return start_at(0, state), None
     on_primary(spans, lambda: tidy(checkpoint, read.cycle))
     notes, arrays = read.notes, read.arrays
     state = filled("state", state, arrays)
-    trail.safe = Point(read.cycle, state, None, notes["since"])
-    trail.records.extend(_rows("records", notes, arrays))
-    trail.validations.extend(_rows("validations", notes, arrays))
-    cycle, value, waited = notes["best"]
-    trail.best = Best(cycle, float(value), waited)
-    if notes["restores"]:
-        trail.restored = _best(state, arrays)
+    reached = start_at(read.cycle, state, notes["since"])._replace(
+        records=_rows("records", notes, arrays),
+        validations=_rows("validations", notes, arrays),
+    )
+    if rule is not None and notes["rule"] == _describe_rule(rule):
+        cycle, value, waited = notes["best"]
+        reached = reached._replace(
+            best=Best(cycle, float(value), waited),
+            best_state=_best(state, arrays) if notes["restores"] else None,
+        )
     first = {
         k: owned(x) for k, x in arrays.items() if k.startswith(("totals|", "safe|"))
     }
-    return Found(read.cycle, first, notes["positions"])
+    return reached, Found(read.cycle, first, notes["positions"])
 
 
 def totals(found: Found, zeros: Any) -> Any:
     """Return the sums of metrics that were saved, placed like those to start from."""
-    saved = {path for path in found.arrays if path.startswith("totals|")}
-    here = set(flattened({"totals": zeros}))
+    saved = {k: x.shape for k, x in found.arrays.items() if k.startswith("totals|")}
+    here = {k: x.shape for k, x in flattened({"totals": zeros}).items()}
     if saved != here:
-        differ = ", ".join(sorted(p.split("'")[1] for p in saved ^ here))
+        differ = {k for k, _ in saved.items() ^ here.items()}
+        names = ", ".join(sorted(path.split("'")[1] for path in differ))
         raise ValueError(
-            f"the run that is resumed recorded other metrics: {differ} on one side "
-            "only. Pass the losses and the `on_nonfinite` with which it began."
+            f"the run that is resumed recorded other metrics: {names} on one side "
+            "only, or of another shape. Pass the losses, the `on_nonfinite` and the "
+            "size of batches with which it began."
         )
     return filled("totals", zeros, found.arrays)
 
 
-def safe(found: Found, safe: State) -> State:
+def safe(found: Found, safe: PyTree) -> PyTree:
     """Return the state to which faults go back, like the one that was passed."""
     if any(path.startswith("safe|") for path in found.arrays):
         return filled("safe", safe, found.arrays)
@@ -153,12 +161,18 @@ def _best(state: State, arrays: Mapping[str, Any]) -> State:
     return state
 
 
-def _columns(records: Records) -> dict[str, np.ndarray]:
-    names = records[0] if records else ()
-    return {name: np.stack([record[name] for record in records]) for name in names}
+def _describe_rule(rule: EarlyStopping | None) -> list[Any] | None:
+    """Return what must be equal for a rule to go on from what another has seen."""
+    if rule is None:
+        return None
+    return [rule.metric, rule.mode, repr(float(rule.min_delta)), rule.restore_best]
 
 
-def _rows(kind: str, notes: Mapping[str, Any], arrays: Mapping[str, Any]) -> Records:
+def _rows(
+    kind: str, notes: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> tuple[Columns, ...]:
     columns = [np.asarray(arrays[f"{kind}|[{name!r}]"]) for name in notes[kind]]
     rows = zip(*columns, strict=True)
-    return [dict(zip(notes[kind], map(np.array, row), strict=True)) for row in rows]
+    return tuple(
+        dict(zip(notes[kind], map(np.array, row), strict=True)) for row in rows
+    )

@@ -1,142 +1,289 @@
-"""Runs: files opened and closed, and what was reached handed back."""
+"""`mlox.Engine.run`: opens what a run needs, and closes it however the run ends."""
 
+from __future__ import annotations
+
+import contextlib
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
-from mlox._checkpoint import options as _checkpoint
-from mlox._checkpoint import save as _store
+import numpy as np
+
+from mlox._checkpoint.options import Checkpoint, check_reached
 from mlox._checkpoint.save import Store
-from mlox._data import stacking as _data
+from mlox._checkpoint.save import opened as open_store
 from mlox._data.combinators import open_series
-from mlox._data.iterators import BatchIterator
-from mlox._logging import base as _log
+from mlox._data.stacking import check_data
+from mlox._logging.base import Logger, resume_loggers
 from mlox._logging.console import progress_bar, stdout_logger
 from mlox._logging.jsonl import json_logger
 from mlox._logging.tensorboard import tensorboard_logger
-from mlox._run import resume as _saving
-from mlox._run.arguments import Options, planned
-from mlox._run.dispatch import Steps
-from mlox._run.loop import Run, loop
-from mlox._run.resume import Found
-from mlox._run.run_state import History, Point, State, Trail, history_of, stopped
-from mlox._sharding.layout import check_placement, layout_of
+from mlox._run.arguments import RunConfig, check_config
+from mlox._run.dispatch import Step
+from mlox._run.early_stopping import EarlyStopping
+from mlox._run.errors import make_run_error
+from mlox._run.loop import Reaching, Run, loop
+from mlox._run.nonfinite import parse_policy
+from mlox._run.resume import begin
+from mlox._run.run_state import Phase, history_of, start_at
+from mlox._sharding.layout import Layout, check_placement, layout_of
 from mlox._sharding.multihost import (
     annotate_device_error,
     is_device_error,
     select_positions,
 )
+from mlox._utils.fields import Kind, check
+from mlox._utils.types import State
+
+StateT = TypeVar("StateT", bound=Mapping[str, Any])
+
+
+LOGGERS = Kind(
+    "a list of loggers, or () for none",
+    lambda x: isinstance(x, Iterable) and not isinstance(x, Logger),
+    TypeError,
+)
+LOGGER = Kind(
+    "a logger, with `log` and `close`", lambda x: isinstance(x, Logger), TypeError
+)
+
+
+class Runnable(Protocol):
+    """What can be run: an engine."""
+
+    @property
+    def traced(self) -> Step:
+        """The step of one cycle."""
+        ...
 
 
 def run(
-    engine: Steps,
-    state: State,
-    data: Mapping[str, Iterable[Any] | None] | None,
-    options: Options,
-) -> tuple[State, History]:
-    """Run cycles of an engine; see `mlox.Engine.run`."""
-    trail = Trail(safe=Point(0, state, None, 0))
-    failure: BaseException | None = None
-    store: Store | None = None
-    layout = layout_of(state)
-    speaks, spans = (
-        (True, False)
-        if layout is None
-        else (layout.is_primary, layout.is_multi_process)
-    )
-    opened: list[_log.Logger] = []
+    self: Runnable,
+    state: StateT,
+    data: Mapping[str, Iterable[Any] | None] | None = None,
+    train_iters: int = 1000,
+    *,
+    validation: Callable[[StateT], Mapping[str, Any]] | None = None,
+    valid_every: int | None = None,
+    early_stopping: EarlyStopping | None = None,
+    log_every: int | None = None,
+    logdir: str | os.PathLike[str] | None = None,
+    loggers: Iterable[Logger] | None = None,
+    cycles_per_dispatch: int = 1,
+    progress: bool | None = None,
+    donate: bool = False,
+    checkpoint: Checkpoint | None = None,
+    resume: bool = False,
+    on_nonfinite: Literal["raise", "skip", "restore"] | None = None,
+) -> tuple[StateT, dict[str, np.ndarray]]:
+    """Run `train_iters` cycles of an engine.
+
+    Batches of the next dispatch are gathered while the device computes this one. The
+    compiled programs belong to the engine's configuration: a second run of an equal
+    engine with equal shapes compiles nothing.
+
+    Args:
+        self: The engine.
+        state: The state to start from; it stays usable. On a mesh, see `mlox.shard`, it
+            stays placed as it is.
+        data: For each problem an iterable of batches, or None. What can be iterated
+            over again (a list, a DataLoader) is started again at its end. Where there
+            are several processes, those are the shares of this one. See `mlox.together`
+            for several of them, `mlox.on_epoch_end` for a call there.
+        train_iters: The number of cycles.
+        validation: Maps a state to a dict of scalars, logged as `"validation/..."`.
+            Copy what it keeps of the state if `donate` is true. For the metrics of one
+            batch: `lambda state: engine.evaluate(state, "name", batch)`.
+        valid_every: Cycles between validations; the default is `log_every`. There is
+            one at the end, too.
+        early_stopping: Stop when a metric has not improved for a while, and return the
+            state where it was best. By then the batches of one more dispatch have been
+            taken.
+        log_every: Cycles between log points; the default gives 20. The end is one.
+        logdir: A folder for an event file (TensorBoard) and `metrics.jsonl`.
+        loggers: Loggers, which get the scalars of a log point and
+            `"cycles_per_second"`, and are closed however the run ends; None means
+            `[mlox.stdout_logger()]`, one line per log point, and `()` silence.
+        cycles_per_dispatch: Compile that many cycles into one program: worthwhile when
+            a cycle takes less than a millisecond. Log points and validations then fall
+            on the end of a dispatch. A shorter last dispatch is compiled by itself.
+            (Keep 1 for convolutions on CPU, which XLA runs slowly inside a loop.)
+        progress: Whether to show a progress bar; None shows it on a terminal.
+        donate: Let each dispatch reuse the memory of the state that it gets. `state` is
+            copied first, and so is the state at every log point, for errors.
+        checkpoint: Save what the run needs to go on bit for bit, and where. Then
+            SIGTERM and Ctrl-C let the dispatch at hand end, save, and stop.
+        resume: Go on from the latest intact checkpoint, with the same arguments as
+            before, or begin if there is none; `train_iters` may grow, and another
+            `early_stopping` begins anew. `state` gives structure and devices only. Log
+            files lose what came after the checkpoint, and get it again.
+        on_nonfinite: What to do with a cycle in which a loss, parameters or an
+            optimizer's state stop being finite, decided on the device: "raise" keeps
+            the state before it and fails at the next log point, validation or
+            checkpoint; "skip" goes on from the state before it; "restore" from the last
+            checkpoint. Skipped cycles take their batches and count as steps; the
+            metrics `"run/nonfinite"` and `"<name>/nonfinite"` count them since the log
+            point before. An overflow that a `loss_scale` handles does not count. None
+            checks nothing, and costs nothing.
+
+    Returns:
+        The last state, or the best with `early_stopping`, and a history of NumPy arrays
+        until the last: `"cycle"` `[n]`; every metric `[n, ...]`, its mean over all
+        steps since the log point before; with a validation `"validation/cycle"` `[m]`
+        and `"validation/<name>"` `[m]`; and with early stopping `"best_cycle"` `[]`, 0
+        if the metric was never a number.
+
+    Raises:
+        TypeError: If an argument is of a wrong kind; nothing has run then.
+        ValueError: If an argument is wrong, the first batches among them, or a
+            checkpoint is of another engine; nothing has run then.
+        FileExistsError: If the folder of `checkpoint` holds a run, and `resume` is
+            false.
+        RunError: If a loss, loader, validation or logger fails; it holds the last good
+            state.
+        RunInterrupted: At Ctrl-C, and with a checkpoint at SIGTERM; it holds the last
+            good state.
+
+    Example:
+        >>> import jax.numpy as jnp, mlox, optax
+        >>> problem = mlox.Problem.create(
+        ...     name="x", params=jnp.ones(()), tx=optax.sgd(0.25),
+        ...     loss_fn=lambda params, batch, ctx: (params - batch) ** 2)
+        >>> engine = mlox.Engine([problem])
+        >>> state, history = engine.run(
+        ...     engine.init(), {"x": [0.0]}, train_iters=4, log_every=2, loggers=())
+        >>> float(state["x"].params), history["cycle"], history["x/loss"]
+        (0.0625, array([2, 4]), array([0.625    , 0.0390625]...))
+    """
+    step, layout = self.traced, layout_of(state)
+    phase, reached = Phase.START, start_at(0, state)
     try:
-        _open(opened, options.loggers)
-        series = {} if data is None else data
-        _data.check_data(engine.steps_per_cycle, series)
-        engine.check(state)
-        plan = planned(engine, options)
-        check_placement(layout, plan.checkpoint is not None)
-        opened += _files(options.logdir) if speaks else []
-        heard = opened if speaks else []
-        found = None
-        if plan.checkpoint is not None:
-            about, resume = engine.about, options.resume
-            found = _saving.begin(plan.checkpoint, about, trail, resume, spans)
-            store = _store.opened(plan.checkpoint, about)
-        _checkpoint.check_reached(trail.safe.cycle, plan.train_iters)
-        sources = _sources(series, found)
-        if options.resume:
-            _log.resume_loggers(heard, trail.safe.cycle)
-        shown = options.progress if speaks else False
-        with progress_bar(plan.train_iters, trail.safe.cycle, shown) as bar:
-            loop(Run(engine, plan, trail, sources, heard, bar, store, layout), found)
-    except BaseException as error:
-        failure = annotate_device_error(error) if spans else error
-    if spans and is_device_error(failure):
-        store = None  # closing it would wait for a process that is gone
-    failure = _close(opened, store, trail, failure)
-    if failure is None:
-        return trail.final, history_of(trail)
-    if trail.stage == "start" or not isinstance(failure, Exception | KeyboardInterrupt):
-        raise failure
-    train_iters, each = options.train_iters, options.cycles_per_dispatch
-    raise stopped(trail, failure, train_iters, each) from failure
-
-
-def _open(opened: list[_log.Logger], loggers: Iterable[_log.Logger] | None) -> None:
-    """Take over the loggers, to close them however the run ends, and refuse others."""
-    if loggers is None:
-        opened.append(stdout_logger())
-        return
-    if isinstance(loggers, _log.Logger) or not isinstance(loggers, Iterable):
-        raise TypeError(
-            f"`loggers` is a {type(loggers).__name__}; expected a list of loggers, "
-            "e.g. [mlox.stdout_logger()], or () for none."
-        )
-    given: list[Any] = list(loggers)
-    opened += [logger for logger in given if isinstance(logger, _log.Logger)]
-    for logger in given:
-        if not isinstance(logger, _log.Logger):
-            raise TypeError(
-                f"`loggers` must be loggers, with `log` and `close`, got "
-                f"{type(logger).__name__}. Call the factory, e.g. stdout_logger()."
+        with contextlib.ExitStack() as stack:
+            used = _take_loggers(stack, loggers)
+            config = RunConfig(
+                train_iters=train_iters,
+                validation=validation,
+                valid_every=valid_every,
+                early_stopping=early_stopping,
+                log_every=log_every,
+                logdir=logdir,
+                cycles_per_dispatch=cycles_per_dispatch,
+                progress=progress,
+                donate=donate,
+                checkpoint=checkpoint,
+                resume=resume,
+                policy=parse_policy(on_nonfinite),
             )
+            series = {} if data is None else data
+            cycles = _open(stack, step, state, series, config, used, layout)
+            for phase, reached in cycles:  # noqa: B007
+                pass
+            phase = Phase.CLOSING
+    except BaseException as error:
+        failure = (
+            annotate_device_error(error)
+            if layout is not None and layout.is_multi_process
+            else error
+        )
+        failed = phase is not Phase.START
+        if not failed or not isinstance(failure, Exception | KeyboardInterrupt):
+            raise
+        raise make_run_error(
+            failure, phase, reached, train_iters, cycles_per_dispatch
+        ) from failure
+    return reached.final, history_of(reached)
 
 
-def _files(logdir: str | os.PathLike[str] | None) -> list[_log.Logger]:
-    if logdir is None:
-        return []
-    if not isinstance(logdir, str | os.PathLike):
-        raise TypeError(f"`logdir` is {logdir!r}; expected the path of a folder.")
-    lines = json_logger(pathlib.Path(logdir, "metrics.jsonl"))
-    return [lines, tensorboard_logger(logdir)]
+def _open(
+    stack: contextlib.ExitStack,
+    step: Step,
+    state: State,
+    data: Mapping[str, Iterable[Any] | None],
+    config: RunConfig,
+    loggers: Sequence[Logger],
+    layout: Layout | None,
+) -> Reaching:
+    """Check the arguments of a run, open what it needs, and loop.
 
-
-def _sources(
-    series: Mapping[str, Any], found: Found | None
-) -> dict[str, BatchIterator]:
-    """Open the data, where a run that is resumed was."""
-    positions = {} if found is None else select_positions(found.positions)
-    return {
-        name: open_series(f"data of {name!r}", value, positions.get(name))
-        for name, value in series.items()
-        if value is not None
+    Yields:
+        As `loop`; first of all where the run begins.
+    """
+    primary = layout is None or layout.is_primary
+    multi_process = layout is not None and layout.is_multi_process
+    check_data(step.steps_per_cycle, data)
+    step.check(state)
+    config = check_config(step, config)
+    check_placement(layout, config.checkpoint is not None)
+    if config.logdir is not None and primary:
+        lines = json_logger(pathlib.Path(config.logdir, "metrics.jsonl"))
+        stack.enter_context(_closing("a logger", lines))
+        events = tensorboard_logger(config.logdir)
+        stack.enter_context(_closing("a logger", events))
+        loggers = (*loggers, lines, events)
+    reached, resumed, store = start_at(0, state), None, None
+    if config.checkpoint is not None:
+        reached, resumed = begin(
+            config.checkpoint,
+            step.metadata,
+            state,
+            config.early_stopping,
+            config.resume,
+            multi_process,
+        )
+        store = open_store(config.checkpoint, step.metadata)
+        stack.enter_context(_closing("the checkpoints", store, multi_process))
+    first = reached.point.cycle
+    check_reached(first, config.train_iters)
+    positions = {} if resumed is None else select_positions(resumed.positions)
+    sources = {
+        name: open_series(f"data of {name!r}", series, positions.get(name))
+        for name, series in data.items()
+        if series is not None
     }
+    loggers = loggers if primary else ()
+    if config.resume:
+        resume_loggers(loggers, first)
+    shown = config.progress if primary else False
+    bar = stack.enter_context(progress_bar(config.train_iters, first, shown))
+    yield Phase.START, reached
+    run = Run(step, config, sources, loggers, bar, store, layout)
+    return (yield from loop(run, reached, resumed))
 
 
-def _close(
-    loggers: list[_log.Logger],
-    store: Store | None,
-    trail: Trail,
-    failure: BaseException | None,
-) -> BaseException | None:
-    """Close all that is open, and return the first failure of all."""
-    things: list[tuple[str, _log.Logger | Store]] = [("a logger", x) for x in loggers]
-    if store is not None:
-        things.append(("the checkpoints", store))
-    for what, thing in things:
-        try:
-            thing.close()
-        except BaseException as error:
-            if failure is None:
-                failure, trail.stage = error, f"closing {what} after"
-            else:
-                failure.add_note(f"Closing {what} failed, too: {error!r}")
-    return failure
+def _take_loggers(
+    stack: contextlib.ExitStack, loggers: Iterable[Logger] | None
+) -> Sequence[Logger]:
+    """Return the loggers of a run, which will be closed however it ends.
+
+    Raises:
+        TypeError: If there is anything else among them.
+    """
+    given = (stdout_logger(),) if loggers is None else loggers
+    check("`loggers`", given, LOGGERS, "Pass e.g. [mlox.stdout_logger()].")
+    taken = list(given)
+    for logger in taken:
+        if isinstance(logger, Logger):
+            stack.enter_context(_closing("a logger", logger))
+    for logger in taken:
+        hint = "Call the factory, e.g. mlox.stdout_logger()."
+        check("an entry of `loggers`", logger, LOGGER, hint)
+    return taken
+
+
+@contextlib.contextmanager
+def _closing(
+    name: str, resource: Logger | Store, multi_process: bool = False
+) -> Iterator[None]:
+    """Close a resource at the end, without hiding an error that came before."""
+    try:
+        yield
+    except BaseException as failure:
+        # Checkpoints of several processes would wait for the one that is gone.
+        if not (multi_process and is_device_error(failure)):
+            try:
+                resource.close()
+            except BaseException as error:
+                failure.add_note(f"Closing {name} failed, too: {error!r}")
+        raise
+    resource.close()

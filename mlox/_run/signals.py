@@ -1,41 +1,48 @@
-"""Signals that ask a run to stop: noted, and seen to between two dispatches."""
+"""Signals that ask a run to stop between two dispatches."""
 
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager
-def noted(wanted: bool) -> Iterator[list[int]]:
-    """Note SIGTERM and SIGINT instead of dying of them; the second one is not caught.
+def catch_signals(wanted: bool) -> Iterator[Sequence[int]]:
+    """Catch the first SIGTERM or SIGINT; a second one acts as it did before.
 
-    Args:
-        wanted: Whether to do so. Only the main thread can; elsewhere nothing is noted.
-
-    Yields:
-        The list to which the signals are appended.
+    Only the main thread can do so. Yields the signals received so far.
     """
-    came: list[int] = []
+    received: list[int] = []
     if not wanted or threading.current_thread() is not threading.main_thread():
-        yield came
+        yield received
         return
     before = {number: signal.getsignal(number) for number in CAUGHT}
 
-    def note(number: int, frame: object) -> None:
-        del frame
-        came.append(number)
-        for other, handler in before.items():
-            signal.signal(other, handler)
-
-    for number in CAUGHT:
-        signal.signal(number, note)
-    try:
-        yield came
-    finally:
+    def restore_handlers() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+    def receive(number: int, frame: object) -> None:
+        del frame
+        received.append(number)
+        restore_handlers()
+
+    for number in CAUGHT:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        restore_handlers()
+
+
+def preemption_message(received: Sequence[int], saved_in: pathlib.Path | None) -> str:
+    """Return why a run stops; without a signal here, another process received one."""
+    name = signal.Signals(received[0] if received else signal.SIGTERM).name
+    if saved_in is None:
+        return f"{name} came."
+    return f"{name} came. All is saved in {str(saved_in)!r}: go on with `resume=True`."

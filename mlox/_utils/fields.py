@@ -45,6 +45,10 @@ POSITIVE = Kind("a finite number > 0", lambda x: is_number(x) and x > 0)
 NOT_NEGATIVE = Kind("a finite number >= 0", lambda x: is_number(x) and x >= 0)
 FLAG = Kind("True or False", lambda x: isinstance(x, bool), TypeError)
 FUNCTION = Kind("a function", callable, TypeError)
+NAME_OF_SCALAR = Kind(
+    "the name of a scalar, e.g. 'validation/accuracy' or 'classifier/loss'",
+    lambda x: isinstance(x, str) and "/" in x,
+)
 PATH = Kind("a path", lambda x: isinstance(x, str | os.PathLike), TypeError)
 
 

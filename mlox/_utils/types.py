@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
 PyTree: TypeAlias = Any
 """A nested container of arrays, as `jax.tree` takes it."""
@@ -28,8 +29,14 @@ Metrics: TypeAlias = dict[str, jax.Array]
 Scalars: TypeAlias = Mapping[str, float]
 """{name: number}, what loggers get."""
 
+Columns: TypeAlias = dict[str, np.ndarray]
+"""{name: array}, the history of a run, or one of its rows."""
+
 LossFn: TypeAlias = Callable[..., Any]
 """(params, batch, ctx) -> loss, or a dict with "loss"."""
+
+Validation: TypeAlias = Callable[[Any], Mapping[str, Any]]
+"""A state of a run -> {name of a score: scalar}."""
 
 Mask: TypeAlias = Callable[[PyTree], PyTree]
 """params -> a pytree of bools like params, or a prefix of one."""

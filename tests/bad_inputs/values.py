@@ -412,7 +412,7 @@ def _stopping() -> list[Case]:
                 "min_delta=-1",
                 lambda _: rule(min_delta=-1),
                 ValueError,
-                "min_delta is -1.*at least 0",
+                "min_delta is -1;.*number",
             ),
         ],
     )

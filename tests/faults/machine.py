@@ -102,7 +102,7 @@ def _disks() -> list[Fault]:
             (
                 "a disk that is full, at a checkpoint",
                 _full_of_checkpoints,
-                "RunError: .*saving after cycle 3.*File too large",
+                "RunError: .*the checkpoint after cycle 3.*File too large",
                 "after cycle 3, finite; .*bit for bit.*True",
             ),
             (

@@ -288,7 +288,7 @@ def _hooks() -> list[Fault]:
             (
                 "a logger that cannot be closed",
                 hooked(loggers=[_Breaks(None)]),
-                "RunError: .*closing a logger after cycle 5.*the server is down",
+                "RunError: .*closing loggers .*after cycle 5.*the server is down",
                 "after cycle 5, finite; .*1, 2, 3, 4, 5",
             ),
             (

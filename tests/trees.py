@@ -1,0 +1,21 @@
+"""Comparisons of states, which may hold PRNG keys."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def with_key_data(tree):
+    """Return a pytree with the data of its PRNG keys, which NumPy can compare."""
+
+    def convert(leaf):
+        is_key = jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    return jax.tree.map(convert, tree)
+
+
+def assert_close(found, expected):
+    """Assert that two pytrees agree in float64, up to the order of sums."""
+    trees = map(with_key_data, (found, expected))
+    chex.assert_trees_all_close(*trees, rtol=1e-12, atol=1e-14)
