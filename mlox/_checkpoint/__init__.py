@@ -1,1 +1,1 @@
-"""See the files of this folder."""
+"""Checkpoints on disk, in the format of Orbax."""

@@ -1,1 +1,1 @@
-"""See the files of this folder."""
+"""The public verbs: the engine, its step, and its description in words."""

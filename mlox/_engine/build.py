@@ -17,10 +17,10 @@ Edges = Mapping[Any, Sequence[str | Problem]]
 def build_plan(
     problems: Sequence[Problem], u2l: Edges | None, l2u: Edges | None, total: bool
 ) -> Plan:
-    """Return the plan of problems and edges, which may hold names or problems.
+    """Return the plan of problems and edges, which are given by names or problems.
 
     Raises:
-        TypeError: If an edge holds something else.
+        TypeError: If an edge is not a name or a problem.
         ValueError: If the graph is not valid, see `mlox._graph.build`.
     """
     graph = build_graph(

@@ -1,4 +1,4 @@
-"""Whether steps left numbers that are not finite."""
+"""Detect steps that produce non-finite numbers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mlox._problem.problem import Problem
 def has_nonfinite(
     before: Problem, after: Problem, losses: jax.Array | None
 ) -> jax.Array:
-    """Return whether steps of a problem brought numbers that are not finite; a scalar.
+    """Return whether steps of a problem produced non-finite numbers; a scalar.
 
-    An optimizer may hold an infinity on purpose, as a best loss so far: entries that
-    were not finite before do not count. Nor do the losses of a problem with a loss
-    scale, which is there to handle their overflow.
+    Entries that were not finite before do not count: an optimizer may use an infinity,
+    e.g. as the best loss so far. The losses of a problem with a loss scale do not
+    count either, as the loss scale handles their overflow.
     """
     found = [jnp.array(False)]
     if losses is not None and after.loss_scale is None:

@@ -40,7 +40,7 @@ class Step:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What a checkpoint records of the engine, for comparison."""
+        """The description of the engine that checkpoints record and compare."""
         graph = self.cycle.plan.graph
         return {
             "problems": sorted(graph.names),
@@ -54,7 +54,7 @@ class Step:
     def find_nonfinite(
         self, before: State, after: State, metrics: Mapping[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """Return whether a cycle brought non-finite numbers, for each problem."""
+        """Return whether a cycle produced non-finite numbers, for each problem."""
         return {
             name: has_nonfinite(before[name], problem, metrics.get(f"{name}/loss"))
             for name, problem in after.items()
@@ -77,7 +77,7 @@ class Step:
         check_batches(self.cycle.plan.graph, state, batches)
 
     def prepare(self, state: State, batches: Batches) -> Cycle:
-        """Check the arguments of a step, and decide whether loops are written out."""
+        """Check the arguments of a step, and decide whether loops are unrolled."""
         plan = self.cycle.plan
         check_state(plan, state)
         self.check_batches(state, batches)

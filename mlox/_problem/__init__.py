@@ -1,1 +1,1 @@
-"""See the files of this folder."""
+"""One problem: a pytree of parameters, optimizer state and loss."""

@@ -1,4 +1,4 @@
-"""What a loss sees besides its parameters and batch."""
+"""The context of a loss: neighbours, PRNG key, step and mutable state."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mlox._utils.types import PyTree
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A neighbour's values, as a loss sees them.
+    """The values of a neighbour that a loss can read.
 
     Attributes:
         params: Its parameters.
-        model_state: Its mutable state at present, or None.
+        model_state: Its current mutable state, or None.
         apply_fn: Its function (params, *args) -> output, or None.
         name: Its name.
-        tasks: The number of its tasks, the leading axis of all else; None if it has
-            none. Calling it then maps over the leading axis of the arguments, too.
+        tasks: The number of its tasks, which is the leading axis of its arrays, or
+            None. With tasks, a call also maps over the leading axis of the arguments.
 
     Example:
         >>> from mlox import Neighbour
@@ -52,21 +52,21 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Context:
-    """What a loss sees besides its parameters and batch.
+    """The values that a loss can read besides its parameters and batch.
 
-    `ctx["name"]` and `ctx.name` give a declared neighbour, a `mlox.Neighbour`.
+    `ctx["name"]` and `ctx.name` return a declared neighbour, a `mlox.Neighbour`.
 
     Attributes:
         name: The problem whose loss is evaluated.
         neighbours: The declared neighbours, by name.
-        rng: The PRNG key of this step, or None; the same in every evaluation that a
-            hypergradient makes.
+        rng: The PRNG key of this step, or None. All evaluations of one hypergradient
+            use the same key.
         step: int32 scalar, the number of steps that the problem has made.
         model_state: The problem's mutable state, or None.
-        train: False in `Engine.evaluate`, True in every evaluation that a step or a
-            hypergradient makes; a plain bool, so that a loss may branch on it.
-        task_index: int32 scalar, the task at hand of a problem with `tasks`, from 0;
-            None for a problem without.
+        train: False in `Engine.evaluate`, True in steps and hypergradients; a plain
+            bool, so a loss can branch on it.
+        task_index: int32 scalar, the index of the current task, from 0; None for a
+            problem without `tasks`.
 
     Example:
         >>> from mlox import Context, Neighbour
@@ -95,7 +95,7 @@ class Context:
         return self.neighbours[name]
 
     def __getattr__(self, name: str) -> Neighbour:
-        if name.startswith("__"):  # the protocols of copy, pickle and the like
+        if name.startswith("__"):  # protocols such as copy and pickle
             raise AttributeError(name)
         return self[name]
 
@@ -105,7 +105,7 @@ RESERVED = tuple(field.name for field in fields(Context))
 
 @contextlib.contextmanager
 def annotate_errors(what: str, **given: Any) -> Iterator[None]:
-    """Add a note to an error of a user's function: which one, and its arguments."""
+    """Add a note to an error of a user's function: its name, and its arguments."""
     try:
         yield
     except Exception as error:

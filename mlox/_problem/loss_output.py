@@ -1,4 +1,4 @@
-"""What a loss returns: a scalar, or a dict with metrics and a mutable state."""
+"""The output of a loss: a scalar, or a dict with metrics and a mutable state."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ EXPECTED = "a floating scalar, or a dict of arrays with one as 'loss'"
 
 
 def as_dict(returned: Any) -> dict[str, Any]:
-    """Return what a loss returned as a dict, the loss itself under "loss"."""
+    """Return the output of a loss as a dict, with the loss as "loss"."""
     return dict(returned) if isinstance(returned, Mapping) else {"loss": returned}
 
 
 def split_loss(
     name: str, returned: Any, model_state: PyTree
 ) -> tuple[jax.Array, Metrics, PyTree]:
-    """Validate what a loss returned, and split it.
+    """Validate the output of a loss, and split it.
 
     Args:
         name: The problem.
-        returned: What its loss returned.
+        returned: The output of its loss.
         model_state: The mutable state before.
 
     Returns:
-        The loss, all metrics with the loss among them, and the mutable state after.
+        The loss, all metrics including the loss, and the mutable state after.
 
     Raises:
-        ValueError: If it is neither a floating scalar, nor a dict with one as "loss".
+        ValueError: If the output is neither a floating scalar, nor a dict with one as
+            "loss".
     """
     label = f"loss of {name!r}"
     parts = as_dict(returned)

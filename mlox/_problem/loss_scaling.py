@@ -18,7 +18,7 @@ def scale_cotangent(tree: PyTree, scale: Any) -> PyTree:
     """Return the same values, with an adjoint that multiplies by a scale.
 
     With g(x) = scale_cotangent(f(scale_cotangent(x, 1 / s)), s) the gradient of g is
-    that of f, but what reverse mode computes inside of f is s times as large.
+    that of f, but the cotangents inside f are s times as large.
 
     Example:
         >>> gradient = jax.grad(lambda x: scale_cotangent(x * x, 1024.0))(3.0)
@@ -28,16 +28,16 @@ def scale_cotangent(tree: PyTree, scale: Any) -> PyTree:
     scale = jax.lax.stop_gradient(jnp.asarray(scale, jnp.float32))
 
     def multiply(x: jax.Array) -> jax.Array:
-        # A scale of 2^16, where Flax starts, is beyond float16.
+        # The initial scale of Flax, 2^16, is too large for float16.
         wide = widen(x)
         return (wide * scale.astype(wide.dtype)).astype(x.dtype)
 
-    # A linear map S with a transpose of its own: S = 1 and S^T = s. No `custom_vjp`
-    # does that, since it forbids forward mode, in which Hessian-vector products are
-    # taken; `jax.custom_derivatives.linear_call` has no rule for vmap. The solution of
-    # the system 1 x = b, solved by the identity and transposed by the product, has all
-    # rules. The transpose of S^T is S: what forward mode sends through the adjoint is
-    # not scaled twice, so derivatives of any order are unchanged.
+    # A linear map S with another transpose: S = 1 and S^T = s. A `custom_vjp` would
+    # forbid forward mode, which Hessian-vector products use, and
+    # `jax.custom_derivatives.linear_call` has no rule for vmap. The solution of the
+    # system 1 x = b, solved by the identity and transposed by the product, has all
+    # rules. The transpose of S^T is S: tangents of the adjoint are not scaled twice, so
+    # derivatives of any order are unchanged.
     return jax.tree.map(
         lambda x: jax.lax.custom_linear_solve(
             lambda v: v,
@@ -81,7 +81,7 @@ def back_off(problem: Problem, finite: jax.Array) -> Problem:
 
 
 def _adapt(scale: Any, finite: jax.Array) -> Any:
-    """Return the scale that Flax makes of one after a gradient, finite or not."""
+    """Return the loss scale that Flax computes after a gradient, finite or not."""
     if scale is None:
         return None
     slope = jnp.where(finite, 0.0, jnp.nan)

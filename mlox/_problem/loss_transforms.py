@@ -1,4 +1,4 @@
-"""Losses made of losses: micro-batches, lower precision."""
+"""Transformations of losses: micro-batches, lower precision."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ FLOATING = Kind("a floating dtype, e.g. jnp.bfloat16", _is_floating, TypeError)
 
 @dataclass(frozen=True)
 class Accumulated:
-    r"""Average a loss over micro-batches, in the memory of one.
+    r"""Average a loss over micro-batches, with the memory of one micro-batch.
 
         C(theta; batch) = 1/n sum_i C_i(theta; i-th part of the batch)
 
-    Gradients, Hessian-vector products and differences of it are accumulated by a loop,
-    which every method differentiates: the step, and `unroll_steps`, are those of the
-    optimizer. Each part has a key of its own; a mutable state goes from part to part;
-    metrics are averaged.
+    A loop accumulates the loss, its gradients, Hessian-vector products and differences,
+    and every method differentiates it. `unroll_steps` still counts optimizer steps.
+    Each part has its own key, a mutable state is passed from part to part, and metrics
+    are averaged.
 
     Attributes:
         loss_fn: (params, batch, ctx) -> loss, as for `mlox.Problem.create`.
-        steps: The number n of parts; it divides the leading axis of every leaf of the
-            batch.
+        steps: The number n of parts. The leading axis of every leaf of the batch must
+            be a multiple of it.
 
     Raises:
-        ValueError: If it does not divide it, while tracing.
+        ValueError: If it is not, while tracing.
 
     Example:
         >>> import jax.numpy as jnp, mlox, optax
@@ -103,16 +103,16 @@ class Accumulated:
 
 @dataclass(frozen=True)
 class MixedPrecision:
-    """Evaluate a loss in lower precision, with parameters that stay as they are.
+    """Evaluate a loss in lower precision; the parameters keep their dtype.
 
-    Floating parameters, its own and its neighbours', and the batch are cast; the loss,
-    the metrics and all derivatives are in float32 or wider. So are Hessian-vector
-    products and differences: all methods evaluate the loss that they are given. For
-    float16 pass a `loss_scale` to `Problem.create`, too, or small gradients vanish.
+    Floating parameters, those of the problem and of its neighbours, and the batch are
+    cast. The loss, the metrics and all derivatives are in float32 or wider. Every
+    method evaluates the cast loss, also in Hessian-vector products and differences. For
+    float16 also pass a `loss_scale` to `Problem.create`, or small gradients underflow.
 
     Attributes:
         loss_fn: (params, batch, ctx) -> loss, as for `mlox.Problem.create`.
-        dtype: What is computed in, e.g. `jnp.bfloat16`.
+        dtype: The dtype of the computation, e.g. `jnp.bfloat16`.
 
     References:
         Micikevicius et al., Mixed Precision Training, ICLR 2018.
@@ -144,7 +144,7 @@ class MixedPrecision:
         found = as_dict(self.loss_fn(self._cast(params), self._cast(batch), here))
         if "model_state" in found:
             new, old = found.pop("model_state"), ctx.model_state
-            # One of another structure is refused by whoever called the loss.
+            # `split_loss` raises if the structure differs.
             if jax.tree.structure(new) == jax.tree.structure(old):
                 new = jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), new, old)
             return {**jax.tree.map(_widened, found), "model_state": new}
@@ -159,7 +159,7 @@ class MixedPrecision:
 
 
 def _widened(leaf: Any) -> Any:
-    if find_non_array(leaf):  # refused by whoever called the loss
+    if find_non_array(leaf):  # `split_loss` raises
         return leaf
     array = jnp.asarray(leaf)
     narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4

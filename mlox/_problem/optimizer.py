@@ -19,7 +19,7 @@ from mlox._utils.types import PyTree
 
 
 def optimizer_of(problem: Problem) -> optax.GradientTransformation:
-    """Return the optimizer of what is trainable, for all tasks; the rest stays."""
+    """Return the optimizer of the trainable parameters of all tasks."""
     return build_transformation(problem.tx, problem.trainable, problem.tasks)
 
 
@@ -45,7 +45,7 @@ def apply_gradients(
 
 
 def restart(problem: Problem, params: PyTree) -> Problem:
-    """Return the problem at the start of an inner loop, at what `reset` returned."""
+    """Return the problem at the start of an inner loop, with params from `reset`."""
     _check_params(problem, "reset(params, ctx)", params)
     opt_state = optimizer_of(problem).init(params)
     return dataclasses.replace(problem, params=params, opt_state=opt_state)
@@ -64,20 +64,20 @@ def pull_update(
 
 
 def _update(problem: Problem, grads: PyTree, loss: Any) -> tuple[PyTree, PyTree]:
-    # Some transformations go by the loss: reduce_on_plateau, polyak_sgd.
+    # Some transformations use the loss: reduce_on_plateau, polyak_sgd.
     tx = optax.with_extra_args_support(optimizer_of(problem))
     with annotate_errors(f"tx of problem {problem.name!r}", gradient=grads):
         return tx.update(grads, problem.opt_state, problem.params, value=loss)
 
 
 def _cast_like(new: Any, old: jax.Array) -> jax.Array:
-    # `optax.tree.cast_like` fails at typed keys, and at numbers of Python.
+    # `optax.tree.cast_like` fails for typed keys and for Python numbers.
     array = jnp.asarray(new)
     return array if array.dtype == old.dtype else array.astype(old.dtype)
 
 
 def _check_params(problem: Problem, function: str, params: PyTree) -> None:
-    """Raise ValueError if a function returned something unlike the params."""
+    """Raise ValueError unless a function returned a pytree like the params."""
     check_like(
         f"problem {problem.name!r}: {function}",
         params,

@@ -28,8 +28,8 @@ from mlox._utils.types import LossFn, Mask, PyTree
 from mlox.methods import Implicit, Iterative, Method
 
 
-# Nothing is checked in `__init__`: JAX calls it with placeholders in place of arrays
-# whenever it rebuilds the pytree.
+# `__init__` checks nothing, because JAX calls it with placeholders instead of arrays
+# when it rebuilds the pytree.
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False, kw_only=True, match_args=False)
 class Problem:
@@ -53,8 +53,8 @@ class Problem:
         name: The name of the problem.
         tx: The optimizer, any optax transformation.
         loss_fn: The loss, (params, batch, ctx) -> loss.
-        apply_fn: What a neighbour's loss calls as `ctx.name(...)`,
-            (params, *args) -> output, or None.
+        apply_fn: (params, *args) -> output, which losses of neighbours call as
+            `ctx.name(...)`, or None.
         method: How the problem's answer is differentiated by those above it.
         unroll_steps: The number of its steps per step of its uppers.
         tasks: The size of the leading axis of params, opt_state and model_state, or
@@ -128,8 +128,8 @@ class Problem:
             loss_fn: (params, batch, ctx) -> a floating scalar, or a dict with it as
                 "loss", any metrics, and "model_state" if the problem has one. `ctx` is
                 a `mlox.Context`.
-            apply_fn: (params, *args) -> output, for the convenience of neighbours,
-                whose losses call it as `ctx.name(*args)`.
+            apply_fn: (params, *args) -> output, which losses of neighbours can call as
+                `ctx.name(*args)`.
             method: How the answer is differentiated by the problems above, e.g.
                 `mlox.Unrolled()`; None means `mlox.Implicit()`.
             unroll_steps: The number of steps per step of the uppers.
@@ -142,21 +142,21 @@ class Problem:
                 tasks, too: then task i sees task i. Metrics are means over the tasks;
                 the values of the tasks are in "loss_per_task" and the like.
             sample: (params, ctx) -> batch, makes the batch of each step inside the
-                compiled step, with a key of its own in ctx.rng: rollouts in an
-                environment, synthetic data. The batch is a constant: no derivative
-                flows through it. The problem then takes no data.
+                compiled step, with its own key in ctx.rng: rollouts in an environment,
+                synthetic data. No derivative flows through the batch. The problem then
+                takes no data.
             reset: (params, ctx) -> params, the start of each inner loop: called
                 whenever the nearest problem above has stepped. It may read uppers, such
                 as the initialization that MAML learns; `Unrolled` and `Detached`
-                differentiate through it. The optimizer starts afresh, too.
+                differentiate through it. The optimizer state is reset as well.
             project: (params) -> params, a projection onto a feasible set after each
                 update. `Unrolled` differentiates through it. Implicit methods ignore
                 it, and are exact where it is inactive at the answer.
             trainable: (params) -> a pytree of bools like params, or a prefix of one:
-                which parameters are trained. The others are frozen, have no optimizer
-                state, and are no unknowns of an implicit answer.
-            meta_trainable: The same for what uppers differentiate through: the other
-                parameters are trained, but constants for the problems above.
+                the parameters to train. The others are frozen, have no optimizer state,
+                and are not unknowns of an implicit answer.
+            meta_trainable: As `trainable`: the parameters through which uppers
+                differentiate. The others are trained, but are constants for uppers.
             warmup_steps: The problems above wait until the problem has made more than
                 that many steps.
             loss_scale: A `flax.training.dynamic_scale.DynamicScale` for losses in
@@ -215,7 +215,7 @@ class Problem:
         )
 
     def replace(self, **changes: Any) -> Problem:
-        """Return a copy with some attributes changed; the original stays as it is.
+        """Return a copy with some attributes changed; the original does not change.
 
         Args:
             **changes: New values by attribute. Arrays are checked by the next step.
@@ -246,7 +246,7 @@ def _stack(tree: PyTree, tasks: int | None) -> PyTree:
 
 
 def _as_arrays(loss_scale: Any) -> Any:
-    """Return a loss scale with arrays as its numbers, as the carry of a scan needs."""
+    """Return a loss scale with arrays instead of numbers, for the carry of a scan."""
     if loss_scale is None:
         return None
     return loss_scale.replace(

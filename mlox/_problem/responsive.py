@@ -1,4 +1,4 @@
-"""The part of an answer that responds to those above; the rest is a constant there."""
+"""The part of an answer that responds to uppers; the rest is a constant for them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mlox.methods import Iterative
 def responsive_part(problem: Problem, params: PyTree) -> PyTree:
     """Return the part of `params` that responds to uppers, None for the rest.
 
-    Frozen parameters solve nothing, so they are no unknowns of an implicit answer; but
-    they may respond through `reset` where loops are differentiated.
+    Frozen parameters are not unknowns of an implicit answer. In loops that are
+    differentiated they may still respond, through `reset`.
     """
     trainable = None if isinstance(problem.method, Iterative) else problem.trainable
     part = params
@@ -27,5 +27,5 @@ def responsive_part(problem: Problem, params: PyTree) -> PyTree:
 
 
 def stop_unresponsive(problem: Problem, params: PyTree) -> PyTree:
-    """Return `params`, constant where no upper sees a derivative through them."""
+    """Return `params`, with its unresponsive part as constants."""
     return combine(responsive_part(problem, params), jax.lax.stop_gradient(params))

@@ -1,4 +1,4 @@
-"""The optax transformation of a problem: frozen parameters left out, one per task."""
+"""The optax transformation of a problem: without frozen parameters, one per task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import optax
 from mlox._utils.types import Mask, PyTree
 
 
-# Equal arguments give one value, or every new problem would be compiled anew.
+# Cached, so that a new problem with equal arguments does not compile again.
 @functools.lru_cache(maxsize=64)
 def build_transformation(
     tx: optax.GradientTransformation, trainable: Mask | None, tasks: int | None
@@ -34,7 +34,7 @@ def build_transformation(
 def _map_tasks(
     tx: optax.GradientTransformation, tasks: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Return a transformation with a state, and an update, for each task."""
+    """Return a transformation that has a state for each task, and updates each."""
     single = optax.with_extra_args_support(tx)
 
     def update(

@@ -48,7 +48,7 @@ def _is_method(value: Any) -> bool:
 
 
 def _is_loss_scale(value: Any) -> bool:
-    # Imported here, as it takes long and few need it.
+    # Imported here, because the import is slow and rarely needed.
     from flax.training.dynamic_scale import DynamicScale
 
     return isinstance(value, DynamicScale)
@@ -135,7 +135,7 @@ def check_static(name: str, parts: Mapping[str, Any]) -> None:
 
 
 def check_params(name: str, params: Any) -> None:
-    """Raise unless params are a pytree of floating arrays, and not empty."""
+    """Raise unless params are a non-empty pytree of floating arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not leaves:
         raise ValueError(
@@ -176,7 +176,7 @@ def check_mask(name: str, part: str, mask: Mask | None, params: PyTree) -> None:
 
 
 def check_opt_state(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
-    """Raise unless an optimizer would make such a state for these parameters."""
+    """Raise unless a state is like the one that an optimizer makes for params."""
     check_like(
         f"problem {name!r}: opt_state",
         opt_state,
@@ -207,10 +207,10 @@ def check_update(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
 
 
 def as_key(label: str, value: Any) -> jax.Array | None:
-    """Return a PRNG key as it is, or make one of a seed.
+    """Return a PRNG key, made from a seed if necessary, or None.
 
     Raises:
-        TypeError: If it is something else.
+        TypeError: If the value is none of these.
     """
     check(label, value, SEED)
     return jax.random.key(int(value)) if is_int(value) else value

@@ -1,1 +1,1 @@
-"""See the files of this folder."""
+"""The host loop: dispatches, metrics, early stopping and resume."""

@@ -1,4 +1,4 @@
-"""What a linear solver is, and which systems it can solve."""
+"""The protocol of linear solvers, and the classes of systems that they solve."""
 
 import enum
 import functools
@@ -13,17 +13,17 @@ MatVec: TypeAlias = Callable[[Tree], Tree]
 """A linear map from pytrees of one structure to pytrees of the same structure."""
 
 Info: TypeAlias = dict[str, jax.Array]
-"""What a solver reports: named scalars, see `Solver`."""
+"""The report of a solver: named scalars, see `Solver`."""
 
 
 class Solver(Protocol):
     """Solve `A x = b`, with `A` given by its products with vectors.
 
-    Any callable of this form serves: a function, or a value with `__call__`. A solver
-    that is kept in a method must be hashable and compare by value (a frozen dataclass
-    of plain numbers), or a new one retraces. It need not be differentiable, see
-    `linear_solve`; it runs under `jit` and `vmap`, so it never raises because of
-    values, and it stays finite where `b` is zero.
+    Any callable of this form is a solver: a function, or a value with `__call__`. A
+    solver in a method must be hashable and compare by value (a frozen dataclass of
+    plain numbers), or every new one is traced again. It need not be differentiable,
+    see `linear_solve`. It runs under `jit` and `vmap`, so it must not raise because of
+    values, and must return finite numbers if `b` is zero.
 
     Example:
         >>> from mlox.solvers import linear_solve
@@ -46,14 +46,14 @@ class Solver(Protocol):
             matvec: the linear map `x -> A x`, on pytrees like `b`.
             b: the right-hand side, a pytree of real floating arrays of any shapes
                 and dtypes.
-            guess: where to start, a pytree like `b`; zero if None. A solver that
-                starts nowhere ignores it.
+            guess: the first iterate, a pytree like `b`; zero if None. Direct solvers
+                ignore it.
 
         Returns:
-            `x`, a pytree like `b`, and a dict of scalar arrays. It has, where they
-            cost no further product, `"residual"`, the norm of `b - A x` relative to
-            that of `b` (0 if `b` is zero), and `"iterations"`, the number of
-            products with `A` that were used, int32.
+            `x`, a pytree like `b`, and a dict of scalar arrays. If they need no further
+            product, it has `"residual"`, the norm of `b - A x` relative to that of `b`
+            (0 if `b` is zero), and `"iterations"`, the number of products with `A`,
+            int32.
         """
         ...
 

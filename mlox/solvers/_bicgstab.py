@@ -18,8 +18,7 @@ class BiCGStab:
 
     Each iteration takes two products, and memory does not grow with their number,
     unlike that of `GMRES`. Convergence is not monotone, and breaks down for a
-    skew-symmetric `A`. The iteration stops by itself at a residual of machine
-    precision.
+    skew-symmetric `A`. The iteration stops at a residual of machine precision.
 
     Attributes:
         iterations: the largest number of iterations; the products, reported as

@@ -21,7 +21,7 @@ class CG:
     one product and two inner products, and a guess takes one product.
 
     The reported residual is the one that the iteration updates: far past convergence it
-    goes on to fall where `b - A x` stays at rounding errors. On an indefinite system
+    still decreases, while `b - A x` stays at rounding errors. On an indefinite system
     the iterates stay finite, but need not approach the solution.
 
     Attributes:

@@ -21,11 +21,11 @@ class GMRES:
 
     Iterate k minimizes the norm of `b - (A + damping I) x` over the guess plus the
     span of `r, A r, ..., A^(k-1) r`, with `r` the first residual: for any regular `A`,
-    symmetric or not, definite or not. The iteration stops by itself at a residual of
-    machine precision, after as many products as there are unknowns (without restart),
-    and where the span no longer grows. On a singular `A` it returns the last iterate
-    that is not mere rounding, whose residual is about the least there is; but `x` may
-    be large unless damped.
+    symmetric or not, definite or not. The iteration stops at a residual of machine
+    precision, after as many products as there are unknowns (without restart), and if
+    the span no longer grows. For a singular `A` it returns the last iterate that is not
+    dominated by rounding, whose residual is close to the smallest possible; `x` may be
+    large without damping.
 
     The reported residual is that of the small least-squares problem and a bound of the
     rounding errors, and costs no product.
@@ -36,9 +36,9 @@ class GMRES:
             also within a cycle between two restarts.
         tolerance: stop at a residual of `tolerance` times the norm of `b`.
         damping: added to the diagonal of `A`.
-        restart: start anew from the iterate after so many products, which bounds the
-            memory: `restart + 1` vectors like `b`. None: never, with `iterations + 1`
-            vectors (or one more than there are unknowns, if fewer).
+        restart: restart from the iterate after this many products, which limits the
+            memory to `restart + 1` vectors like `b`. None: never restart, which takes
+            `iterations + 1` vectors (or one more than there are unknowns, if fewer).
         unroll: whether to write the loop out, at its full length; None: on CPU, around
             a convolution.
 

@@ -1,4 +1,4 @@
-"""What the iterative solvers share: their fields, the start, the loop, the report."""
+"""Shared parts of iterative solvers: fields, the start, the loop, the report."""
 
 import dataclasses
 from collections.abc import Callable

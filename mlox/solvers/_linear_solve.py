@@ -23,21 +23,21 @@ def linear_solve(
 ) -> tuple[Tree, Info]:
     """Solve `A x = b` by any solver, differentiably at any order.
 
-    The derivative is that of the solution, not of the steps to it:
-    `dx = A^-1 (db - dA x)`, one more solve by the same solver, in forward and in
-    reverse mode (there with the transpose of `A`). It is as exact as `x` is. What
-    `A` depends on may be closed over by `matvec`. The guess has no derivative, and
-    the solves of a derivative start at zero.
+    The derivative is that of the solution, not of the iterations:
+    `dx = A^-1 (db - dA x)`, one more solve by the same solver, in forward mode and in
+    reverse mode (there with the transpose of `A`). It is as exact as `x`. `matvec` may
+    close over anything that `A` depends on. The guess has no derivative, and the solves
+    of a derivative start at zero.
 
-    A solver that solves nothing (`serves(solver)` is `System.NONE`) is called as it
-    is: the derivative of `Identity` is the identity.
+    If `serves(solver)` is `System.NONE`, the solver is called directly: the derivative
+    of `Identity` is the identity.
 
     Args:
         solver: the solver, see `Solver`.
         matvec: the linear map `x -> A x`, on pytrees like `b`.
         b: the right-hand side, a pytree of real floating arrays.
-        guess: where to start, a pytree like `b`; zero if None.
-        symmetric: promise that `A` is symmetric, which spares its transpose.
+        guess: the first iterate, a pytree like `b`; zero if None.
+        symmetric: whether `A` is symmetric; then its transpose is not computed.
 
     Returns:
         `x`, a pytree like `b`, and the solver's report, without derivative.

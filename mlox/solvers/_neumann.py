@@ -21,7 +21,7 @@ class Neumann:
     and if the series converges the residual of `x` is smaller.
 
     Attributes:
-        iterations: the number of products, one less than that of terms.
+        iterations: the number of products, one less than the number of terms.
         step: the factor of `A`, best just below 1 over its largest eigenvalue.
         damping: added to the diagonal of `A`.
         unroll: whether to write the loop out; None: on CPU, around a convolution.
