@@ -1,10 +1,11 @@
 """Adapters: Flax modules and training states to problems, and back.
 
-Imported by itself, `import mlox.flax`: mlox as such does not load Flax.
+Import it as `import mlox.flax`: `import mlox` does not load Flax.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,83 +18,83 @@ from flax.training.train_state import TrainState
 from mlox._problem.context import Context, Neighbour
 from mlox._problem.loss_output import as_dict
 from mlox._problem.problem import Problem
-from mlox._utils.describe import summarize
-from mlox._utils.fields import check_function
-from mlox._utils.types import PyTree
+from mlox._utils.describe import show_differences
+from mlox._utils.fields import Kind, check, check_function, instance_of
+from mlox._utils.types import LossFn, PyTree
 
-LossFn = Callable[[Any, PyTree, Context], Any]
+LINEN = instance_of(linen.Module, "a module of flax.linen, e.g. nn.Dense(1)")
+NNX = instance_of(
+    nnx.Module, "a module of flax.nnx, e.g. nnx.Linear(3, 1, rngs=nnx.Rngs(0))"
+)
+PROBLEM = instance_of(Problem, "a mlox.Problem, e.g. state['fit']")
+TRAIN_STATE = instance_of(TrainState, "a flax.training.train_state.TrainState")
+VARIABLES = Kind(
+    "what module.init returns, a dict with 'params'",
+    lambda x: isinstance(x, Mapping) and "params" in x,
+)
 
 
 @dataclass(frozen=True)
-class _Linen:
-    """Apply a linen module: (params, *args) -> output, the `apply_fn` of a problem.
+class _Module:
+    """The `apply_fn` of a problem that is made of a module."""
 
-    Attributes:
-        module: The module.
-        collections: The names of its other collections, such as "batch_stats".
-    """
+    collections: tuple[str, ...]
+    """Its variables besides parameters, such as "batch_stats"."""
+
+    def __call__(self, params: PyTree, *args: Any, **kwargs: Any) -> Any:
+        """Apply the module to its parameters alone."""
+        if self.collections:
+            raise ValueError(
+                f"this module has state: {', '.join(self.collections)}. Call it by "
+                "mlox.flax.apply(ctx.name, ...), which passes the state on, in place "
+                "of ctx.name(...)."
+            )
+        return self.apply(params, None, *args, **kwargs)
+
+    @abc.abstractmethod
+    def apply(self, params: PyTree, state: PyTree, *args: Any, **kwargs: Any) -> Any:
+        """Apply the module to its parameters and its other variables."""
+
+
+@dataclass(frozen=True)
+class _Linen(_Module):
+    """Apply a linen module."""
 
     module: linen.Module
-    collections: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
         """Hash modules that hold lists, too, such as `linen.Sequential`."""
         return hash((type(self.module), self.collections))
 
-    def __call__(self, params: PyTree, *args: Any, **kwargs: Any) -> Any:
-        """Apply the module to its parameters alone."""
-        _check_stateless(self.collections)
-        return self.module.apply({"params": params}, *args, **kwargs)
-
-    def stateful(self, params: PyTree, state: PyTree, *args: Any, **kwargs: Any) -> Any:
-        """Apply the module to its parameters and its other collections."""
+    def apply(self, params: PyTree, state: PyTree, *args: Any, **kwargs: Any) -> Any:
         return self.module.apply({"params": params, **(state or {})}, *args, **kwargs)
 
 
 @dataclass(frozen=True)
-class _NNX:
-    """Apply an NNX module: (params, *args) -> output, the `apply_fn` of a problem.
-
-    Attributes:
-        graph: The module without its arrays.
-        kind: Which variables are parameters.
-        collections: The types of the other variables.
-    """
+class _NNX(_Module):
+    """Apply an NNX module, of which the variables of some kind are parameters."""
 
     graph: nnx.GraphDef[Any]
     kind: Any
-    collections: tuple[str, ...] = ()
 
-    def __call__(self, params: PyTree, *args: Any, **kwargs: Any) -> Any:
-        """Call the module with its parameters alone."""
-        _check_stateless(self.collections)
-        return self.merged(params, None)(*args, **kwargs)
+    def apply(self, params: PyTree, state: PyTree, *args: Any, **kwargs: Any) -> Any:
+        return self.build(params, state)(*args, **kwargs)
 
-    def stateful(self, params: PyTree, state: PyTree, *args: Any, **kwargs: Any) -> Any:
-        """Call the module with its parameters and its other variables."""
-        return self.merged(params, state)(*args, **kwargs)
-
-    def merged(self, params: PyTree, state: PyTree) -> Any:
-        """Make the module of its arrays; another one, the arrays are not shared."""
+    def build(self, params: PyTree, state: PyTree) -> Any:
+        """Return a new module of these variables, which shares no arrays with them."""
         rest = () if state is None else (state,)
         return nnx.merge(self.graph, params, *rest, copy=True)
 
 
 @dataclass(frozen=True)
 class _NNXLoss:
-    """A loss of an NNX module, whose variables advance with the steps.
-
-    Attributes:
-        apply_fn: The module.
-        loss_fn: (model, batch, ctx) -> loss or dict.
-    """
+    """A loss of an NNX module, which returns the module's other variables as well."""
 
     apply_fn: _NNX
     loss_fn: LossFn
 
     def __call__(self, params: PyTree, batch: PyTree, ctx: Context) -> Any:
-        """Return what the loss returned, and the module's other variables."""
-        model = self.apply_fn.merged(params, ctx.model_state)
+        model = self.apply_fn.build(params, ctx.model_state)
         returned = self.loss_fn(model, batch, ctx)
         if ctx.model_state is None:
             return returned
@@ -111,21 +112,21 @@ class _OfTrainState:
         return self.apply_fn({"params": params}, *args, **kwargs)
 
 
+FROM_NNX = instance_of(_NNX, "one that mlox.flax.from_nnx made")
+FROM_FLAX = instance_of(_Module, "one that mlox.flax.from_linen or from_nnx made")
+
+
 def from_linen(
     module: linen.Module, variables: Mapping[str, PyTree], **parts: Any
 ) -> Problem:
     """Make a problem of a linen module and its variables.
 
     Args:
-        module: The module; it becomes `apply_fn`, so that in a neighbour's loss
-            `ctx.name(x)` applies it.
-        variables: What `module.init` returned: "params", and other collections, which
-            become the problem's `model_state`: the loss gets them as
-            `ctx.model_state` and returns them updated.
+        module: It becomes `apply_fn`: in a neighbour's loss `ctx.name(x)` applies it.
+        variables: The output of `module.init`: "params", and other collections, which
+            become `model_state`; the loss gets them as `ctx.model_state` and returns
+            them updated.
         **parts: The other arguments of `mlox.Problem.create`: name, tx, loss_fn, ...
-
-    Returns:
-        The problem.
 
     Raises:
         ValueError: If there are no "params" among the variables.
@@ -141,22 +142,13 @@ def from_linen(
         >>> fit.apply_fn(fit.params, jnp.ones((5, 3))).shape
         (5, 1)
     """
-    if not isinstance(variables, Mapping) or "params" not in variables:
-        held = sorted(variables) if isinstance(variables, Mapping) else variables
-        raise ValueError(
-            f"from_linen got variables with {held}; expected what module.init returns, "
-            "a dict with 'params'."
-        )
-    if not isinstance(module, linen.Module):
-        raise TypeError(
-            f"from_linen got {summarize(module)} of type {type(module).__name__}; "
-            "expected a module of flax.linen, e.g. nn.Dense(1)."
-        )
-    _check_free("from_linen", parts, "params", "apply_fn", "model_state")
+    check("from_linen: variables", variables, VARIABLES)
+    check("from_linen: module", module, LINEN)
+    _check_parts("from_linen", parts, "params", "apply_fn", "model_state")
     rest = {name: tree for name, tree in variables.items() if name != "params"}
     return Problem.create(
         params=variables["params"],
-        apply_fn=_Linen(module, tuple(sorted(rest))),
+        apply_fn=_Linen(tuple(sorted(rest)), module),
         model_state=rest or None,
         **parts,
     )
@@ -172,12 +164,11 @@ def from_nnx(
             `ctx.name(x)` calls it. It stays as it is: see `to_nnx`.
         loss_fn: (model, batch, ctx) -> loss or dict, called with the module at its
             present parameters. Its other variables, batch statistics and random
-            streams, are the problem's `model_state`, and advance with its steps.
-        wrt: Which variables are trained, a filter of NNX; the rest is held.
+            streams, are the problem's `model_state`, and advance with its steps. With
+            `tasks=` the random streams of all tasks begin alike: use `ctx.rng` for
+            numbers that must differ.
+        wrt: The variables that are trained, a filter of NNX; the others are constant.
         **parts: The other arguments of `mlox.Problem.create`: name, tx, ...
-
-    Returns:
-        The problem.
 
     Example:
         >>> import jax.numpy as jnp, mlox.flax, optax
@@ -189,16 +180,12 @@ def from_nnx(
         >>> fit.apply_fn(fit.params, jnp.ones((5, 3))).shape
         (5, 1)
     """
-    _check_free("from_nnx", parts, "params", "apply_fn", "model_state")
-    if not isinstance(model, nnx.Module):
-        raise TypeError(
-            f"from_nnx got {summarize(model)} of type {type(model).__name__}; expected "
-            "a module of flax.nnx, e.g. nnx.Linear(3, 1, rngs=nnx.Rngs(0))."
-        )
+    _check_parts("from_nnx", parts, "params", "apply_fn", "model_state")
+    check("from_nnx: model", model, NNX)
     check_function("from_nnx: loss_fn", loss_fn, "(model, batch, ctx) -> loss")
     graph, params, rest = nnx.split(model, wrt, ...)
-    kinds = (type(leaf).__name__ for _, leaf in nnx.to_flat_state(rest))
-    apply_fn = _NNX(graph, wrt, tuple(sorted(set(kinds))))
+    kinds = {type(leaf).__name__ for _, leaf in nnx.to_flat_state(rest)}
+    apply_fn = _NNX(tuple(sorted(kinds)), graph, wrt)
     return Problem.create(
         params=params,
         apply_fn=apply_fn,
@@ -209,13 +196,10 @@ def from_nnx(
 
 
 def to_nnx(problem: Problem) -> Any:
-    """Return the NNX module of a problem that `from_nnx` made, at its present state.
+    """Return a new NNX module at the present state of a problem.
 
     Args:
         problem: The problem, e.g. `state["fit"]` after a run.
-
-    Returns:
-        A new module.
 
     Raises:
         TypeError: If the problem was not made by `from_nnx`.
@@ -229,41 +213,34 @@ def to_nnx(problem: Problem) -> Any:
         >>> mlox.flax.to_nnx(fit)(jnp.ones((5, 3))).shape
         (5, 1)
     """
-    _check_problem("to_nnx", problem)
-    if not isinstance(problem.apply_fn, _NNX):
-        raise TypeError(
-            f"to_nnx got problem {problem.name!r}, whose apply_fn is "
-            f"{problem.apply_fn!r}; expected one that mlox.flax.from_nnx made."
-        )
-    return problem.apply_fn.merged(problem.params, problem.model_state)
+    check("to_nnx: problem", problem, PROBLEM)
+    apply_fn: Any = problem.apply_fn
+    check(f"to_nnx: apply_fn of problem {problem.name!r}", apply_fn, FROM_NNX)
+    return apply_fn.build(problem.params, problem.model_state)
 
 
 def from_train_state(state: TrainState, **parts: Any) -> Problem:
     """Make a problem of a training state, at the step that it has reached.
 
     Args:
-        state: Parameters, optimizer, its state and the step are taken over.
-        **parts: The other arguments of `mlox.Problem.create`: name, loss_fn, ...;
-            `model_state={"batch_stats": state.batch_stats}` if it has such.
-
-    Returns:
-        The problem.
+        state: It gives parameters, optimizer, optimizer state and step.
+        **parts: The other arguments of `mlox.Problem.create`: name, loss_fn, ...; for
+            batch statistics `model_state={"batch_stats": state.batch_stats}`.
 
     Example:
-        >>> import flax.linen as nn, jax, jax.numpy as jnp, mlox.flax, optax
+        >>> import jax.numpy as jnp, mlox.flax, optax
         >>> from flax.training.train_state import TrainState
-        >>> model = nn.Dense(1)
-        >>> params = model.init(jax.random.key(0), jnp.ones((1, 3)))["params"]
         >>> state = TrainState.create(
-        ...     apply_fn=model.apply, params=params, tx=optax.adam(0.1))
+        ...     apply_fn=lambda variables, x: x @ variables["params"]["w"],
+        ...     params={"w": jnp.ones((3, 1))}, tx=optax.adam(0.1))
         >>> fit = mlox.flax.from_train_state(
-        ...     state, name="fit", loss_fn=lambda params, batch, ctx:
-        ...         (model.apply({"params": params}, batch) ** 2).mean())
+        ...     state, name="fit",
+        ...     loss_fn=lambda params, batch, ctx: ((batch @ params["w"]) ** 2).mean())
         >>> fit.apply_fn(fit.params, jnp.ones((5, 3))).shape
         (5, 1)
     """
-    _check_free("from_train_state", parts, "params", "tx", "opt_state", "apply_fn")
-    _check_train_state("from_train_state", state)
+    _check_parts("from_train_state", parts, "params", "tx", "opt_state", "apply_fn")
+    check("from_train_state: state", state, TRAIN_STATE)
     problem = Problem.create(
         params=state.params,
         tx=state.tx,
@@ -285,27 +262,26 @@ def to_train_state(problem: Problem, state: TrainState) -> TrainState:
         `state` with the problem's parameters, optimizer state and step.
 
     Example:
-        >>> import flax.linen as nn, jax, jax.numpy as jnp, mlox.flax, optax
+        >>> import jax.numpy as jnp, mlox.flax, optax
         >>> from flax.training.train_state import TrainState
-        >>> model = nn.Dense(1)
-        >>> params = model.init(jax.random.key(0), jnp.ones((1, 3)))["params"]
         >>> state = TrainState.create(
-        ...     apply_fn=model.apply, params=params, tx=optax.adam(0.1))
+        ...     apply_fn=lambda variables, x: x @ variables["params"]["w"],
+        ...     params={"w": jnp.ones((3, 1))}, tx=optax.adam(0.1))
         >>> fit = mlox.flax.from_train_state(
-        ...     state, name="fit", loss_fn=lambda params, batch, ctx:
-        ...         (model.apply({"params": params}, batch) ** 2).mean())
+        ...     state, name="fit",
+        ...     loss_fn=lambda params, batch, ctx: ((batch @ params["w"]) ** 2).mean())
         >>> engine = mlox.Engine([fit])
         >>> after, _ = engine.step(engine.init(), {"fit": jnp.ones((1, 5, 3))})
         >>> int(mlox.flax.to_train_state(after["fit"], state).step)
         1
     """
-    _check_problem("to_train_state", problem)
-    _check_train_state("to_train_state", state)
+    check("to_train_state: problem", problem, PROBLEM)
+    check("to_train_state: state", state, TRAIN_STATE)
     if jax.tree.structure(problem.params) != jax.tree.structure(state.params):
         raise ValueError(
-            f"to_train_state got problem {problem.name!r} with params "
-            f"{summarize(problem.params)}, and a training state with "
-            f"{summarize(state.params)}; expected the state from which it was made."
+            f"to_train_state: state does not fit problem {problem.name!r}: params "
+            f"{show_differences(state.params, problem.params)}. Pass the state from "
+            "which the problem was made."
         )
     return state.replace(
         params=problem.params, opt_state=problem.opt_state, step=problem.step
@@ -317,11 +293,11 @@ def apply(neighbour: Neighbour, *args: Any, **kwargs: Any) -> Any:
 
     Args:
         neighbour: `ctx.name`, of a problem that `from_linen` or `from_nnx` made.
-        *args: What its module is called with.
+        *args: The arguments of its module.
         **kwargs: The same.
 
     Returns:
-        What the module returns; state that it changes is dropped.
+        The output of the module; changes of its state are dropped.
 
     Raises:
         TypeError: If the neighbour's problem was made otherwise.
@@ -337,46 +313,17 @@ def apply(neighbour: Neighbour, *args: Any, **kwargs: Any) -> Any:
         >>> mlox.flax.apply(net, x).shape
         (4, 2)
     """
-    if not isinstance(neighbour.apply_fn, _Linen | _NNX):
-        raise TypeError(
-            f"mlox.flax.apply got neighbour {neighbour.name!r}, whose apply_fn is "
-            f"{neighbour.apply_fn!r}; expected one of a problem that "
-            "mlox.flax.from_linen or from_nnx made."
-        )
-    stateful = neighbour.apply_fn.stateful
-    return stateful(neighbour.params, neighbour.model_state, *args, **kwargs)
+    apply_fn: Any = neighbour.apply_fn
+    label = f"mlox.flax.apply: apply_fn of neighbour {neighbour.name!r}"
+    check(label, apply_fn, FROM_FLAX)
+    return apply_fn.apply(neighbour.params, neighbour.model_state, *args, **kwargs)
 
 
-def _check_free(adapter: str, parts: Mapping[str, Any], *taken: str) -> None:
-    """Refuse what an adapter takes from elsewhere."""
+def _check_parts(adapter: str, parts: Mapping[str, Any], *taken: str) -> None:
+    """Raise TypeError if a part is given that an adapter takes from elsewhere."""
     for name in taken:
         if name in parts:
             raise TypeError(
                 f"{adapter} got {name}=, which it takes from its first argument: leave "
                 "it out, or use mlox.Problem.create."
             )
-
-
-def _check_problem(adapter: str, problem: Any) -> None:
-    if not isinstance(problem, Problem):
-        raise TypeError(
-            f"{adapter} got a {type(problem).__name__}; expected a mlox.Problem, e.g. "
-            "state['fit']."
-        )
-
-
-def _check_train_state(adapter: str, state: Any) -> None:
-    if not isinstance(state, TrainState):
-        raise TypeError(
-            f"{adapter} got a {type(state).__name__}; expected a "
-            "flax.training.train_state.TrainState."
-        )
-
-
-def _check_stateless(collections: tuple[str, ...]) -> None:
-    if collections:
-        raise ValueError(
-            f"this module has state besides its parameters ({', '.join(collections)}). "
-            "Call it by mlox.flax.apply(ctx.name, ...), which passes the state on, in "
-            "place of ctx.name(...)."
-        )

@@ -52,6 +52,11 @@ NAME_OF_SCALAR = Kind(
 PATH = Kind("a path", lambda x: isinstance(x, str | os.PathLike), TypeError)
 
 
+def instance_of(kind: Any, expected: str) -> Kind:
+    """Return the kind of the instances of a class, or of a union of classes."""
+    return Kind(expected, lambda x: isinstance(x, kind), TypeError)
+
+
 def one_of(*choices: str) -> Kind:
     """Return the kind of a choice between some strings."""
     return Kind(

@@ -42,13 +42,25 @@ def _linen() -> list[Case]:
                 "params for the variables",
                 lambda _: made(good()["params"]),
                 ValueError,
-                r"from_linen.*\['bias', 'kernel'\].*'params'",
+                "from_linen: variables is .*'kernel'.*'params'",
             ),
             (
                 "no variables",
                 lambda _: made(None),
                 ValueError,
-                "from_linen.*None.*'params'",
+                "from_linen: variables is None.*'params'",
+            ),
+            (
+                "variables without any",
+                lambda _: made({}),
+                ValueError,
+                "from_linen: variables is {}.*'params'",
+            ),
+            (
+                "a function for the module",
+                lambda _: made(good(), len),
+                TypeError,
+                "from_linen: module is <built-in.*nn.Dense",
             ),
             (
                 "a class for the module",
@@ -94,13 +106,19 @@ def _nnx() -> list[Case]:
                 "a class for the module",
                 lambda _: made(nnx.Linear),
                 TypeError,
-                "from_nnx.*ModuleMeta.*nnx.Linear",
+                "from_nnx: model is <class.*Linear'>.*nnx.Linear",
             ),
             (
                 "a linen module",
                 lambda _: made(nn.Dense(1)),
                 TypeError,
-                "from_nnx.*type Dense.*nnx.Linear",
+                r"from_nnx: model is Dense\(.*nnx.Linear",
+            ),
+            (
+                "an array for the module",
+                lambda _: made(X),
+                TypeError,
+                r"from_nnx: model is float32\[.*nnx.Linear",
             ),
             (
                 "no loss",
@@ -126,6 +144,12 @@ def _nnx() -> list[Case]:
                 TypeError,
                 "to_nnx.*'fit'.*from_nnx",
             ),
+            (
+                "to_nnx of a dict",
+                lambda _: adapters.to_nnx({}),
+                TypeError,
+                "to_nnx: problem is {}.*Problem",
+            ),
         ],
     )
 
@@ -145,7 +169,13 @@ def _states() -> list[Case]:
                 "a problem for the state",
                 lambda _: made(problem()),
                 TypeError,
-                "from_train_state.*a Problem;.*TrainState",
+                r"from_train_state: state is Problem\(.*TrainState",
+            ),
+            (
+                "a dict for the state",
+                lambda _: made({}),
+                TypeError,
+                "from_train_state: state is {}.*TrainState",
             ),
             (
                 "tx given twice",
@@ -163,13 +193,19 @@ def _states() -> list[Case]:
                 "to_train_state of a state",
                 lambda _: adapters.to_train_state(state, state),
                 TypeError,
-                "to_train_state.*TrainState;.*Problem",
+                r"to_train_state: problem is TrainState\(.*Problem",
+            ),
+            (
+                "to_train_state of two problems",
+                lambda _: adapters.to_train_state(problem(), problem()),
+                TypeError,
+                r"to_train_state: state is Problem\(.*TrainState",
             ),
             (
                 "to_train_state of another problem",
                 lambda _: adapters.to_train_state(problem(), state),
                 ValueError,
-                r"to_train_state.*'fit'.*float32\[2\].*{'w': 'float32\[3\]'}",
+                r"to_train_state.*'fit'.*\['w'\] is float32\[3\].*float32\[2\]",
             ),
         ],
     )
