@@ -1,4 +1,4 @@
-"""Adapters: Flax modules and training states to problems, and back.
+"""Adapters between Flax modules or training states and problems.
 
 Import it as `import mlox.flax`: `import mlox` does not load Flax.
 """
@@ -36,7 +36,7 @@ VARIABLES = Kind(
 
 @dataclass(frozen=True)
 class _Module:
-    """The `apply_fn` of a problem that is made of a module."""
+    """The `apply_fn` of a problem that was made from a module."""
 
     collections: tuple[str, ...]
     """Its variables besides parameters, such as "batch_stats"."""
@@ -63,7 +63,7 @@ class _Linen(_Module):
     module: linen.Module
 
     def __hash__(self) -> int:
-        """Hash modules that hold lists, too, such as `linen.Sequential`."""
+        """Return a hash, also of modules with lists such as `linen.Sequential`."""
         return hash((type(self.module), self.collections))
 
     def apply(self, params: PyTree, state: PyTree, *args: Any, **kwargs: Any) -> Any:
@@ -119,7 +119,7 @@ FROM_FLAX = instance_of(_Module, "one that mlox.flax.from_linen or from_nnx made
 def from_linen(
     module: linen.Module, variables: Mapping[str, PyTree], **parts: Any
 ) -> Problem:
-    """Make a problem of a linen module and its variables.
+    """Make a problem from a linen module and its variables.
 
     Args:
         module: It becomes `apply_fn`: in a neighbour's loss `ctx.name(x)` applies it.
@@ -157,16 +157,16 @@ def from_linen(
 def from_nnx(
     model: Any, *, loss_fn: LossFn, wrt: Any = nnx.Param, **parts: Any
 ) -> Problem:
-    """Make a problem of an NNX module.
+    """Make a problem from an NNX module.
 
     Args:
         model: The module; it becomes `apply_fn`, so that in a neighbour's loss
-            `ctx.name(x)` calls it. It stays as it is: see `to_nnx`.
+            `ctx.name(x)` calls it. Training does not change it: see `to_nnx`.
         loss_fn: (model, batch, ctx) -> loss or dict, called with the module at its
-            present parameters. Its other variables, batch statistics and random
+            current parameters. Its other variables, batch statistics and random
             streams, are the problem's `model_state`, and advance with its steps. With
-            `tasks=` the random streams of all tasks begin alike: use `ctx.rng` for
-            numbers that must differ.
+            `tasks=` the random streams of all tasks start with the same key: use
+            `ctx.rng` for numbers that must differ.
         wrt: The variables that are trained, a filter of NNX; the others are constant.
         **parts: The other arguments of `mlox.Problem.create`: name, tx, ...
 
@@ -196,7 +196,7 @@ def from_nnx(
 
 
 def to_nnx(problem: Problem) -> Any:
-    """Return a new NNX module at the present state of a problem.
+    """Return a new NNX module with the current state of a problem.
 
     Args:
         problem: The problem, e.g. `state["fit"]` after a run.
@@ -220,7 +220,7 @@ def to_nnx(problem: Problem) -> Any:
 
 
 def from_train_state(state: TrainState, **parts: Any) -> Problem:
-    """Make a problem of a training state, at the step that it has reached.
+    """Make a problem from a training state, at its step.
 
     Args:
         state: It gives parameters, optimizer, optimizer state and step.
@@ -252,7 +252,7 @@ def from_train_state(state: TrainState, **parts: Any) -> Problem:
 
 
 def to_train_state(problem: Problem, state: TrainState) -> TrainState:
-    """Return a training state at the present state of a problem.
+    """Return a training state with the current state of a problem.
 
     Args:
         problem: The problem, e.g. `state["fit"]` after a run.
@@ -300,7 +300,7 @@ def apply(neighbour: Neighbour, *args: Any, **kwargs: Any) -> Any:
         The output of the module; changes of its state are dropped.
 
     Raises:
-        TypeError: If the neighbour's problem was made otherwise.
+        TypeError: If the neighbour's problem was made in another way.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp, mlox.flax, optax
@@ -320,7 +320,7 @@ def apply(neighbour: Neighbour, *args: Any, **kwargs: Any) -> Any:
 
 
 def _check_parts(adapter: str, parts: Mapping[str, Any], *taken: str) -> None:
-    """Raise TypeError if a part is given that an adapter takes from elsewhere."""
+    """Raise TypeError if an argument is passed that the adapter sets itself."""
     for name in taken:
         if name in parts:
             raise TypeError(
