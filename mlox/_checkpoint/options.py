@@ -1,16 +1,29 @@
-"""Checkpoints of runs: when to save, and where, as a value."""
+"""The options of checkpoints: when to save, where, and which ones to keep."""
 
 from __future__ import annotations
 
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import numpy as np
+
+from mlox._utils.fields import (
+    COUNT,
+    FLAG,
+    PATH,
+    Kind,
+    check,
+    check_fields,
+    is_int,
+    one_of,
+    optional,
+)
+from mlox._utils.types import Scalars
 
 
 @dataclass(frozen=True)
@@ -61,42 +74,24 @@ class Checkpoint:
     async_: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.directory, str | os.PathLike) or not str(self.directory):
-            raise TypeError(
-                f"Checkpoint: directory is {self.directory!r}; expected a path."
-            )
+        check_fields(
+            self,
+            directory=_DIRECTORY,
+            every=COUNT,
+            keep=COUNT,
+            best=optional(_SCALAR),
+            mode=one_of("min", "max"),
+            async_=FLAG,
+        )
         if "://" in str(self.directory):
             raise ValueError(
                 f"Checkpoint: directory is {self.directory!r}; expected a folder of a "
                 "file system. Mount the bucket (Cloud Storage FUSE, s3fs) or a shared "
                 "disk, and pass the path there."
             )
-        for what in ("every", "keep"):
-            value = {"every": self.every, "keep": self.keep}[what]
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if not whole or value < 1:
-                raise ValueError(
-                    f"Checkpoint: {what} is {value!r}; expected a positive int."
-                )
-        if self.best is not None and (
-            not isinstance(self.best, str) or "/" not in self.best
-        ):
-            raise ValueError(
-                f"Checkpoint: best is {self.best!r}; expected the name of a scalar, "
-                "e.g. 'validation/accuracy', or None."
-            )
-        if self.mode not in ("min", "max"):
-            raise ValueError(
-                f"Checkpoint: mode is {self.mode!r}; expected 'min' if smaller is "
-                "better, or 'max' if larger is."
-            )
-        if not isinstance(self.async_, bool):
-            raise TypeError(
-                f"Checkpoint: async_ is {self.async_!r}; expected True or False."
-            )
 
-    def score(self, scalars: Mapping[str, float]) -> float | None:
-        """Return by what the best checkpoint is chosen: the less, the better."""
+    def score(self, scalars: Scalars) -> float | None:
+        """Return the score by which the best checkpoint is chosen (lower is better)."""
         value = math.nan if self.best is None else scalars.get(self.best, math.nan)
         signed = value if self.mode == "min" else -value
         return None if math.isnan(signed) else signed
@@ -112,8 +107,25 @@ class Checkpoint:
         return pathlib.Path(self.directory).absolute()
 
 
+def find_best(checkpoint: Checkpoint, scalars: Mapping[int, Scalars]) -> int | None:
+    """Return the first cycle with the best score, or None without scores.
+
+    Args:
+        checkpoint: What the best is.
+        scalars: What was logged at each cycle.
+
+    Example:
+        >>> asked = Checkpoint("runs", best="validation/error")
+        >>> find_best(asked, {10: {"validation/error": 0.5}, 20: {}})
+        10
+    """
+    found = {cycle: checkpoint.score(logged) for cycle, logged in scalars.items()}
+    scores = {cycle: score for cycle, score in found.items() if score is not None}
+    return min(scores, key=lambda cycle: (scores[cycle], cycle), default=None)
+
+
 def check_checkpoint(checkpoint: Any, resume: Any, every: Mapping[str, int]) -> None:
-    """Refuse what is no checkpoint, and a best that is not recorded where it saves.
+    """Validate the options of a run that concern its checkpoints.
 
     Args:
         checkpoint: What `run` was given.
@@ -122,10 +134,10 @@ def check_checkpoint(checkpoint: Any, resume: Any, every: Mapping[str, int]) -> 
 
     Raises:
         TypeError: If one is of a wrong kind.
-        ValueError: If there is nothing to resume, or the best is not known.
+        ValueError: If there is nothing to resume, or the best is not known where it
+            saves.
     """
-    if not isinstance(resume, bool):
-        raise TypeError(f"`resume` is {resume!r}; expected True or False.")
+    check("`resume`", resume, FLAG)
     if checkpoint is None:
         if resume:
             raise ValueError(
@@ -133,11 +145,7 @@ def check_checkpoint(checkpoint: Any, resume: Any, every: Mapping[str, int]) -> 
                 "mlox.Checkpoint(directory), the one of the run that was stopped."
             )
         return
-    if not isinstance(checkpoint, Checkpoint):
-        raise TypeError(
-            f"`checkpoint` is {checkpoint!r}; expected a mlox.Checkpoint, e.g. "
-            "mlox.Checkpoint('runs/first', every=100)."
-        )
+    check("`checkpoint`", checkpoint, _CHECKPOINT)
     _check_folder(checkpoint.path)
     if checkpoint.best is None:
         return
@@ -157,7 +165,7 @@ def check_checkpoint(checkpoint: Any, resume: Any, every: Mapping[str, int]) -> 
 
 
 def check_best(checkpoint: Checkpoint | None, recorded: Iterable[str]) -> None:
-    """Refuse a best by a scalar that is not among those that were recorded."""
+    """Raise ValueError if the best is by a scalar that was not recorded."""
     if checkpoint is None or checkpoint.best is None or checkpoint.best in recorded:
         return
     raise ValueError(
@@ -166,24 +174,20 @@ def check_best(checkpoint: Checkpoint | None, recorded: Iterable[str]) -> None:
     )
 
 
-def check_wanted(cycle: Any, state: Any) -> None:
-    """Refuse what names no checkpoint, and a state that holds no arrays."""
+def check_restore(cycle: Any, state: Any, partial: Any) -> None:
+    """Validate the arguments of `mlox.restore`."""
     for leaf in jax.tree.leaves(state):
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
             raise TypeError(
                 f"restore: state holds a leaf of type {type(leaf).__name__}; expected "
                 "a state like the one that was saved, e.g. engine.init()."
             )
-    whole = isinstance(cycle, int | np.integer) and not isinstance(cycle, bool)
-    if not whole and cycle not in ("newest", "best"):
-        raise ValueError(
-            f"restore: cycle is {cycle!r}; expected 'newest', 'best', or a number of "
-            "cycles."
-        )
+    check("restore: cycle", cycle, _CYCLE)
+    check("restore: partial", partial, optional(_PARTS))
 
 
 def check_reached(cycle: int, train_iters: int) -> None:
-    """Refuse to resume a run that has gone on for longer."""
+    """Raise ValueError if the run to resume has gone on for longer."""
     if cycle > train_iters:
         raise ValueError(
             f"`train_iters` is {train_iters}, but the run that is resumed has reached "
@@ -193,10 +197,39 @@ def check_reached(cycle: int, train_iters: int) -> None:
 
 
 def _check_folder(path: pathlib.Path) -> None:
-    """Refuse a path where no folder can be, before anything runs."""
+    """Raise NotADirectoryError if a file is in the way, before anything runs."""
     files = [p for p in (path, *path.parents) if p.exists() and not p.is_dir()]
     if files:
         raise NotADirectoryError(
             f"`checkpoint`: {str(files[0])!r} is a file; expected a folder, or a path "
             "where one can be made. Choose another directory."
         )
+
+
+_DIRECTORY = PATH._replace(accepts=lambda x: PATH.accepts(x) and str(x) != "")
+_SCALAR = Kind(
+    "the name of a scalar, e.g. 'validation/accuracy'",
+    lambda x: isinstance(x, str) and "/" in x,
+)
+_CHECKPOINT = Kind(
+    "a mlox.Checkpoint, e.g. mlox.Checkpoint('runs/first', every=100)",
+    lambda x: isinstance(x, Checkpoint),
+    TypeError,
+)
+_CYCLE = Kind(
+    "'newest', 'best', or a number of cycles",
+    lambda x: is_int(x) or (isinstance(x, str) and x in ("newest", "best")),
+)
+_PARTS = Kind(
+    "names such as ['classifier.params'], or a dict from names here to names there",
+    lambda x: (
+        isinstance(x, Collection)
+        and not isinstance(x, str)
+        and len(x) > 0
+        and all(
+            isinstance(n, str)
+            for n in [*x, *(x.values() if isinstance(x, Mapping) else ())]
+        )
+    ),
+    TypeError,
+)

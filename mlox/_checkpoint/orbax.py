@@ -1,125 +1,99 @@
-"""What Orbax needs to know of our checkpoints: how bytes are written, which ones stay.
+"""All that is asked of Orbax: arrays and notes are written and read in its own format.
 
-Imported only where a checkpoint is written: Orbax takes longer to import than all else
-that `import mlox` adds to JAX.
+Imported only where arrays are written or read: Orbax takes longer to import than all
+else that `import mlox` adds to JAX.
 """
 
 from __future__ import annotations
 
-import os
+import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals, Future
+from etils import epath
 
-from mlox._checkpoint.arrays import BYTES, NOTES
+from mlox._checkpoint.leaves import Arrays
 
-Scores = Mapping[int, float | None]
+# Orbax has one current operation for the process, not one for each checkpointer: saves
+# that begin at the same time in several threads would wait for each other's signals.
+_BEGINNING_TO_SAVE = threading.Lock()
 
 
-class BytesHandler(ocp.AsyncCheckpointHandler):
-    """Writes one buffer as one file.
+def open_checkpointer() -> ocp.AsyncCheckpointer:
+    """Return a checkpointer that writes in the background; it must be closed.
 
-    Orbax's own arrays go through TensorStore, which keeps some 2 KB of memory for every
-    array that it has ever written, and takes longer for small ones.
+    A `CheckpointManager` would also delete: by the names of folders, whoever made them.
     """
-
-    async def async_save(self, directory: Any, args: Bytes) -> list[Future] | None:
-        """Write in the background, once Orbax has made the folder."""
-        work = _written(pathlib.Path(directory, args.file), args.data)
-        return [CommitFutureAwaitingContractedSignals(work, name="bytes")]
-
-    def save(self, directory: Any, args: Bytes) -> None:
-        """Write at once."""
-        _write(pathlib.Path(directory, args.file), args.data)
-
-    def restore(self, directory: Any, args: Bytes | None = None) -> np.ndarray:
-        """Read it, as people may who open a checkpoint with Orbax alone."""
-        file = BYTES if args is None else args.file
-        return np.fromfile(pathlib.Path(directory, file), np.uint8)
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
 
-@ocp.args.register_with_handler(BytesHandler, for_save=True, for_restore=True)
-@dataclass  # not frozen, as its base is not
-class Bytes(ocp.args.CheckpointArgs):
-    """A buffer, which must not change any more, and its file; empty for reading."""
+def write(
+    checkpointer: ocp.AsyncCheckpointer,
+    path: pathlib.Path,
+    arrays: Mapping[str, Arrays],
+    notes: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Begin to write a checkpoint: beside its place, and renamed when it is whole.
 
-    data: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
-    file: str = BYTES
-
-
-@dataclass(frozen=True)
-class Preservation:
-    """Orbax's question of which checkpoints stay, answered by their scores.
-
-    Attributes:
-        chosen: Selects among all scores.
-        read: Reads a score that this process has not written.
+    Args:
+        checkpointer: One that has finished its last checkpoint.
+        path: The folder of the checkpoint.
+        arrays: By the name of the folder within, and their own. They are copied before
+            this returns.
+        notes: What is written as JSON, by the name of the folder within.
     """
-
-    chosen: Callable[[Scores], frozenset[int]]
-    read: Callable[[int], float | None]
-
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: Any
-    ) -> Sequence[bool]:
-        """Say of each checkpoint whether it stays."""
-        del context
-        scores = {
-            info.step: info.metrics["score"] if info.metrics else self.read(info.step)
-            for info in checkpoints
-        }
-        kept = self.chosen(scores)
-        return [cycle in kept for cycle in scores]
+    items = {name: ocp.args.StandardSave(_nest(x)) for name, x in arrays.items() if x}
+    texts = {name: ocp.args.JsonSave(x) for name, x in notes.items()}
+    with _BEGINNING_TO_SAVE:
+        checkpointer.save(path, args=ocp.args.Composite(**items, **texts))
 
 
-def manager(folder: pathlib.Path, policy: Preservation, async_: bool) -> Any:
-    """Open a folder for writing; it must be closed."""
-    # Orbax gets no `best_fn`: it would read the scores of all checkpoints with every
-    # opening, and one damaged file would stop them all.
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
-        enable_async_checkpointing=async_,
-        cleanup_tmp_directories=True,
-        lightweight_initialize=True,
+def read(path: pathlib.Path, targets: Mapping[str, Any]) -> Arrays:
+    """Read some arrays of one folder.
+
+    Args:
+        path: The folder within a checkpoint.
+        targets: By name, an array like the one to read if it is to be placed on its
+            devices, each process reading its part; None for an array on the host.
+
+    Returns:
+        The arrays by name.
+    """
+    ask = {name: _restore_args(like) for name, like in targets.items()}
+    args = ocp.args.PyTreeRestore(
+        item=_nest(dict.fromkeys(targets, 0)),
+        restore_args=_nest(ask),
+        partial_restore=True,
     )
-    return ocp.CheckpointManager(folder, options=options)
+    # The handler alone: a checkpointer would wait for all processes, in vain if one of
+    # them has failed.
+    tree = ocp.PyTreeCheckpointHandler().restore(epath.Path(path), args=args)
+    return {
+        name: functools.reduce(lambda node, key: node[key], name.split("."), tree)
+        for name in targets
+    }
 
 
-def saved(
-    notes: bytes, data: np.ndarray, sharded: Mapping[str, Any]
-) -> ocp.args.Composite:
-    """Say what to write: notes, bytes, and arrays that no process has whole, if any."""
-    # Orbax takes names from the paths, in which some signs have a meaning.
-    numbered = {str(i): array for i, array in enumerate(sharded.values())}
-    apart = {"sharded": ocp.args.StandardSave(numbered)} if sharded else {}
-    # Not as JSON of Orbax: made in its threads, it lets their heaps grow.
-    text = Bytes(np.frombuffer(notes, np.uint8), NOTES)
-    return ocp.args.Composite(notes=text, arrays=Bytes(data), **apart)
+def _restore_args(like: jax.Array | None) -> ocp.RestoreArgs:
+    if like is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(
+        sharding=like.sharding, global_shape=like.shape, dtype=like.dtype
+    )
 
 
-def restored(folder: pathlib.Path, targets: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the shards of this process of arrays that no process has whole."""
-    numbered = {str(i): target for i, target in enumerate(targets.values())}
-    with ocp.StandardCheckpointer() as checkpointer:
-        read = checkpointer.restore(folder / "sharded", numbered)
-    return {path: read[str(i)] for i, path in enumerate(targets)}
-
-
-async def _written(file: pathlib.Path, data: np.ndarray) -> None:
-    _write(file, data)
-
-
-def _write(file: pathlib.Path, data: np.ndarray) -> None:
-    """Write a buffer, and wait until it is on the disk; only one process does."""
-    if jax.process_index():
-        return
-    with file.open("wb") as stream:
-        stream.write(data.data)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"a": {"b": x}} for {"a.b": x}."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split(".")
+        node = functools.reduce(
+            lambda node, key: node.setdefault(key, {}), parents, tree
+        )
+        node[last] = value
+    return tree

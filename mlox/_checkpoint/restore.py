@@ -1,177 +1,18 @@
-"""A folder of checkpoints as it is read: nothing in it is changed."""
+"""The states of checkpoints: restored whole, or in part into another graph."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import pathlib
 import warnings
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from mlox._checkpoint.arrays import (
-    BYTES,
-    NOTES,
-    Arrays,
-    Leaf,
-    filled,
-    flattened,
-    unpacked,
-)
-from mlox._checkpoint.options import Checkpoint, check_wanted
+from mlox._checkpoint.folder import STATE, CheckpointFolder
+from mlox._checkpoint.leaves import name_leaves, restore_into
+from mlox._checkpoint.options import Checkpoint, check_restore, find_best
+from mlox._checkpoint.read import Match, Saved, read, read_newest
+from mlox._utils.describe import summarize
 from mlox._utils.types import PyTree
-
-FORMAT = 2
-
-
-class Snapshot(NamedTuple):
-    """What a checkpoint holds.
-
-    Attributes:
-        cycle: The cycles behind it.
-        arrays: Trees of arrays by name when it is saved; arrays by name and path, as
-            `flattened` gives them, when it was read.
-        notes: What JSON holds besides.
-    """
-
-    cycle: int
-    arrays: Mapping[str, PyTree]
-    notes: Mapping[str, Any]
-
-
-class BrokenError(ValueError):
-    """A checkpoint that is not whole."""
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A folder of checkpoints, open for reading.
-
-    Orbax writes a checkpoint beside its place: one whose name is a number is whole,
-    unless its files were damaged later.
-
-    Attributes:
-        path: The folder.
-    """
-
-    path: pathlib.Path
-
-    @property
-    def cycles(self) -> list[int]:
-        """The checkpoints that there are, the oldest first."""
-        if not self.path.is_dir():
-            return []
-        names = [entry.name for entry in self.path.iterdir() if entry.is_dir()]
-        return sorted(int(name) for name in names if name.isdecimal())
-
-    def folder(self, cycle: int) -> pathlib.Path:
-        """Return where a checkpoint is."""
-        return self.path / str(cycle)
-
-    def notes(self, cycle: int) -> dict[str, Any]:
-        """Read the notes of a checkpoint, or raise a `BrokenError`."""
-        with _whole(self.folder(cycle)):
-            file = self.folder(cycle) / "notes" / NOTES
-            text = file.read_bytes()
-            notes = json.loads(text)["notes"]
-            if notes["format"] != FORMAT:
-                raise ValueError(f"its format is {notes['format']}, not {FORMAT}")
-            if text != sealed(notes):
-                raise ValueError("its notes are not those saved")
-            return notes
-
-    def score(self, cycle: int) -> float | None:
-        """Read the score of a checkpoint; None if it has none, or is broken."""
-        with contextlib.suppress(BrokenError):
-            return self.notes(cycle)["score"]
-        return None
-
-    def newest(
-        self, templates: Mapping[str, PyTree], about: Mapping[str, Any]
-    ) -> Snapshot | None:
-        """Read the newest checkpoint that is whole, with a warning of others.
-
-        Args:
-            templates: Trees like those that were saved, of those names that matter.
-            about: The description of the engine, for comparison; empty for none.
-
-        Returns:
-            The snapshot; None if there is no checkpoint.
-
-        Raises:
-            ValueError: If it is of another engine, or none is whole.
-        """
-        broken: list[str] = []
-        for cycle in reversed(self.cycles):
-            try:
-                found = self.read(cycle, templates, about)
-            except BrokenError as error:
-                broken.append(str(error))
-                continue
-            for message in broken:
-                warnings.warn(
-                    f"{message} The one after cycle {cycle} is taken.", stacklevel=2
-                )
-            return found
-        if broken:
-            raise ValueError(f"No checkpoint is whole. {' '.join(broken)}")
-        return None
-
-    def read(
-        self, cycle: int, templates: Mapping[str, PyTree], about: Mapping[str, Any]
-    ) -> Snapshot:
-        """Read a checkpoint.
-
-        Args:
-            cycle: Which.
-            templates: As for `newest`.
-            about: As for `newest`.
-
-        Returns:
-            The snapshot.
-
-        Raises:
-            BrokenError: If it is not whole.
-            ValueError: If it is of another engine.
-        """
-        folder, like = self.folder(cycle), flattened(templates)
-        notes = self.notes(cycle)
-        leaves = {path: Leaf(*leaf) for path, leaf in notes["leaves"].items()}
-        there = {n: x for n, x in leaves.items() if n.split("|")[0] in templates}
-        _check(folder, _differences(about, notes["about"], there, like))
-        with _whole(folder):
-            data = np.fromfile(folder / "arrays" / BYTES, np.uint8)
-            arrays = unpacked(leaves, data) | _sharded(folder, leaves, like)
-        return Snapshot(notes["cycle"], arrays, notes["notes"])
-
-    def best(self) -> int | None:
-        """Return the checkpoint with the best score, with a warning of broken ones."""
-        scores: dict[int, float | None] = {}
-        for cycle in self.cycles:
-            try:
-                scores[cycle] = self.notes(cycle)["score"]
-            except BrokenError as error:
-                warnings.warn(f"{error} It is left out.", stacklevel=2)
-        return best_of(scores)
-
-
-def best_of(scores: Mapping[int, float | None]) -> int | None:
-    """Return the first cycle with the least score, or None if there is no score."""
-    found = {cycle: score for cycle, score in scores.items() if score is not None}
-    return min(found, key=lambda cycle: (found[cycle], cycle), default=None)
-
-
-def sealed(notes: Mapping[str, Any]) -> bytes:
-    """Return notes as JSON, with their checksum."""
-    text = json.dumps(notes)
-    return f'{{"checksum": {zlib.crc32(text.encode())}, "notes": {text}}}'.encode()
 
 
 def restore(
@@ -179,6 +20,7 @@ def restore(
     state: PyTree,
     *,
     cycle: int | Literal["newest", "best"] = "newest",
+    partial: Collection[str] | Mapping[str, str] | None = None,
 ) -> PyTree:
     """Read the state of a checkpoint of a run, which may still be going on.
 
@@ -188,109 +30,175 @@ def restore(
         directory: The folder that `mlox.Checkpoint` was given.
         state: A state like the one that was saved, e.g. `engine.init()`: its structure,
             shapes, dtypes and devices are taken.
-        cycle: The newest whole checkpoint, the best one by the `best` of the
+        cycle: The newest intact checkpoint, the best one by the `best` of the
             `mlox.Checkpoint`, or the one after a number of cycles.
+        partial: None for the whole state. Otherwise names of what is read: problems,
+            `["classifier"]`, or parts of them, `["classifier.params"]`, also a dict
+            from names here to names there, `{"student.params": "teacher.params"}`. The
+            rest of `state` is returned as it is, and may be of another graph.
 
     Returns:
-        The state that was saved.
+        The state that was saved; with `partial`, `state` with those parts of it.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If the state is of another kind, with a list of the differences, or
-            what was asked for is not whole.
+        ValueError: If the state is of another kind, with the first differences, if
+            `partial` names something that is not there, or if what was asked for is
+            damaged.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, mlox, optax
-        >>> problem = mlox.Problem.create(
-        ...     name="x", params=jnp.ones(()), tx=optax.sgd(0.25),
-        ...     loss_fn=lambda params, batch, ctx: params**2)
-        >>> engine = mlox.Engine([problem])
+        >>> def problem(name):
+        ...     return mlox.Problem.create(
+        ...         name=name, params=jnp.ones(()), tx=optax.sgd(0.25),
+        ...         loss_fn=lambda params, batch, ctx: params**2)
+        >>> engine = mlox.Engine([problem("x")])
+        >>> other = mlox.Engine([problem("y"), problem("z")])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = engine.run(engine.init(), train_iters=2, loggers=(),
         ...                    checkpoint=mlox.Checkpoint(folder, every=1))
         ...     states = [mlox.restore(folder, engine.init(), cycle=i) for i in (1, 2)]
+        ...     part = mlox.restore(
+        ...         folder, other.init(), partial={"y.params": "x.params"})
         >>> [float(state["x"].params) for state in states]
         [0.5, 0.25]
+        >>> float(part["y"].params), float(part["z"].params)
+        (0.25, 1.0)
     """
-    check_wanted(cycle, state)
-    archive = Archive(Checkpoint(directory).path)
-    if not archive.path.is_dir():
-        raise FileNotFoundError(f"No checkpoints: {str(archive.path)!r} is no folder.")
-    templates, found = {"state": state}, None
+    check_restore(cycle, state, partial)
+    folder = CheckpointFolder(Checkpoint(directory).path)
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(
+            f"No checkpoints: {str(folder.parent)!r} is not a folder."
+        )
+    folder.check_format()
+    parts = {STATE: STATE}
+    if partial is not None:
+        given = partial if isinstance(partial, Mapping) else {n: n for n in partial}
+        parts = {f"{STATE}.{h}": f"{STATE}.{t}" for h, t in given.items()}
+    match = match_parts(state, parts)
+    found = None
     if cycle == "newest":
-        found = archive.newest(templates, {})
+        found = read_newest(folder, match)
     else:
-        which = archive.best() if cycle == "best" else cycle
-        if which in archive.cycles:
-            found = archive.read(which, templates, {})
+        which = _find_best(folder) if cycle == "best" else cycle
+        if which in folder.cycles:
+            found = read(folder, which, match)
     if found is None:
         raise FileNotFoundError(
-            f"No checkpoint {cycle!r} in {str(archive.path)!r}: there are "
-            f"{archive.cycles}."
+            f"No checkpoint {cycle!r} in {str(folder.parent)!r}: there are "
+            f"{folder.cycles}."
         )
-    return filled("state", state, found.arrays)
+    return restore_into({STATE: state}, found.arrays)[STATE]
 
 
-def _differences(
-    here: Mapping[str, Any],
-    about: Mapping[str, Any],
-    there: Mapping[str, Leaf],
-    like: Mapping[str, Any],
-) -> list[str]:
-    """List in what a checkpoint differs from the engine and the state at hand."""
-    differences = [
-        f"{key}: {about.get(key)!r} there, {value!r} here"
-        for key, value in here.items()
-        if about.get(key) != value
-    ]
-    old = {path: f"{leaf.dtype}{leaf.shape}" for path, leaf in there.items()}
-    new = {path: f"{x.dtype}{list(x.shape)}" for path, x in like.items()}
-    for path in sorted({*old, *new}):
-        sides = old.get(path, "nothing"), new.get(path, "nothing")
-        if sides[0] != sides[1]:
-            name = path.removeprefix("state|")
-            differences.append(f"{name}: {sides[0]} there, {sides[1]} here")
-    return differences
+def match_parts(state: PyTree, parts: Mapping[str, str]) -> Match:
+    """Return what reads parts of a state, if shapes and dtypes are those saved.
+
+    Args:
+        state: A state like the one that was saved.
+        parts: Names of parts there by their names here, both with "state." before.
+
+    Returns:
+        What `read` takes.
+    """
+    templates = name_leaves({STATE: state})
+
+    def match(saved: Saved) -> dict[str, tuple[str, Any]]:
+        there = {
+            name: f"{leaf.dtype}{leaf.shape}"
+            for name, leaf in saved.leaves.items()
+            if _is_within(name, STATE)
+        }
+        here = {h: f"{x.dtype}{list(x.shape)}" for h, x in templates.items()}
+        for part, source in parts.items():
+            _check_there(part, here, "the state")
+            _check_there(source, there, f"checkpoint {str(saved.path)!r}")
+        sources = {
+            part + name.removeprefix(source): name
+            for part, source in parts.items()
+            for name in there
+            if _is_within(name, source)
+        }
+        wanted = [h for h in here if any(_is_within(h, part) for part in parts)]
+        differences = [
+            f"{name.removeprefix(f'{STATE}.')}: {one} there, {other} here"
+            for name in dict.fromkeys([*wanted, *sources])
+            if (one := there.get(sources.get(name, ""), "nothing"))
+            != (other := here.get(name, "nothing"))
+        ]
+        _check_same(saved, differences)
+        return {h: (t, templates[h]) for h, t in sources.items()}
+
+    return match
 
 
-def _check(folder: pathlib.Path, differences: list[str]) -> None:
-    """Refuse a checkpoint of another engine."""
-    if differences:
-        shown = "\n  ".join(differences[:20])
-        more = f"\n  and {len(differences) - 20} more" if differences[20:] else ""
+def match_run(state: PyTree, metadata: Mapping[str, Any]) -> Match:
+    """Return what reads all of a checkpoint, if it is of a run of the same engine.
+
+    Args:
+        state: A state like the one that was saved.
+        metadata: The description of the engine.
+
+    Returns:
+        What `read` takes.
+    """
+    match_state = match_parts(state, {STATE: STATE})
+
+    def match(saved: Saved) -> dict[str, tuple[str, Any]]:
+        there = saved.notes["engine"]
+        _check_same(
+            saved,
+            [
+                f"{key}: {summarize(there.get(key))} there, {summarize(here)} here"
+                for key, here in metadata.items()
+                if there.get(key) != here
+            ],
+        )
+        found = match_state(saved)
+        # The state of the best point, say, is spread over processes as the state is.
+        likes = {name: f"{STATE}.{name.partition('.')[2]}" for name in saved.leaves}
+        return {name: (name, found.get(x, (x, None))[1]) for name, x in likes.items()}
+
+    return match
+
+
+def _check_there(part: str, names: Mapping[str, Any], whose: str) -> None:
+    """Raise ValueError if there is nothing of a name, with what there is."""
+    if not any(_is_within(name, part) for name in names):
+        depth = part.count(".") + 1
+        cut = {".".join(name.split(".")[1:depth]) for name in names if "." in name}
         raise ValueError(
-            f"Checkpoint {str(folder)!r} is of another engine or state:\n  "
-            f"{shown}{more}\nGo on with the engine and the state with which the "
-            "run began, or choose another directory."
+            f"restore: {whose} holds no {part.removeprefix(f'{STATE}.')!r}; it holds "
+            f"{summarize(sorted(cut))}. Name what both hold as `partial`."
         )
 
 
-def _sharded(
-    folder: pathlib.Path, leaves: Mapping[str, Leaf], like: Mapping[str, Any]
-) -> Arrays:
-    """Read the arrays that no process has whole, as the shards of this process."""
-    apart = [path for path, leaf in leaves.items() if leaf.checksum is None]
-    if not apart:
-        return {}
-    from mlox._checkpoint import orbax as _orbax
-
-    def target(path: str) -> Any:
-        x = like.get(path)
-        if not isinstance(x, jax.Array):  # a state besides: it is placed by `filled`
-            leaf = leaves[path]
-            return np.broadcast_to(np.zeros((), jnp.dtype(leaf.dtype)), leaf.shape)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-    return _orbax.restored(folder, {path: target(path) for path in apart})
+def _check_same(saved: Saved, differences: list[str]) -> None:
+    """Raise ValueError, with the first three differences, if there are any."""
+    if differences:
+        more = [f"and {len(differences) - 3} more"] if differences[3:] else []
+        shown = "\n  ".join([*differences[:3], *more])
+        raise ValueError(
+            f"Checkpoint {str(saved.path)!r} is of another engine or state:\n  {shown}"
+            "\nGo on with the engine and the state with which the run began, choose "
+            "another directory, or restore what both share by `partial`."
+        )
 
 
-@contextlib.contextmanager
-def _whole(folder: pathlib.Path) -> Iterator[None]:
-    """Turn whatever goes wrong when a checkpoint is read into one kind of error."""
-    try:
-        yield
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0][:200]
-        raise BrokenError(
-            f"Checkpoint {str(folder)!r} is broken ({type(error).__name__}: {first})."
-        ) from error
+def _find_best(folder: CheckpointFolder) -> int | None:
+    """Return the best checkpoint, by the options of the run that saved the newest."""
+
+    def warn(message: str) -> None:
+        warnings.warn(f"{message} It is left out.", stacklevel=3)
+
+    notes = folder.read_all_notes(warn)
+    if not notes:
+        return None
+    best, mode = notes[max(notes)]["best"]
+    asked = Checkpoint(folder.parent, best=best, mode=mode)
+    return find_best(asked, {cycle: x["scalars"] for cycle, x in notes.items()})
+
+
+def _is_within(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part}.")

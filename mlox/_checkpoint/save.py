@@ -1,133 +1,155 @@
-"""A folder of checkpoints as it is written: by Orbax, beside, and moved when whole."""
+"""Checkpoints as a run writes them: in the background, older ones deleted."""
 
 from __future__ import annotations
 
-import functools
-import itertools
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlox._checkpoint.arrays import NOTES, flattened, packed
-from mlox._checkpoint.options import Checkpoint
-from mlox._checkpoint.restore import (
+import jax
+
+from mlox._checkpoint.folder import (
     FORMAT,
-    Archive,
-    BrokenError,
-    Snapshot,
-    best_of,
-    sealed,
+    NOTES,
+    RUN,
+    STATE,
+    CheckpointFolder,
+    split_name,
+    with_checksum,
 )
+from mlox._checkpoint.leaves import Arrays, fetch, name_leaves
+from mlox._checkpoint.options import Checkpoint, find_best
+from mlox._sharding.multihost import is_on_any_process
+from mlox._utils.types import PyTree, Scalars
 
 
 @dataclass(frozen=True, eq=False)
-class Store:
+class CheckpointWriter:
     """A folder of checkpoints, open for writing.
 
     Attributes:
-        checkpoint: What the user asked for.
-        manager: Orbax's manager of the folder.
-        about: The description of the engine.
+        checkpoint: The user's options.
+        metadata: The description of the engine.
+        checkpointer: Orbax's; see `mlox._checkpoint.orbax`.
     """
 
     checkpoint: Checkpoint
-    manager: Any
-    about: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    checkpointer: Any
 
-    def save(self, snapshot: Snapshot, score: float | None) -> None:
+    def save(
+        self,
+        cycle: int,
+        trees: Mapping[str, PyTree],
+        notes: Mapping[str, Any],
+        scalars: Scalars,
+    ) -> None:
         """Begin to save; the arrays may be donated once this has returned.
 
         Args:
-            snapshot: What to save.
-            score: The least of all is the best; None is none.
+            cycle: The cycles behind.
+            trees: The "state", and other pytrees that the rest of the run depends on.
+            notes: What JSON holds besides.
+            scalars: What was logged at this point, by which the best one is chosen.
         """
         from mlox._checkpoint import orbax as _orbax
 
-        pack = packed(flattened(snapshot.arrays))
-        notes = {
+        self._finish()
+        folder = CheckpointFolder(self.checkpoint.path)
+        path = folder.locate(cycle)
+        if is_on_any_process(folder.is_taken(cycle)):
+            warnings.warn(
+                f"Cycle {cycle} is not saved: no run of mlox has saved what is at "
+                f"{str(path)!r}, and it is left alone.",
+                stacklevel=2,
+            )
+            return
+        arrays, leaves = fetch(name_leaves(trees))
+        whole_notes = {
             "format": FORMAT,
-            "cycle": snapshot.cycle,
-            "score": score,
-            "about": dict(self.about),
-            "leaves": pack.leaves,
-            "notes": dict(snapshot.notes),
+            "cycle": cycle,
+            "scalars": {name: float(value) for name, value in scalars.items()},
+            "best": [self.checkpoint.best, self.checkpoint.mode],
+            "engine": dict(self.metadata),
+            "leaves": leaves,
+            "run": dict(notes),
         }
-        self.manager.save(
-            snapshot.cycle,
-            args=_orbax.saved(sealed(notes), pack.data, pack.sharded),
-            metrics={"score": score},  # for `Preservation`; Orbax writes them nowhere
-            force=True,
-        )
+        items: dict[str, Arrays] = {STATE: {}, RUN: {}}
+        for name, array in arrays.items():
+            item, within = split_name(name)
+            if array.size:
+                items[item][within] = array
+        texts = {NOTES: with_checksum(whole_notes)}
+        _orbax.write(self.checkpointer, path, items, texts)
+        if not self.checkpoint.async_:
+            self._finish()
 
     def close(self) -> None:
-        """Wait until everything is written."""
+        """Wait until all is written, and delete what is not to stay."""
         try:
-            self.manager.wait_until_finished()
+            self._finish()
         finally:
-            self.manager.close()
+            self.checkpointer.close()
+
+    def _finish(self) -> None:
+        """Wait for the checkpoint that is being written, and delete older ones."""
+        self.checkpointer.wait_until_finished()
+        if jax.process_index() == 0:
+            prune(self.checkpoint)
 
 
-def opened(checkpoint: Checkpoint, about: Mapping[str, Any]) -> Store:
-    """Open a folder for a run; what another one was writing when it died is deleted."""
-    from mlox._checkpoint import orbax as _orbax
-
-    policy = _orbax.Preservation(
-        functools.partial(kept, checkpoint), Archive(checkpoint.path).score
-    )
-    manager = _orbax.manager(checkpoint.path, policy, checkpoint.async_)
-    return Store(checkpoint, manager, about)
-
-
-def kept(checkpoint: Checkpoint, scores: Mapping[int, float | None]) -> frozenset[int]:
-    """Choose the checkpoints that stay: the newest, and the best if it is asked for.
+def open_writer(
+    checkpoint: Checkpoint, metadata: Mapping[str, Any]
+) -> CheckpointWriter:
+    """Open a folder for the checkpoints of a run.
 
     Args:
-        checkpoint: What the user asked for.
-        scores: Of all that there are.
+        checkpoint: The user's options.
+        metadata: A description of the engine that JSON can hold.
 
     Returns:
-        Their cycles.
-
-    Example:
-        >>> two = Checkpoint("runs", keep=2, best="validation/error")
-        >>> sorted(kept(two, {10: 0.5, 20: 0.25, 30: None, 40: 0.75}))
-        [20, 30, 40]
+        The writer, which must be closed.
     """
-    newest = sorted(scores)[-checkpoint.keep :]
-    best = None if checkpoint.best is None else best_of(scores)
-    return frozenset(newest if best is None else [*newest, best])
+    from mlox._checkpoint import orbax as _orbax
+
+    return CheckpointWriter(checkpoint, metadata, _orbax.open_checkpointer())
 
 
-def tidy(checkpoint: Checkpoint, cycle: int) -> None:
-    """Make a folder what it was when a run had saved a cycle, from which it goes on.
+def prune(checkpoint: Checkpoint) -> None:
+    """Delete the checkpoints that are neither among the newest nor the best."""
+    folder = CheckpointFolder(checkpoint.path)
+    older = folder.cycles[: -checkpoint.keep]
+    if older and checkpoint.best is not None:
+        notes = folder.read_all_notes(lambda _: None)
+        best = find_best(checkpoint, {n: note["scalars"] for n, note in notes.items()})
+        older = [cycle for cycle in older if cycle != best]
+    for cycle in older:
+        folder.remove(cycle)
 
-    What is newer was found to be broken, and will be saved anew; older ones may have
-    been damaged, too. These are set aside. Others were about to be deleted when the run
-    was killed.
+
+def clean(checkpoint: Checkpoint, newest: int | None) -> None:
+    """Make a folder what it was when a run had saved the cycle from which it goes on.
+
+    Damaged checkpoints are set aside: those after that cycle, which will be saved anew,
+    and older ones whose notes cannot be read. What was being written or deleted when a
+    run was killed is deleted.
 
     Args:
-        checkpoint: What the user asked for.
-        cycle: The newest checkpoint that is whole.
+        checkpoint: The user's options.
+        newest: The newest intact checkpoint; None if there is no checkpoint.
     """
-    archive = Archive(checkpoint.path)
-    for other in archive.cycles:
-        if other > cycle:
-            _set_aside(archive, other)
-        elif other < cycle and (archive.folder(other) / "notes" / NOTES).exists():
-            try:
-                archive.notes(other)
-            except BrokenError as error:
-                warnings.warn(f"{error} It is set aside.", stacklevel=2)
-                _set_aside(archive, other)
-    scores = {other: archive.score(other) for other in archive.cycles}
-    for other in set(scores) - kept(checkpoint, scores):
-        shutil.rmtree(archive.folder(other))
+    folder = CheckpointFolder(checkpoint.path)
+    folder.remove_unfinished()
+    if newest is not None:
+        for cycle in folder.cycles:
+            if cycle > newest:
+                folder.quarantine(cycle)
 
+        def tell(message: str) -> None:
+            warnings.warn(f"{message} It is set aside.", stacklevel=3)
 
-def _set_aside(archive: Archive, cycle: int) -> None:
-    """Give a broken checkpoint a name under which nobody looks for one."""
-    names = (f"broken-{cycle}-{i}" for i in itertools.count())
-    free = next(path for n in names if not (path := archive.path / n).exists())
-    archive.folder(cycle).rename(free)
+        for cycle in set(folder.cycles) - set(folder.read_all_notes(tell)):
+            folder.quarantine(cycle)
+        prune(checkpoint)
+    folder.warn_of_others()

@@ -19,7 +19,7 @@ import jax
 from tqdm import tqdm
 
 from mlox._checkpoint.options import check_best
-from mlox._checkpoint.save import Store
+from mlox._checkpoint.save import CheckpointWriter
 from mlox._data.iterators import BatchIterator
 from mlox._logging.base import Logger, send_note
 from mlox._logging.console import format_losses
@@ -61,7 +61,7 @@ class Run(NamedTuple):
     sources: Mapping[str, BatchIterator]
     loggers: Sequence[Logger]
     bar: tqdm
-    store: Store | None
+    store: CheckpointWriter | None
     layout: Layout | None
 
     @property

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 
-from mlox._checkpoint.arrays import filled, flattened, owned
+from mlox._checkpoint.folder import CheckpointFolder
+from mlox._checkpoint.leaves import join_path, name_leaves, restore_into
 from mlox._checkpoint.options import Checkpoint
-from mlox._checkpoint.restore import Archive, Snapshot
-from mlox._checkpoint.save import Store, tidy
+from mlox._checkpoint.read import read_newest
+from mlox._checkpoint.restore import match_run
+from mlox._checkpoint.save import CheckpointWriter, clean
 from mlox._run.early_stopping import Best, EarlyStopping
 from mlox._run.run_state import RunState, stack_columns, start_at
 from mlox._sharding.multihost import on_primary
@@ -34,7 +37,7 @@ class Found(NamedTuple):
 
 
 def save(
-    store: Store,
+    store: CheckpointWriter,
     reached: RunState,
     rule: EarlyStopping | None,
     safe: PyTree,
@@ -71,8 +74,7 @@ def save(
         "records": list(arrays["records"]),
         "validations": list(arrays["validations"]),
     }
-    score = store.checkpoint.score(scalars)
-    store.save(Snapshot(point.cycle, arrays, notes), score)
+    store.save(point.cycle, arrays, notes, scalars)
 
 
 def begin(
@@ -101,21 +103,20 @@ def begin(
         FileExistsError: If something is there, and the run should not go on from it.
         ValueError: If it is of another engine, or no checkpoint is whole.
     """
-    archive = Archive(checkpoint.path)
-    if not resume:
-        if archive.cycles:
-            raise FileExistsError(
-                f"`checkpoint`: {str(checkpoint.path)!r} holds a run that has "
-                f"reached cycle {archive.cycles[-1]}. Go on from there with "
-                "`resume=True`, or choose another directory."
-            )
-        return start_at(0, state), None
-    read = archive.newest({"state": state}, about)
+    folder = CheckpointFolder(checkpoint.path)
+    folder.check_format()
+    if folder.cycles and not resume:
+        raise FileExistsError(
+            f"`checkpoint`: {str(checkpoint.path)!r} holds a run that has "
+            f"reached cycle {folder.cycles[-1]}. Go on from there with "
+            "`resume=True`, or choose another directory."
+        )
+    read = read_newest(folder, match_run(state, about))
+    on_primary(spans, lambda: clean(checkpoint, None if read is None else read.cycle))
     if read is None:
         return start_at(0, state), None
-    on_primary(spans, lambda: tidy(checkpoint, read.cycle))
     notes, arrays = read.notes, read.arrays
-    state = filled("state", state, arrays)
+    state = _restore_state("state", state, arrays)
     reached = start_at(read.cycle, state, notes["since"])._replace(
         records=_rows("records", notes, arrays),
         validations=_rows("validations", notes, arrays),
@@ -124,41 +125,36 @@ def begin(
         cycle, value, waited = notes["best"]
         reached = reached._replace(
             best=Best(cycle, float(value), waited),
-            best_state=_best(state, arrays) if notes["restores"] else None,
+            best_state=_restore_state("best", state, arrays)
+            if notes["restores"]
+            else None,
         )
-    first = {
-        k: owned(x) for k, x in arrays.items() if k.startswith(("totals|", "safe|"))
-    }
-    return reached, Found(read.cycle, first, notes["positions"])
+    return reached, Found(read.cycle, arrays, notes["positions"])
 
 
 def totals(found: Found, zeros: Any) -> Any:
     """Return the sums of metrics that were saved, placed like those to start from."""
-    saved = {k: x.shape for k, x in found.arrays.items() if k.startswith("totals|")}
-    here = {k: x.shape for k, x in flattened({"totals": zeros}).items()}
+    saved = {k: x.shape for k, x in found.arrays.items() if k.startswith("totals.")}
+    here = {k: x.shape for k, x in name_leaves({"totals": zeros}).items()}
     if saved != here:
         differ = {k for k, _ in saved.items() ^ here.items()}
-        names = ", ".join(sorted(path.split("'")[1] for path in differ))
+        names = ", ".join(sorted(unquote(path.rpartition(".")[2]) for path in differ))
         raise ValueError(
             f"the run that is resumed recorded other metrics: {names} on one side "
             "only, or of another shape. Pass the losses, the `on_nonfinite` and the "
             "size of batches with which it began."
         )
-    return filled("totals", zeros, found.arrays)
+    return restore_into({"totals": zeros}, found.arrays)["totals"]
 
 
 def safe(found: Found, safe: PyTree) -> PyTree:
     """Return the state to which faults go back, like the one that was passed."""
-    if any(path.startswith("safe|") for path in found.arrays):
-        return filled("safe", safe, found.arrays)
-    return safe
+    return _restore_state("safe", safe, found.arrays)
 
 
-def _best(state: State, arrays: Mapping[str, Any]) -> State:
-    """Return the state of the best point, which may be the state itself."""
-    if any(path.startswith("best|") for path in arrays):
-        return filled("best", state, arrays)
-    return state
+def _restore_state(name: str, state: PyTree, arrays: Mapping[str, Any]) -> Any:
+    """Return a state that was saved under a name; the one at hand if it was not."""
+    return restore_into({name: state}, arrays)[name]
 
 
 def _describe_rule(rule: EarlyStopping | None) -> list[Any] | None:
@@ -171,7 +167,7 @@ def _describe_rule(rule: EarlyStopping | None) -> list[Any] | None:
 def _rows(
     kind: str, notes: Mapping[str, Any], arrays: Mapping[str, Any]
 ) -> tuple[Columns, ...]:
-    columns = [np.asarray(arrays[f"{kind}|[{name!r}]"]) for name in notes[kind]]
+    columns = [np.asarray(arrays[join_path(kind, name)]) for name in notes[kind]]
     rows = zip(*columns, strict=True)
     return tuple(
         dict(zip(notes[kind], map(np.array, row), strict=True)) for row in rows

@@ -11,8 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from mlox._checkpoint.options import Checkpoint, check_reached
-from mlox._checkpoint.save import Store
-from mlox._checkpoint.save import opened as open_store
+from mlox._checkpoint.save import CheckpointWriter, open_writer
 from mlox._data.combinators import open_series
 from mlox._data.stacking import check_data
 from mlox._logging.base import Logger, resume_loggers
@@ -231,7 +230,7 @@ def _open(
             config.resume,
             multi_process,
         )
-        store = open_store(config.checkpoint, step.metadata)
+        store = open_writer(config.checkpoint, step.metadata)
         stack.enter_context(_closing("the checkpoints", store, multi_process))
     first = reached.point.cycle
     check_reached(first, config.train_iters)
@@ -273,7 +272,7 @@ def _take_loggers(
 
 @contextlib.contextmanager
 def _closing(
-    name: str, resource: Logger | Store, multi_process: bool = False
+    name: str, resource: Logger | CheckpointWriter, multi_process: bool = False
 ) -> Iterator[None]:
     """Close a resource at the end, without hiding an error that came before."""
     try:

@@ -110,6 +110,13 @@ def select_positions(gathered: Positions) -> Positions:
     return each[0]
 
 
+def is_on_any_process(flag: bool) -> bool:
+    """Return whether something is so on any process; all processes call this."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
 def poll_preemption(dispatch: int) -> bool:
     """Return whether all processes stop after this dispatch, as one got SIGTERM.
 

@@ -199,7 +199,7 @@ def _restored() -> list[Case]:
                 "a state of other problems",
                 lambda folder: restore(folder, pair().init()),
                 ValueError,
-                r"'FOLDER/run/3'.*\['penalty'\].params.*float32\[2\]",
+                r"_3'.*penalty.params.*float32\[2\]",
             ),
             (
                 "a state of other shapes",
@@ -207,7 +207,7 @@ def _restored() -> list[Case]:
                     folder, single(params=jnp.zeros(3, jnp.float32)).init()
                 ),
                 ValueError,
-                r"\['fit'\].params.*float32\[2\].*float32\[3\]",
+                r"fit.params.*float32\[2\].*float32\[3\]",
             ),
             (
                 "a state of another dtype",
@@ -215,13 +215,31 @@ def _restored() -> list[Case]:
                     folder, single(params=jnp.zeros(2, jnp.float16)).init()
                 ),
                 ValueError,
-                r"\['fit'\].params.*float32\[2\].*float16\[2\]",
+                r"fit.params.*float32\[2\].*float16\[2\]",
             ),
             (
                 "params for the state",
                 lambda folder: restore(folder, BATCH),
                 ValueError,
-                r"'FOLDER/run/3'.*\['fit'\].params.*float32\[2\]",
+                r"_3'.*fit.params.*float32\[2\]",
+            ),
+            (
+                "a name for partial",
+                lambda folder: restore(folder, partial="fit"),
+                TypeError,
+                r"partial is 'fit';.*\['classifier.params'\]",
+            ),
+            (
+                "an unknown name in partial",
+                lambda folder: restore(folder, partial=["fitt"]),
+                ValueError,
+                r"the state holds no 'fitt'.*\['fit'\]",
+            ),
+            (
+                "a checkpoint that was saved in an older format",
+                _old,
+                ValueError,
+                "'FOLDER/run/3'.*format.*another directory",
             ),
             (
                 "an engine for the state",
@@ -233,7 +251,7 @@ def _restored() -> list[Case]:
                 "the folder of one checkpoint",
                 _inside,
                 FileNotFoundError,
-                "'newest' in 'FOLDER/run/3'",
+                "'newest' in '.*/cycle_3'",
             ),
         ],
     )
@@ -241,7 +259,13 @@ def _restored() -> list[Case]:
 
 def _inside(folder: pathlib.Path) -> Any:
     save_three(folder)
-    return mlox.restore(folder / "run" / "3", ONE.init())
+    return mlox.restore(folder / "run" / "checkpoints" / "cycle_3", ONE.init())
+
+
+def _old(folder: pathlib.Path) -> Any:
+    (folder / "run" / "3" / "arrays").mkdir(parents=True)
+    (folder / "run" / "3" / "arrays" / "bytes").write_bytes(b"")
+    return mlox.restore(folder / "run", ONE.init())
 
 
 def _resumed() -> list[Case]:
@@ -258,19 +282,19 @@ def _resumed() -> list[Case]:
                 "another graph",
                 lambda folder: resume(folder, pair()),
                 ValueError,
-                "'FOLDER/run/3'.*problems.*'penalty'",
+                "_3'.*problems.*'penalty'",
             ),
             (
                 "another optimizer",
                 lambda folder: resume(folder, ADAM),
                 ValueError,
-                r"'FOLDER/run/3'.*\['fit'\].opt_state\[0\].mu.*float32\[2\]",
+                r"_3'.*fit.opt_state.0.mu.*float32\[2\]",
             ),
             (
                 "other unroll_steps",
                 lambda folder: resume(folder, single(unroll_steps=3)),
                 ValueError,
-                "'FOLDER/run/3'.*unroll_steps.*'fit': 1.*'fit': 3",
+                "_3'.*unroll_steps.*'fit': 1.*'fit': 3",
             ),
             (
                 "another metric",

@@ -36,6 +36,9 @@ def remove(file: pathlib.Path) -> None:
     file.unlink()
 
 
+CHECKPOINTS = pathlib.Path("checkpoints")
+NEWEST = CHECKPOINTS / "cycle_3"
+
 DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
     "emptied": empty,
     "cut in half": cut,
@@ -45,17 +48,28 @@ DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
 
 EQUAL = "^all: .*bit for bit"
 SILENT = "^goes on silently$"
-BACK = "^warns: .*'FOLDER/run/3'.*cycle 2"
+BACK = "^warns: .*'FOLDER/run/checkpoints/cycle_3'.*cycle 2"
+EITHER = f"{SILENT}|cycle_3.*cycle 2 is taken"
 
 # Every file of a checkpoint (`*` for names by content), and what mlox must do if it is
-# damaged. Files that hold nothing that mlox reads do not matter.
+# damaged. Files that hold nothing that is read do not matter.
 FILES = {
     "_CHECKPOINT_METADATA": SILENT,
-    "arrays/bytes": BACK,
-    "arrays/commit_success.txt": SILENT,
     "commit_success.txt": SILENT,
-    "notes/commit_success.txt": SILENT,
-    "notes/metadata": BACK,
+    "mlox/commit_success.txt": SILENT,
+    "mlox/metadata": BACK,
+    **{
+        f"{item}/{file}": action
+        for item in ("run", "state")
+        for file, action in {
+            "_METADATA": EITHER,  # Orbax does without it if it is gone
+            "commit_success.txt": SILENT,
+            "d/*": BACK,
+            "manifest.ocdbt": BACK,
+            "ocdbt.process_0/d/*": EITHER,
+            "ocdbt.process_0/manifest.ocdbt": EITHER,
+        }.items()
+    },
 }
 
 
@@ -87,7 +101,7 @@ def _damage(folder: pathlib.Path, kind: str) -> Outcome:
     found: dict[Outcome, list[str]] = {}
     for i, (name, damage) in enumerate(DAMAGES.items()):
         copy = shutil.copytree(folder / "run", folder / str(i) / "run")
-        damage(min((copy / "3").glob(kind)))
+        damage(min((copy / NEWEST).glob(kind)))
         checkpoint = mlox.Checkpoint(copy, every=1, async_=False)
         what = Outcome(*(text.replace(f"/{i}/", "/") for text in _resumed(checkpoint)))
         found.setdefault(what, []).append(name)
@@ -148,36 +162,32 @@ def _folders() -> list[Fault]:
             ),
             (
                 "the arrays of the newest are gone",
-                resumed(lambda run: shutil.rmtree(run / "3" / "arrays")),
-                "warns: .*'FOLDER/run/3'.*cycle 2",
+                resumed(lambda run: shutil.rmtree(run / NEWEST / "state")),
+                BACK,
                 EQUAL,
             ),
             (
                 "the newest is empty",
                 resumed(_hollow),
-                "warns: .*'FOLDER/run/3'.*cycle 2",
+                BACK,
                 EQUAL,
             ),
             (
                 "the newest is gone",
-                resumed(lambda run: shutil.rmtree(run / "3")),
+                resumed(lambda run: shutil.rmtree(run / NEWEST)),
                 SILENT,
                 EQUAL,
             ),
             (
                 "the two newest are torn",
-                resumed(
-                    lambda run: [cut(run / c / "notes" / "metadata") for c in "23"]
-                ),
-                "warns: .*'FOLDER/run/3'.*cycle 1.*'FOLDER/run/2'.*cycle 1",
+                resumed(lambda run: [cut(notes_of(run, cycle)) for cycle in (2, 3)]),
+                "warns: .*cycle_3'.*cycle 1.*cycle_2'.*cycle 1",
                 EQUAL,
             ),
             (
                 "all are torn",
-                resumed(
-                    lambda run: [cut(run / c / "notes" / "metadata") for c in "123"]
-                ),
-                "ValueError: .*'FOLDER/run/3'.*'FOLDER/run/2'.*'FOLDER/run/1'",
+                resumed(lambda run: [cut(notes_of(run, cycle)) for cycle in (1, 2, 3)]),
+                "ValueError: .*cycle_3'.*cycle_2'.*cycle_1'",
                 "-",
             ),
             ("one that was being written", resumed(_unfinished), SILENT, EQUAL),
@@ -194,19 +204,30 @@ def _folders() -> list[Fault]:
                 EQUAL,
             ),
             (
-                "a folder called 9, empty",
+                "a folder called 9",
                 resumed(lambda run: (run / "9").mkdir()),
-                "warns: .*'FOLDER/run/9'.*cycle 3",
+                SILENT,
+                EQUAL,
+            ),
+            (
+                "a folder called checkpoints/cycle_9, empty",
+                resumed(lambda run: (run / CHECKPOINTS / "cycle_9").mkdir()),
+                "warns: 'FOLDER/run/checkpoints' holds 'cycle_9'.*left alone",
                 EQUAL,
             ),
         ],
     )
 
 
+def notes_of(run: pathlib.Path, cycle: int) -> pathlib.Path:
+    return run / CHECKPOINTS / f"cycle_{cycle}" / "mlox" / "metadata"
+
+
 def _hollow(run: pathlib.Path) -> None:
-    shutil.rmtree(run / "3")
-    (run / "3").mkdir()
+    shutil.rmtree(run / NEWEST)
+    (run / NEWEST / "mlox").mkdir(parents=True)
 
 
 def _unfinished(run: pathlib.Path) -> None:
-    shutil.copytree(run / "3", run / "4.orbax-checkpoint-tmp")
+    unfinished = run / CHECKPOINTS / "cycle_4.orbax-checkpoint-tmp"
+    shutil.copytree(run / NEWEST, unfinished)

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from ..bad_inputs.checkpoints import save_three
-from .checkpoints import FILES, files_of
+from .checkpoints import FILES, NEWEST, files_of
 from .fault import observe
 from .tables import FAULTS
 
@@ -33,4 +33,4 @@ def test_faults_are_all_provoked():
 
 def test_faults_damage_every_file_of_a_checkpoint(tmp_path: pathlib.Path):
     save_three(tmp_path)
-    assert files_of(tmp_path / "run" / "3") == sorted(FILES)
+    assert files_of(tmp_path / "run" / NEWEST) == sorted(FILES)

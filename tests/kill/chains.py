@@ -91,7 +91,7 @@ def met(folder: pathlib.Path) -> str:
     names = [path.name for path in folder.glob("checkpoints/*")]
     if any("tmp" in name for name in names):
         return "within a save"
-    saved = any(name.isdecimal() for name in names)
+    saved = any(name.startswith("cycle_") for name in names)
     return "between saves" if saved else "before the first checkpoint"
 
 

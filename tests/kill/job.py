@@ -105,7 +105,7 @@ def main() -> None:
     folder, kind = pathlib.Path(sys.argv[1]), sys.argv[2]
     options = dict(KINDS[kind])
     checkpoint = mlox.Checkpoint(
-        folder / "checkpoints",
+        folder,
         every=6,
         keep=2,
         best="validation/error",

@@ -1,0 +1,167 @@
+"""A folder of checkpoints: which ones are ours, what they note, which ones stay.
+
+Nothing is ever changed that does not carry the notes of a run of mlox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import pathlib
+import re
+import shutil
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FORMAT = 3
+STATE, RUN, NOTES = "state", "run", "mlox"
+"""The folders within a checkpoint: the state, what else the run needs, the notes."""
+
+_CYCLE = re.compile(r"cycle_(0|[1-9][0-9]*)")
+_UNFINISHED = re.compile(_CYCLE.pattern + r"\.orbax-checkpoint-tmp(-\d+)?")
+_QUARANTINED = re.compile(r"broken-\d+-\d+")
+
+
+class DamagedError(ValueError):
+    """A checkpoint that is not as it was saved."""
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """Turn any error of reading a checkpoint into a `DamagedError` that names it."""
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0][:200]
+        raise DamagedError(
+            f"Checkpoint {str(path)!r} is broken ({type(error).__name__}: {first})."
+        ) from error
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """The checkpoints below a folder of the user's.
+
+    Attributes:
+        parent: The folder of the user's.
+    """
+
+    parent: pathlib.Path
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The folder that holds the checkpoints, and nothing else."""
+        return self.parent / "checkpoints"
+
+    @property
+    def cycles(self) -> list[int]:
+        """The checkpoints of runs of mlox, the oldest first."""
+        found = [(_CYCLE.fullmatch(path.name), path) for path in self._entries()]
+        return sorted(int(m[1]) for m, path in found if m and (path / NOTES).is_dir())
+
+    def locate(self, cycle: int) -> pathlib.Path:
+        """Return the folder of a checkpoint."""
+        return self.path / f"cycle_{cycle}"
+
+    def read_notes(self, cycle: int) -> dict[str, Any]:
+        """Read the notes of a checkpoint, or raise a `DamagedError`."""
+        with reading(self.locate(cycle)):
+            read = json.loads((self.locate(cycle) / NOTES / "metadata").read_bytes())
+            if read["checksum"] != with_checksum(read["notes"])["checksum"]:
+                raise ValueError("its notes are not those saved")
+            if read["notes"]["format"] != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            return read["notes"]
+
+    def read_all_notes(self, tell: Callable[[str], Any]) -> dict[int, dict[str, Any]]:
+        """Read the notes of all checkpoints, and tell of those that are damaged."""
+        notes = {}
+        for cycle in self.cycles:
+            try:
+                notes[cycle] = self.read_notes(cycle)
+            except DamagedError as error:
+                tell(str(error))
+        return notes
+
+    def is_taken(self, cycle: int) -> bool:
+        """Return whether something else is where a checkpoint would be written."""
+        path = self.locate(cycle)
+        return (
+            path.exists()
+            or path.with_name(f"{path.name}.orbax-checkpoint-tmp").exists()
+        )
+
+    def quarantine(self, cycle: int) -> None:
+        """Give a damaged checkpoint a name under which nobody looks for one."""
+        self.locate(cycle).rename(self._unused(f"broken-{cycle}"))
+
+    def remove(self, cycle: int) -> None:
+        """Delete a checkpoint; if that is cut short, it is an unfinished one."""
+        unfinished = self._unused(f"cycle_{cycle}.orbax-checkpoint-tmp")
+        self.locate(cycle).rename(unfinished)
+        shutil.rmtree(unfinished)
+
+    def remove_unfinished(self) -> None:
+        """Delete what a run that was killed was writing or deleting."""
+        for path in self._entries():
+            if _is_unfinished(path):
+                shutil.rmtree(path)
+
+    def warn_of_others(self) -> None:
+        """Warn of what is there that no run of mlox has made."""
+        ours = {self.locate(cycle) for cycle in self.cycles}
+        others = sorted(
+            path.name
+            for path in self._entries()
+            if path not in ours and not _QUARANTINED.fullmatch(path.name)
+        )
+        if others:
+            warnings.warn(
+                f"{str(self.path)!r} holds {', '.join(map(repr, others[:10]))}"
+                f"{', ...' if others[10:] else ''}, which no run of mlox has saved: "
+                "left alone.",
+                stacklevel=2,
+            )
+
+    def check_format(self) -> None:
+        """Raise ValueError if the folder holds checkpoints of an older format."""
+        paths = list(self.parent.iterdir()) if self.parent.is_dir() else []
+        numbered = [path for path in paths if path.name.isdecimal()]
+        old = [path for path in numbered if (path / "arrays" / "bytes").is_file()]
+        if old:
+            raise ValueError(
+                f"{str(old[0])!r} is a checkpoint in a format that this version of "
+                "mlox does not read. It is left as it is: choose another directory."
+            )
+
+    def _entries(self) -> list[pathlib.Path]:
+        return list(self.path.iterdir()) if self.path.is_dir() else []
+
+    def _unused(self, stem: str) -> pathlib.Path:
+        paths = (self.path / f"{stem}-{i}" for i in itertools.count())
+        return next(path for path in paths if not path.exists())
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return the folder within a checkpoint that holds an array, and its name there."""
+    first, _, rest = name.partition(".")
+    return (STATE, rest) if first == STATE else (RUN, name)
+
+
+def with_checksum(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return notes as JSON gives them back, with a checksum."""
+    text = json.dumps(notes)
+    return {"checksum": zlib.crc32(text.encode()), "notes": json.loads(text)}
+
+
+def _is_unfinished(path: pathlib.Path) -> bool:
+    """Return whether a run of mlox was writing or deleting a checkpoint here."""
+    if not (_UNFINISHED.fullmatch(path.name) and path.is_dir()):
+        return False
+    # Orbax gives the folders within an ending as well, until they are whole.
+    folders = {p.name.partition(".")[0] for p in path.iterdir() if p.is_dir()}
+    return folders <= {STATE, RUN, NOTES}

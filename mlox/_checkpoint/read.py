@@ -1,0 +1,141 @@
+"""Checkpoints as they are read: checked against their notes, the newest intact one."""
+
+from __future__ import annotations
+
+import pathlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from mlox._checkpoint.folder import (
+    RUN,
+    STATE,
+    CheckpointFolder,
+    DamagedError,
+    reading,
+    split_name,
+)
+from mlox._checkpoint.leaves import Arrays, Leaf, is_spread, verify
+from mlox._sharding.multihost import is_on_any_process
+
+
+class Saved(NamedTuple):
+    """What is known of a checkpoint before its arrays are read.
+
+    Attributes:
+        path: Its folder.
+        notes: Its notes.
+        leaves: What they say of its arrays.
+    """
+
+    path: pathlib.Path
+    notes: Mapping[str, Any]
+    leaves: Mapping[str, Leaf]
+
+
+class Restored(NamedTuple):
+    """What was read of a checkpoint.
+
+    Attributes:
+        cycle: The cycles behind it.
+        arrays: By name, "state.classifier.params.w" and the like.
+        notes: Those of the run.
+    """
+
+    cycle: int
+    arrays: Arrays
+    notes: Mapping[str, Any]
+
+
+Match = Callable[[Saved], Mapping[str, tuple[str, Any]]]
+"""Returns what to read, by the name that it gets: its name there, and an array like it
+or None. Raises ValueError if the checkpoint does not fit."""
+
+
+def read_newest(folder: CheckpointFolder, match: Match) -> Restored | None:
+    """Read the newest intact checkpoint, with a warning that names damaged ones.
+
+    Args:
+        folder: The checkpoints.
+        match: What to read.
+
+    Returns:
+        What was read; None if there is no checkpoint.
+
+    Raises:
+        ValueError: If the checkpoint does not fit, or none is intact.
+    """
+    damaged: list[str] = []
+    for cycle in reversed(folder.cycles):
+        try:
+            found = read(folder, cycle, match)
+        except DamagedError as error:
+            damaged.append(str(error))
+            continue
+        for message in damaged:
+            warnings.warn(
+                f"{message} The one after cycle {cycle} is taken.", stacklevel=2
+            )
+        return found
+    if damaged:
+        raise ValueError(f"No checkpoint is intact. {' '.join(damaged)}")
+    return None
+
+
+def read(folder: CheckpointFolder, cycle: int, match: Match) -> Restored:
+    """Read a checkpoint, or raise a `DamagedError`.
+
+    Where arrays are spread over processes, all of them call this, and it fails on all
+    if it fails on one.
+    """
+    path, notes = folder.locate(cycle), folder.read_notes(cycle)
+    leaves = {name: Leaf(*row) for name, row in notes["leaves"].items()}
+    asked = match(Saved(path, notes, leaves))
+    targets = dict(asked.values())
+    found, failure = {}, None
+    with reading(path):
+        try:
+            found = _load(path, leaves, targets)
+        except Exception as error:  # raised below, once the other processes know
+            failure = error
+        if any(map(is_spread, targets.values())):
+            elsewhere = is_on_any_process(failure is not None)
+            if elsewhere and failure is None:
+                failure = ValueError("another process could not read it")
+        if failure is not None:
+            raise failure
+        verify({n: x for n, x in found.items() if is_spread(x)}, leaves)
+    arrays = {here: found[there] for here, (there, _) in asked.items()}
+    return Restored(cycle, arrays, notes["run"])
+
+
+def _load(
+    path: pathlib.Path, leaves: Mapping[str, Leaf], targets: Mapping[str, Any]
+) -> Arrays:
+    """Read arrays, and verify those that this process has whole."""
+    from mlox._checkpoint import orbax as _orbax
+
+    arrays = {
+        n: np.zeros(leaves[n].shape, jnp.dtype(leaves[n].dtype))
+        for n in targets
+        if 0 in leaves[n].shape
+    }
+    for item in (STATE, RUN):
+        names = {
+            split_name(n)[1]: n
+            for n in targets
+            if split_name(n)[0] == item and n not in arrays
+        }
+        likes = {
+            within: targets[n]
+            if leaves[n].method == "sum32" and is_spread(targets[n])
+            else None
+            for within, n in names.items()
+        }
+        read = _orbax.read(path / item, likes) if likes else {}
+        arrays |= {n: read[within] for within, n in names.items()}
+    verify({n: x for n, x in arrays.items() if not is_spread(x)}, leaves)
+    return arrays
