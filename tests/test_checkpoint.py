@@ -26,6 +26,11 @@ from mlox._checkpoint.save import open_writer
 
 from . import event_files
 
+# A read that fails leaves TensorStore with answers for an event loop that Orbax closed.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 DATA = {"x": np.arange(12.0).reshape(6, 2), "y": np.arange(6.0) % 3}
 
 
@@ -323,13 +328,6 @@ def without_notes(folder):
 HARMS = [truncate, flip, without_arrays, empty_notes, change_notes, without_notes]
 
 
-# A read that fails leaves TensorStore with answers for an event loop that Orbax closed.
-reads_damage = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@reads_damage
 @pytest.mark.parametrize("harm", HARMS)
 def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     engine, tmp_path, harm
@@ -353,7 +351,6 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert find_cycles(tmp_path) == [4, 6, 8]
 
 
-@reads_damage
 def test_resume_raises_if_no_checkpoint_is_intact(engine, tmp_path):
     folder = mlox.Checkpoint(tmp_path, every=2)
     run(engine, 4, checkpoint=folder)
@@ -666,7 +663,6 @@ def test_several_runs_save_at_once_in_threads(engine, tmp_path):
         assert bits(mlox.restore(tmp_path / str(number), state)) == bits(expected)
 
 
-@reads_damage
 def test_flipped_bits_never_give_other_numbers(engine, tmp_path):
     """The one before is taken, or nothing is different."""
     run(engine, 4, checkpoint=mlox.Checkpoint(tmp_path / "whole", every=2))

@@ -105,14 +105,14 @@ def _damage(folder: pathlib.Path, kind: str) -> Outcome:
         checkpoint = mlox.Checkpoint(copy, every=1, async_=False)
         what = Outcome(*(text.replace(f"/{i}/", "/") for text in _resumed(checkpoint)))
         found.setdefault(what, []).append(name)
-    if len(found) == 1:
-        return next(iter(found))
-    return Outcome(
-        *(
-            "; ".join(f"{', '.join(d)}: {h[i]}" for h, d in found.items())
-            for i in (0, 1)
-        )
-    )
+    return Outcome(*(_join([(d, x[i]) for x, d in found.items()]) for i in (0, 1)))
+
+
+def _join(seen: list[tuple[list[str], str]]) -> str:
+    """Return what followed all damages, or what followed which."""
+    if len({text for _, text in seen}) == 1:
+        return seen[0][1]
+    return "; ".join(f"{', '.join(damages)}: {text}" for damages, text in seen)
 
 
 def _resumed(checkpoint: mlox.Checkpoint) -> Outcome:
