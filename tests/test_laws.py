@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 import mlox
 
 from .nested import GRAPHS, Graph, Program, slope
+from .trees import assert_near
 
 DENSE = mlox.Implicit(mlox.Dense())
 GMRES = mlox.Implicit(mlox.GMRES())
@@ -43,13 +45,6 @@ MOMENTUM = optax.sgd(0.1, momentum=0.9)
 def quick(function):
     """Compile without optimization, which takes most of the time here."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def error(found, expected):
-    """Return the largest difference relative to the largest entry."""
-    found, expected = (np.asarray(ravel_pytree(x)[0]) for x in (found, expected))
-    assert found.shape == expected.shape
-    return np.abs(found - expected).max() / np.abs(expected).max()
 
 
 def without_data(engine):
@@ -155,13 +150,13 @@ SERIES = mlox.Implicit(mlox.Neumann(iterations=150, step=0.4))
         ("quadratic", CG, 1, 1e-12),
     ],
 )
-def test_closed_forms(case, method, steps, tolerance):
+def test_hypergradient_equals_closed_form(case, method, steps, tolerance):
     case = CLOSED[case]
     engine = case.engine(method, unroll_steps=steps)
     batches = without_data(engine)
     found = quick(lambda s: engine.hypergradient(s, batches, "x"))(engine.init())
-    assert error(found[0], case.upper(case.x, case.answer)) < 1e-12
-    assert error(found[1], case.gradient) < tolerance
+    assert_near(found[0], case.upper(case.x, case.answer), 1e-12)
+    assert_near(found[1], case.gradient, tolerance)
 
 
 # The methods that leave the Hessian out, against the formulas that define them
@@ -224,7 +219,7 @@ CLIPPED = optax.chain(
         "sama, difference",
     ],
 )
-def test_methods_without_a_hessian_are_their_formulas(method, tx):
+def test_method_without_hessian_equals_its_formula(method, tx):
     """And the upper descends along what `hypergradient` returns."""
     program = Program(BILEVEL)
     lower, upper = {"tx": tx, "unroll_steps": 3}, {"tx": optax.sgd(1.0)}
@@ -236,8 +231,8 @@ def test_methods_without_a_hessian_are_their_formulas(method, tx):
     )(state)
     theta["c"] = np.asarray(after["c"].params)[None]
     expected = by_formula(program, method, theta, tx, after["c"].opt_state)
-    assert error(found, expected) < 1e-8
-    assert error(state["t"].params - after["t"].params, found) < 1e-12
+    assert_near(found, expected, 1e-8)
+    assert_near(state["t"].params - after["t"].params, found, 1e-12)
 
 
 # Nested graphs, against central differences of the fully solved nested problem
@@ -253,14 +248,12 @@ def solved_problem(graph):
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_the_reference_agrees_with_itself(graph):
+def test_reference_equals_dual_numbers(graph):
     """Central differences against dual numbers, and every answer is stationary."""
     program, theta, expected = solved_problem(graph)
     top = program.graph.names[0]
-    assert (
-        error(slope(functools.partial(program.total, top), theta, top)[0], expected)
-        < 1e-9
-    )
+    found = slope(functools.partial(program.total, top), theta, top)[0]
+    assert_near(found, expected, 1e-9)
     for name in program.graph.movers(top):
         total = functools.partial(program.total, name)
         assert np.abs(slope(total, theta, name)).max() < 1e-11
@@ -279,11 +272,11 @@ def test_the_reference_agrees_with_itself(graph):
         ("three levels", {"c": CG, "p": BICGSTAB}),
     ],
 )
-def test_nested_problems(graph, methods):
+def test_hypergradient_equals_differences_of_solved_problem(graph, methods):
     program, theta, expected = solved_problem(graph)
     engine = program.engine(methods)
     found = gradient(engine, state_at(engine, theta), program.graph.names[0])
-    assert error(found, expected) < 1e-9
+    assert_near(found, expected, 1e-9)
 
 
 # Direct coupling: the sum over paths
@@ -312,18 +305,19 @@ def sum_of_paths(engine, program, theta, name):
 @pytest.mark.parametrize(
     "graph", ["three levels", "skip edge", "lower of two levels", "diamond"]
 )
-def test_direct_coupling_is_the_sum_over_paths(graph):
+def test_direct_coupling_equals_sum_over_paths(graph):
     program = Program(GRAPHS[graph])
     theta = program.theta()
     engine = program.engine(DENSE, coupling="direct")
     found = gradient(engine, state_at(engine, theta), "t")
-    assert error(found, sum_of_paths(engine, program, theta, "t")) < 1e-10
+    assert_near(found, sum_of_paths(engine, program, theta, "t"), 1e-10)
 
 
-def test_direct_and_total_coupling_differ():
+def test_direct_coupling_differs_from_total():
     program, theta, expected = solved_problem("three levels")
     engine = program.engine(DENSE, coupling="direct")
-    assert error(sum_of_paths(engine, program, theta, "t"), expected) > 0.01
+    with pytest.raises(AssertionError):
+        assert_near(sum_of_paths(engine, program, theta, "t"), expected, 0.01)
 
 
 # Mixed methods, against central differences of the very program
@@ -468,12 +462,12 @@ def implicit_over_unrolled_over_implicit():
     ],
     ids=lambda make: make.__name__,
 )
-def test_mixed_methods(make):
+def test_mixed_methods_equal_differences_of_program(make):
     program, engine, theta, start, value = make()
     top = program.graph.names[0]
     expected = program.differences(top, theta, value)
     begin = {**theta, **{name: x[None] for name, x in start.items()}}
-    assert error(gradient(engine, state_at(engine, begin), top), expected) < 1e-9
+    assert_near(gradient(engine, state_at(engine, begin), top), expected, 1e-9)
 
 
 # Methods do not change values; the window of an unrolled answer
@@ -487,7 +481,7 @@ def leaf_by_hand(program, theta, count):
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_methods_do_not_change_values(method):
+def test_step_returns_same_values_for_every_method(method):
     program = Program(BILEVEL)
     theta, batches = program.theta(), None
     engine = program.engine({"c": method}, c=momentum(3))
@@ -495,8 +489,8 @@ def test_methods_do_not_change_values(method):
     state, batches = state_at(engine, theta), without_data(engine)
     after, metrics = quick(engine.step)(state, batches)
     params, trace = leaf_by_hand(program, theta, 3)
-    assert error(after["c"].params, params) < 1e-14
-    assert error(after["c"].opt_state[0].trace, trace) < 1e-14
+    assert_near(after["c"].params, params, 1e-14)
+    assert_near(after["c"].opt_state[0].trace, trace, 1e-14)
     assert int(after["c"].step) == 3
     assert metrics["c/loss"].shape == (3,)
 
@@ -525,26 +519,23 @@ def truncated(program, count, last):
         *itertools.product([12], [5], ["none", "segments"]),
     ],
 )
-def test_unrolled_is_the_program(count, last, checkpoint):
+def test_unrolled_equals_derivative_of_program(count, last, checkpoint):
     program = Program(BILEVEL)
     theta = program.theta() | {"c": start_of("c")["c"][None]}
     method = mlox.Unrolled(last_steps=last, checkpoint=checkpoint)
     engine = program.engine({"c": method}, c=momentum(count))
     value = truncated(program, count, last or count)
-    assert (
-        error(
-            gradient(engine, state_at(engine, theta), "t"), slope(value, theta, "t")[0]
-        )
-        < 1e-12
-    )
+    found = gradient(engine, state_at(engine, theta), "t")
+    assert_near(found, slope(value, theta, "t")[0], 1e-12)
 
 
-def test_truncation_matters():
+def test_truncated_derivative_differs_from_whole():
     program = Program(BILEVEL)
     one, all_ = (
         slope(truncated(program, 7, last), program.theta(), "t") for last in (1, 7)
     )
-    assert error(one, all_) > 0.01
+    with pytest.raises(AssertionError):
+        assert_near(one, all_, 0.01)
 
 
 # Hypergradients are differentiated
@@ -565,7 +556,7 @@ def at_solution(graph, methods, **options):
     ],
     ids=["implicit", "total", "unrolled"],
 )
-def test_gradients_of_gradients(make):
+def test_hypergradient_derivatives_equal_differences(make):
     """In reverse and in forward mode, against differences of solved gradients."""
     program, engine, theta, start, value = make()
     value = value or functools.partial(program.total, "t")
@@ -581,11 +572,11 @@ def test_gradients_of_gradients(make):
     first, reverse, forward = quick(
         lambda x: (gradient_at(x), jax.grad(square)(x), jax.jacfwd(gradient_at)(x))
     )(state["t"].params)
-    assert error(forward, expected) < 1e-9
-    assert error(reverse, expected @ first) < 1e-9
+    assert_near(forward, expected, 1e-9)
+    assert_near(reverse, expected @ first, 1e-9)
 
 
-def test_the_implicit_rule_is_public():
+def test_attach_differentiates_cube_root_three_times():
     def cube_root(x):
         found = jnp.cbrt(jax.lax.stop_gradient(x))
         return mlox.attach(lambda y, x: y**3 - x, found, x, solver=mlox.Dense())
@@ -593,12 +584,12 @@ def test_the_implicit_rule_is_public():
     derivative = cube_root
     for expected in (1 / 12, -1 / 144, 5 / 3456):
         derivative = jax.grad(derivative)
-        assert error(quick(derivative)(8.0), expected) < 1e-12
+        assert_near(quick(derivative)(8.0), expected, 1e-12)
 
 
 @pytest.mark.parametrize("outer", [jax.grad, jax.jacfwd])
 @pytest.mark.parametrize("inner", [jax.grad, jax.jacfwd])
-def test_an_attached_answer_in_a_scan_is_differentiated_twice(inner, outer):
+def test_attach_in_scan_differentiates_twice(inner, outer):
     def value(x, attach):
         def body(p, _):
             return p - 0.3 * p * (attach(p) - x), None
@@ -614,7 +605,7 @@ def test_an_attached_answer_in_a_scan_is_differentiated_twice(inner, outer):
         quick(outer(inner(functools.partial(value, attach=answer))))(0.7)
         for answer in (attach, jnp.sin)
     )
-    assert error(found, expected) < 1e-12
+    assert_near(found, expected, 1e-12)
 
 
 # Trees, dtypes and transformations
@@ -666,26 +657,24 @@ def network(method, dtypes):
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_a_step_keeps_structure_and_dtypes(method):
+def test_step_returns_same_structure_and_dtypes(method):
     """Of a network with one layer in float32 and one in bfloat16."""
     engine = network(method, {"Dense_0": jnp.float32, "Dense_1": jnp.bfloat16})
     state = engine.init()
     after, metrics = jax.eval_shape(engine.step, state, without_data(engine))
-    assert jax.tree.structure(after) == jax.tree.structure(state)
-    for new, old in zip(*map(jax.tree.leaves, (after, state)), strict=True):
-        assert (new.shape, new.dtype) == (old.shape, old.dtype)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     assert metrics["fit/loss"].shape == (2,)
     assert metrics["penalty/log"].shape == (1,)
 
 
-def test_a_hypergradient_in_bfloat16_is_near_that_in_float64():
+def test_hypergradient_in_bfloat16_is_near_float64():
     """What is solved for is solved in higher precision where it must be."""
     found = {}
     for dtype in (jnp.bfloat16, jnp.float64):
         engine = network(DENSE, {"Dense_0": dtype, "Dense_1": dtype})
         hypergradient = gradient(engine, engine.init(), "penalty")
         found[dtype] = jax.tree.map(lambda x: x.astype(jnp.float64), hypergradient)
-    assert error(found[jnp.bfloat16], found[jnp.float64]) < 0.3
+    assert_near(found[jnp.bfloat16], found[jnp.float64], 0.3)
 
 
 def flat_costs(engine):
@@ -706,7 +695,7 @@ def flat_costs(engine):
     return at("penalty", "fit"), at("fit", "penalty")
 
 
-def test_trees_of_parameters_are_vectors():
+def test_hypergradient_of_trees_equals_formula_of_vectors():
     """Of a Flax network: the formula with its dense Hessian, after two steps."""
     engine = network(DENSE, {"Dense_0": jnp.float64, "Dense_1": jnp.float64})
     state, batches = engine.init(), without_data(engine)
@@ -726,7 +715,7 @@ def test_trees_of_parameters_are_vectors():
 
     w, _ = ravel_pytree(after["fit"].params)
     expected = formula(w, state["penalty"].params["of"]["all"])
-    assert error(found["of"]["all"], expected) < 1e-10
+    assert_near(found["of"]["all"], expected, 1e-10)
 
 
 def small(method, steps=2, tx=MOMENTUM, count=None):
@@ -753,7 +742,7 @@ def small(method, steps=2, tx=MOMENTUM, count=None):
 
 
 @pytest.mark.parametrize("method", [CG, UNROLLED], ids=["cg", "unrolled"])
-def test_jit_scan_vmap_and_donation_agree(method):
+def test_step_returns_same_under_jit_scan_vmap_donation(method):
     engine, runs, cycles = small(method), 3, 4
     data = np.random.default_rng(0).normal(size=(runs, cycles, 2, 3))
     batches = {"x": None, "w": jnp.asarray(data)}
@@ -776,9 +765,9 @@ def test_jit_scan_vmap_and_donation_agree(method):
     stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
     scanned = quick(jax.vmap(lambda s, b: jax.lax.scan(engine.step, s, b)))
     found, history = scanned(stack(states), batches)
-    assert error(found, stack(expected)) < 1e-12
+    assert_near(found, stack(expected), 1e-12)
     flat = {key: history[key].reshape(runs * cycles, -1) for key in metrics[0]}
-    assert error(flat, stack(metrics)) < 1e-12
+    assert_near(flat, stack(metrics), 1e-12)
     assert jax.tree.structure(found) == jax.tree.structure(states[0])
 
 
@@ -791,7 +780,7 @@ def copied(value):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_equal_configurations_do_not_retrace(method):
+def test_step_does_not_retrace_for_equal_configurations(method):
     """All values made anew, but for functions: the costs, and those of optax."""
     traces = []
     first = small(METHODS[method], count=lambda: traces.append(1))
@@ -819,7 +808,7 @@ def equations(program):
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_programs_do_not_grow_with_the_steps(method):
+def test_program_size_is_independent_of_steps(method):
     sizes = []
     for count in (30, 400):  # whole segments, in both
         engine = small(method, count)
@@ -852,13 +841,13 @@ class Scaled:
         return jax.jvp(cost, (point,), (multiplier,))[1]
 
 
-def test_a_solver_of_ones_own():
+def test_own_solver_returns_closed_form():
     engine = CLOSED["ridge"].engine(mlox.Implicit(richardson))
     found = gradient(engine, engine.init(), "x")
-    assert error(found, CLOSED["ridge"].gradient) < 1e-8
+    assert_near(found, CLOSED["ridge"].gradient, 1e-8)
 
 
-def test_a_method_of_ones_own():
+def test_own_method_returns_its_formula_and_report():
     """It takes problems one by one, and its report is among the metrics."""
     program = Program(GRAPHS["three levels"])
     theta = program.theta()
@@ -870,5 +859,5 @@ def test_a_method_of_ones_own():
     )
     inner = lambda x: slope(functools.partial(program.cost, "p"), x, "p")
     expected = direct - 0.5 * slope(lambda x: inner(x) @ vector, theta, "t")[0]
-    assert error(state["t"].params - after["t"].params, expected) < 1e-10
+    assert_near(state["t"].params - after["t"].params, expected, 1e-10)
     assert metrics["t/p/by"].tolist() == [0.5]

@@ -87,6 +87,12 @@ def _parts() -> list[Case]:
                 "loss_fn is not hashable.*ndarray.*model_state",
             ),
             (
+                "no optimizer",
+                lambda _: problem(tx=None),
+                TypeError,
+                "tx is None.*optax.sgd",
+            ),
+            (
                 "a function for tx",
                 lambda _: problem(tx=optax.sgd),
                 TypeError,
