@@ -1,6 +1,6 @@
-"""A folder of checkpoints: which ones are ours, what they note, which ones stay.
+"""A folder of checkpoints: their names, their notes, deletion and quarantine.
 
-Nothing is ever changed that does not carry the notes of a run of mlox.
+Entries without the notes of a run of mlox are never changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 FORMAT = 3
 STATE, RUN, NOTES = "state", "run", "mlox"
-"""The folders within a checkpoint: the state, what else the run needs, the notes."""
+"""The folders of a checkpoint: the state, other arrays of the run, the notes."""
 
 _CYCLE = re.compile(r"cycle_(0|[1-9][0-9]*)")
 _UNFINISHED = re.compile(_CYCLE.pattern + r"\.orbax-checkpoint-tmp(-\d+)?")
@@ -27,12 +27,12 @@ _QUARANTINED = re.compile(r"broken-\d+-\d+")
 
 
 class DamagedError(ValueError):
-    """A checkpoint that is not as it was saved."""
+    """A checkpoint differs from what was saved."""
 
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path) -> Iterator[None]:
-    """Turn any error of reading a checkpoint into a `DamagedError` that names it."""
+    """Convert errors of reading a checkpoint to a `DamagedError` that names it."""
     try:
         yield
     except Exception as error:
@@ -44,22 +44,22 @@ def reading(path: pathlib.Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """The checkpoints below a folder of the user's.
+    """The checkpoints in a folder of the user.
 
     Attributes:
-        parent: The folder of the user's.
+        parent: The folder of the user.
     """
 
     parent: pathlib.Path
 
     @property
     def path(self) -> pathlib.Path:
-        """The folder that holds the checkpoints, and nothing else."""
+        """The folder of the checkpoints alone."""
         return self.parent / "checkpoints"
 
     @property
     def cycles(self) -> list[int]:
-        """The checkpoints of runs of mlox, the oldest first."""
+        """The cycles of the checkpoints of runs of mlox, the oldest first."""
         found = [(_CYCLE.fullmatch(path.name), path) for path in self._entries()]
         return sorted(int(m[1]) for m, path in found if m and (path / NOTES).is_dir())
 
@@ -78,7 +78,7 @@ class CheckpointFolder:
             return read["notes"]
 
     def read_all_notes(self, tell: Callable[[str], Any]) -> dict[int, dict[str, Any]]:
-        """Read the notes of all checkpoints, and tell of those that are damaged."""
+        """Read the notes of all checkpoints, and report damaged ones to `tell`."""
         notes = {}
         for cycle in self.cycles:
             try:
@@ -88,7 +88,7 @@ class CheckpointFolder:
         return notes
 
     def is_taken(self, cycle: int) -> bool:
-        """Return whether something else is where a checkpoint would be written."""
+        """Return whether the place of a checkpoint is taken by something else."""
         path = self.locate(cycle)
         return (
             path.exists()
@@ -96,23 +96,23 @@ class CheckpointFolder:
         )
 
     def quarantine(self, cycle: int) -> None:
-        """Give a damaged checkpoint a name under which nobody looks for one."""
+        """Rename a damaged checkpoint, so that it is no longer read."""
         self.locate(cycle).rename(self._unused(f"broken-{cycle}"))
 
     def remove(self, cycle: int) -> None:
-        """Delete a checkpoint; if that is cut short, it is an unfinished one."""
+        """Delete a checkpoint; if this is interrupted, it counts as unfinished."""
         unfinished = self._unused(f"cycle_{cycle}.orbax-checkpoint-tmp")
         self.locate(cycle).rename(unfinished)
         shutil.rmtree(unfinished)
 
     def remove_unfinished(self) -> None:
-        """Delete what a run that was killed was writing or deleting."""
+        """Delete the checkpoints that a killed run was writing or deleting."""
         for path in self._entries():
             if _is_unfinished(path):
                 shutil.rmtree(path)
 
     def warn_of_others(self) -> None:
-        """Warn of what is there that no run of mlox has made."""
+        """Warn of entries that no run of mlox has saved."""
         ours = {self.locate(cycle) for cycle in self.cycles}
         others = sorted(
             path.name
@@ -147,13 +147,13 @@ class CheckpointFolder:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return the folder within a checkpoint that holds an array, and its name there."""
+    """Return the folder of an array in a checkpoint, and its name there."""
     first, _, rest = name.partition(".")
     return (STATE, rest) if first == STATE else (RUN, name)
 
 
 def with_checksum(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return notes as JSON gives them back, with a checksum."""
+    """Return notes as they are after a round trip through JSON, with a checksum."""
     text = json.dumps(notes)
     return {"checksum": zlib.crc32(text.encode()), "notes": json.loads(text)}
 
@@ -162,6 +162,6 @@ def _is_unfinished(path: pathlib.Path) -> bool:
     """Return whether a run of mlox was writing or deleting a checkpoint here."""
     if not (_UNFINISHED.fullmatch(path.name) and path.is_dir()):
         return False
-    # Orbax gives the folders within an ending as well, until they are whole.
+    # Until they are complete, Orbax gives these folders a suffix as well.
     folders = {p.name.partition(".")[0] for p in path.iterdir() if p.is_dir()}
     return folders <= {STATE, RUN, NOTES}

@@ -1,6 +1,6 @@
-"""Pytrees as named arrays: their names, their checksums, their way back.
+"""Convert pytrees to named arrays with checksums, and back.
 
-A leaf is called by its path, with dots between, as Orbax calls it.
+The name of a leaf is its path, joined by dots, as in Orbax.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Arrays = dict[str, Any]
 
 
 class Leaf(NamedTuple):
-    """What the notes of a checkpoint say of an array.
+    """The description of an array in the notes of a checkpoint.
 
     Attributes:
-        dtype: Its name.
+        dtype: The name of its dtype.
         shape: Its shape. Orbax writes no array of size zero.
         method: "crc32" of its bytes, or "sum32" if no process had all of them.
-        checksum: By that method.
+        checksum: The checksum by that method.
     """
 
     dtype: str
@@ -37,9 +37,10 @@ class Leaf(NamedTuple):
 
 
 def join_path(*keys: Any) -> str:
-    """Return the name of a leaf, from the keys on the way to it.
+    """Return the name of a leaf, from the keys of its path.
 
-    Orbax takes dots and slashes within a key for a way down, and so mixes up arrays.
+    Dots and slashes within a key are quoted: Orbax would treat them as separators, and
+    could confuse arrays.
 
     Example:
         >>> join_path("classifier", "params", "a.b")
@@ -61,11 +62,11 @@ def name_leaves(tree: PyTree) -> Arrays:
 
 
 def restore_into(template: PyTree, arrays: Mapping[str, Any]) -> PyTree:
-    """Return a pytree like a template, placed like it, of arrays by name.
+    """Return a pytree like a template, with its leaves replaced by named arrays.
 
     Args:
-        template: A pytree of the same structure, shapes and dtypes.
-        arrays: What was read. Leaves that are not among them stay as they are.
+        template: A pytree of the same structure, shapes, dtypes and devices.
+        arrays: Arrays by name; leaves of other names are returned unchanged.
 
     Returns:
         The pytree.
@@ -84,10 +85,10 @@ def restore_into(template: PyTree, arrays: Mapping[str, Any]) -> PyTree:
 
 
 def fetch(arrays: Arrays) -> tuple[Arrays, dict[str, Leaf]]:
-    """Fetch arrays in one transfer, besides those of which no process has all.
+    """Fetch arrays in one transfer, except for those of which no process has all.
 
     Returns:
-        The arrays, and what to note of each.
+        The arrays, and their descriptions.
     """
     spread = {name: array for name, array in arrays.items() if is_spread(array)}
     fetched = {name: array for name, array in arrays.items() if name not in spread}
@@ -122,17 +123,17 @@ def crc32(array: np.ndarray) -> int:
 
 
 def sum32(arrays: Mapping[str, Any]) -> dict[str, int]:
-    """Return a checksum of each array that does not ask how it is split.
+    """Return a checksum of each array that does not depend on how it is split.
 
     It is sum_i (2i + 1) w_i mod 2^32 over the words w_i of an array, 32 bits or less.
     An odd weight has an inverse modulo 2^32: a change of any one word changes the sum.
-    Integers add exactly in any order: whatever parts of an array N processes have, M
-    others get the same sum, where a CRC-32 needs all bytes in one place.
+    Integers add exactly in any order, so N processes and M processes get the same sum
+    for any parts of an array, while a CRC-32 needs all bytes in one place.
     """
     words = {
         name: array
         if isinstance(array, jax.Array)
-        # As JAX would round float64 where x64 is not enabled.
+        # Without x64, JAX would round float64.
         else np.ascontiguousarray(array)
         .reshape(-1)
         .view(f"u{min(array.dtype.itemsize, 4)}")
@@ -174,7 +175,7 @@ def _to_array(leaf: Any) -> Any:
 
 
 def _place(array: Any, like: Any) -> Any:
-    """Put an array where another one is; committed to its place only if that one is."""
+    """Put an array on the devices of another one, committed only if that one is."""
     if isinstance(array, jax.Array) or not isinstance(like, jax.Array):
         return array
     if not like.committed:

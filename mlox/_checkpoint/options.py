@@ -28,24 +28,24 @@ from mlox._utils.types import Scalars
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """When a run saves what it needs to go on bit for bit, and where.
+    """Save checkpoints during a run, from which it can be resumed bit for bit.
 
-    A checkpoint holds the whole state (parameters, optimizers, model states, keys,
+    A checkpoint has the whole state (parameters, optimizers, model states, keys,
     counts, loss scales), the sums of metrics since the last log point, the history, the
-    early stopping and the positions of the data. It is written beside its place and
-    moved there when it is whole: a run that is killed at any moment goes on from the
-    one before. With a checkpoint, SIGTERM and Ctrl-C let the dispatch at hand end,
-    save, and stop; the second one is not waited for.
+    early stopping and the positions of the data. It is written to a temporary folder
+    that is renamed when it is complete: a run that is killed during a save is resumed
+    from the checkpoint before. With a checkpoint, a run that gets SIGTERM or Ctrl-C
+    finishes the current dispatch, saves, and stops; a second signal acts at once.
 
     Attributes:
-        directory: A folder; it is made if it does not exist. All processes must see
-            it. Buckets must be mounted.
-        every: Cycles between checkpoints; there is one at the end, too.
-        keep: How many of the newest are kept.
-        best: The name of a scalar, such as "validation/accuracy": the checkpoint where
-            it was best is kept, too.
+        directory: A folder; it is created if it does not exist. All processes must have
+            access to it. Buckets must be mounted.
+        every: Cycles between checkpoints. There is also one at the end.
+        keep: The number of newest checkpoints to keep.
+        best: The name of a scalar, such as "validation/accuracy": the checkpoint with
+            its best value is kept as well.
         mode: "min" if smaller is better, "max" if larger is.
-        async_: Whether files are written while the run goes on.
+        async_: Whether files are written in the background while the run continues.
 
     Raises:
         TypeError: If an attribute is of a wrong kind.
@@ -98,7 +98,7 @@ class Checkpoint:
 
     @property
     def of_scores(self) -> bool:
-        """Whether the best is by a score of the validation."""
+        """Whether the best checkpoint is chosen by a score of the validation."""
         return self.best is not None and self.best.startswith("validation/")
 
     @property
@@ -111,8 +111,8 @@ def find_best(checkpoint: Checkpoint, scalars: Mapping[int, Scalars]) -> int | N
     """Return the first cycle with the best score, or None without scores.
 
     Args:
-        checkpoint: What the best is.
-        scalars: What was logged at each cycle.
+        checkpoint: The options, with the name of the score.
+        scalars: The scalars that were logged, by cycle.
 
     Example:
         >>> asked = Checkpoint("runs", best="validation/error")
@@ -125,17 +125,17 @@ def find_best(checkpoint: Checkpoint, scalars: Mapping[int, Scalars]) -> int | N
 
 
 def check_checkpoint(checkpoint: Any, resume: Any, every: Mapping[str, int]) -> None:
-    """Validate the options of a run that concern its checkpoints.
+    """Validate the arguments of a run that concern its checkpoints.
 
     Args:
-        checkpoint: What `run` was given.
-        resume: What `run` was given.
+        checkpoint: The argument of `run`.
+        resume: The argument of `run`.
         every: Cycles between log points ("mean") and validations ("score").
 
     Raises:
-        TypeError: If one is of a wrong kind.
-        ValueError: If there is nothing to resume, or the best is not known where it
-            saves.
+        TypeError: If an argument has a wrong type.
+        ValueError: If `resume` is true without a checkpoint, or if the score of the
+            best checkpoint is not recorded at every checkpoint.
     """
     check("`resume`", resume, FLAG)
     if checkpoint is None:
@@ -165,7 +165,7 @@ def check_checkpoint(checkpoint: Any, resume: Any, every: Mapping[str, int]) -> 
 
 
 def check_best(checkpoint: Checkpoint | None, recorded: Iterable[str]) -> None:
-    """Raise ValueError if the best is by a scalar that was not recorded."""
+    """Raise ValueError if the score of the best checkpoint is not recorded."""
     if checkpoint is None or checkpoint.best is None or checkpoint.best in recorded:
         return
     raise ValueError(
@@ -187,7 +187,7 @@ def check_restore(cycle: Any, state: Any, partial: Any) -> None:
 
 
 def check_reached(cycle: int, train_iters: int) -> None:
-    """Raise ValueError if the run to resume has gone on for longer."""
+    """Raise ValueError if the run to resume has finished more cycles."""
     if cycle > train_iters:
         raise ValueError(
             f"`train_iters` is {train_iters}, but the run that is resumed has reached "
@@ -197,7 +197,7 @@ def check_reached(cycle: int, train_iters: int) -> None:
 
 
 def _check_folder(path: pathlib.Path) -> None:
-    """Raise NotADirectoryError if a file is in the way, before anything runs."""
+    """Raise NotADirectoryError if the path, or a parent of it, is a file."""
     files = [p for p in (path, *path.parents) if p.exists() and not p.is_dir()]
     if files:
         raise NotADirectoryError(

@@ -1,7 +1,7 @@
-"""All that is asked of Orbax: arrays and notes are written and read in its own format.
+"""Write and read arrays and notes in the format of Orbax.
 
-Imported only where arrays are written or read: Orbax takes longer to import than all
-else that `import mlox` adds to JAX.
+This file is imported only when it is used: importing Orbax takes longer than the rest
+of `import mlox`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from etils import epath
 
 from mlox._checkpoint.leaves import Arrays
 
-# Orbax has one current operation for the process, not one for each checkpointer: saves
-# that begin at the same time in several threads would wait for each other's signals.
+# Orbax has one current operation per process, not per checkpointer: saves that begin at
+# the same time in several threads would wait for each other's signals.
 _BEGINNING_TO_SAVE = threading.Lock()
 
 
 def open_checkpointer() -> ocp.AsyncCheckpointer:
     """Return a checkpointer that writes in the background; it must be closed.
 
-    A `CheckpointManager` would also delete: by the names of folders, whoever made them.
+    A `CheckpointManager` would also delete folders of other programs, by their names.
     """
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
@@ -38,14 +38,14 @@ def write(
     arrays: Mapping[str, Arrays],
     notes: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Begin to write a checkpoint: beside its place, and renamed when it is whole.
+    """Begin to write a checkpoint, to a temporary folder that is renamed at the end.
 
     Args:
         checkpointer: One that has finished its last checkpoint.
         path: The folder of the checkpoint.
-        arrays: By the name of the folder within, and their own. They are copied before
+        arrays: {folder in the checkpoint: {name: array}}. The arrays are copied before
             this returns.
-        notes: What is written as JSON, by the name of the folder within.
+        notes: {folder in the checkpoint: values for JSON}.
     """
     items = {name: ocp.args.StandardSave(_nest(x)) for name, x in arrays.items() if x}
     texts = {name: ocp.args.JsonSave(x) for name, x in notes.items()}
@@ -70,8 +70,7 @@ def read(path: pathlib.Path, targets: Mapping[str, Any]) -> Arrays:
         restore_args=_nest(ask),
         partial_restore=True,
     )
-    # The handler alone: a checkpointer would wait for all processes, in vain if one of
-    # them has failed.
+    # Not by a checkpointer, which would wait for all processes, even if one has failed.
     tree = ocp.PyTreeCheckpointHandler().restore(epath.Path(path), args=args)
     return {
         name: functools.reduce(lambda node, key: node[key], name.split("."), tree)

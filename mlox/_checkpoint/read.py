@@ -1,4 +1,4 @@
-"""Checkpoints as they are read: checked against their notes, the newest intact one."""
+"""Read a checkpoint and verify it, or find the newest intact one."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mlox._sharding.multihost import is_on_any_process
 
 
 class Saved(NamedTuple):
-    """What is known of a checkpoint before its arrays are read.
+    """A checkpoint whose arrays have not been read.
 
     Attributes:
         path: Its folder.
         notes: Its notes.
-        leaves: What they say of its arrays.
+        leaves: The descriptions of its arrays, by name.
     """
 
     path: pathlib.Path
@@ -37,12 +37,12 @@ class Saved(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """What was read of a checkpoint.
+    """A checkpoint that has been read.
 
     Attributes:
-        cycle: The cycles behind it.
-        arrays: By name, "state.classifier.params.w" and the like.
-        notes: Those of the run.
+        cycle: The number of finished cycles.
+        arrays: By name, such as "state.classifier.params.w".
+        notes: The notes of the run.
     """
 
     cycle: int
@@ -51,8 +51,8 @@ class Restored(NamedTuple):
 
 
 Match = Callable[[Saved], Mapping[str, tuple[str, Any]]]
-"""Returns what to read, by the name that it gets: its name there, and an array like it
-or None. Raises ValueError if the checkpoint does not fit."""
+"""Maps a `Saved` to the arrays to read: {new name: (name in the checkpoint, an array
+like it or None)}. Raises ValueError if the checkpoint does not fit."""
 
 
 def read_newest(folder: CheckpointFolder, match: Match) -> Restored | None:
@@ -60,10 +60,10 @@ def read_newest(folder: CheckpointFolder, match: Match) -> Restored | None:
 
     Args:
         folder: The checkpoints.
-        match: What to read.
+        match: Selects the arrays to read.
 
     Returns:
-        What was read; None if there is no checkpoint.
+        The checkpoint; None if there is none.
 
     Raises:
         ValueError: If the checkpoint does not fit, or none is intact.
@@ -88,8 +88,8 @@ def read_newest(folder: CheckpointFolder, match: Match) -> Restored | None:
 def read(folder: CheckpointFolder, cycle: int, match: Match) -> Restored:
     """Read a checkpoint, or raise a `DamagedError`.
 
-    Where arrays are spread over processes, all of them call this, and it fails on all
-    if it fails on one.
+    If arrays are split over processes, all processes call this function, and it fails
+    on all of them if it fails on one.
     """
     path, notes = folder.locate(cycle), folder.read_notes(cycle)
     leaves = {name: Leaf(*row) for name, row in notes["leaves"].items()}
@@ -115,7 +115,7 @@ def read(folder: CheckpointFolder, cycle: int, match: Match) -> Restored:
 def _load(
     path: pathlib.Path, leaves: Mapping[str, Leaf], targets: Mapping[str, Any]
 ) -> Arrays:
-    """Read arrays, and verify those that this process has whole."""
+    """Read arrays, and verify those of which this process has all parts."""
     from mlox._checkpoint import orbax as _orbax
 
     arrays = {

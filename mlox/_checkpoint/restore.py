@@ -1,4 +1,4 @@
-"""The states of checkpoints: restored whole, or in part into another graph."""
+"""Restore the state of a checkpoint, whole, or in part into another graph."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ def restore(
     cycle: int | Literal["newest", "best"] = "newest",
     partial: Collection[str] | Mapping[str, str] | None = None,
 ) -> PyTree:
-    """Read the state of a checkpoint of a run, which may still be going on.
+    """Restore the state of a checkpoint, also while the run is still in progress.
 
-    Nothing in the folder is changed.
+    The folder is not changed.
 
     Args:
-        directory: The folder that `mlox.Checkpoint` was given.
-        state: A state like the one that was saved, e.g. `engine.init()`: its structure,
-            shapes, dtypes and devices are taken.
-        cycle: The newest intact checkpoint, the best one by the `best` of the
-            `mlox.Checkpoint`, or the one after a number of cycles.
-        partial: None for the whole state. Otherwise names of what is read: problems,
-            `["classifier"]`, or parts of them, `["classifier.params"]`, also a dict
-            from names here to names there, `{"student.params": "teacher.params"}`. The
-            rest of `state` is returned as it is, and may be of another graph.
+        directory: The `directory` of the `mlox.Checkpoint`.
+        state: A state like the saved one, e.g. `engine.init()`, for structure, shapes,
+            dtypes and devices.
+        cycle: "newest" for the newest intact checkpoint, "best" for the best one by the
+            `best` of the `mlox.Checkpoint`, or a number of cycles.
+        partial: None for the whole state. Otherwise the names of the parts to restore:
+            problems, `["classifier"]`, or parts of them, `["classifier.params"]`; or a
+            dict from names in `state` to names in the checkpoint,
+            `{"student.params": "teacher.params"}`. The rest of `state` is returned
+            unchanged, and may belong to another graph.
 
     Returns:
-        The state that was saved; with `partial`, `state` with those parts of it.
+        The saved state; with `partial`, `state` with the restored parts.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If the state is of another kind, with the first differences, if
-            `partial` names something that is not there, or if what was asked for is
+        ValueError: If the state differs from the saved one (the first differences are
+            shown), if a name in `partial` does not exist, or if the checkpoint is
             damaged.
 
     Example:
@@ -93,14 +94,14 @@ def restore(
 
 
 def match_parts(state: PyTree, parts: Mapping[str, str]) -> Match:
-    """Return what reads parts of a state, if shapes and dtypes are those saved.
+    """Return a match of parts of a state, which compares shapes and dtypes.
 
     Args:
-        state: A state like the one that was saved.
-        parts: Names of parts there by their names here, both with "state." before.
+        state: A state like the saved one.
+        parts: Names in the checkpoint by names in `state`, both with "state." before.
 
     Returns:
-        What `read` takes.
+        An argument of `read`.
     """
     templates = name_leaves({STATE: state})
 
@@ -134,14 +135,14 @@ def match_parts(state: PyTree, parts: Mapping[str, str]) -> Match:
 
 
 def match_run(state: PyTree, metadata: Mapping[str, Any]) -> Match:
-    """Return what reads all of a checkpoint, if it is of a run of the same engine.
+    """Return a match of a whole checkpoint, which compares the engine as well.
 
     Args:
-        state: A state like the one that was saved.
+        state: A state like the saved one.
         metadata: The description of the engine.
 
     Returns:
-        What `read` takes.
+        An argument of `read`.
     """
     match_state = match_parts(state, {STATE: STATE})
 
@@ -156,7 +157,7 @@ def match_run(state: PyTree, metadata: Mapping[str, Any]) -> Match:
             ],
         )
         found = match_state(saved)
-        # The state of the best point, say, is spread over processes as the state is.
+        # Other states, such as the best one, are split over processes like the state.
         likes = {name: f"{STATE}.{name.partition('.')[2]}" for name in saved.leaves}
         return {name: (name, found.get(x, (x, None))[1]) for name, x in likes.items()}
 
@@ -164,7 +165,7 @@ def match_run(state: PyTree, metadata: Mapping[str, Any]) -> Match:
 
 
 def _check_there(part: str, names: Mapping[str, Any], whose: str) -> None:
-    """Raise ValueError if there is nothing of a name, with what there is."""
+    """Raise ValueError if no name is within a part, and list the names."""
     if not any(_is_within(name, part) for name in names):
         depth = part.count(".") + 1
         cut = {".".join(name.split(".")[1:depth]) for name in names if "." in name}
@@ -175,7 +176,7 @@ def _check_there(part: str, names: Mapping[str, Any], whose: str) -> None:
 
 
 def _check_same(saved: Saved, differences: list[str]) -> None:
-    """Raise ValueError, with the first three differences, if there are any."""
+    """Raise ValueError with the first three differences, if there are any."""
     if differences:
         more = [f"and {len(differences) - 3} more"] if differences[3:] else []
         shown = "\n  ".join([*differences[:3], *more])
@@ -187,7 +188,7 @@ def _check_same(saved: Saved, differences: list[str]) -> None:
 
 
 def _find_best(folder: CheckpointFolder) -> int | None:
-    """Return the best checkpoint, by the options of the run that saved the newest."""
+    """Return the best checkpoint, by the options of the newest one."""
 
     def warn(message: str) -> None:
         warnings.warn(f"{message} It is left out.", stacklevel=3)

@@ -1,4 +1,4 @@
-"""Checkpoints as a run writes them: in the background, older ones deleted."""
+"""Write checkpoints in the background, and delete older ones."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class CheckpointWriter:
     """A folder of checkpoints, open for writing.
 
     Attributes:
-        checkpoint: The user's options.
+        checkpoint: The options of the user.
         metadata: The description of the engine.
-        checkpointer: Orbax's; see `mlox._checkpoint.orbax`.
+        checkpointer: That of Orbax; see `mlox._checkpoint.orbax`.
     """
 
     checkpoint: Checkpoint
@@ -45,13 +45,13 @@ class CheckpointWriter:
         notes: Mapping[str, Any],
         scalars: Scalars,
     ) -> None:
-        """Begin to save; the arrays may be donated once this has returned.
+        """Begin to save; the arrays may be donated after this returns.
 
         Args:
-            cycle: The cycles behind.
+            cycle: The number of finished cycles.
             trees: The "state", and other pytrees that the rest of the run depends on.
-            notes: What JSON holds besides.
-            scalars: What was logged at this point, by which the best one is chosen.
+            notes: Other values that the run depends on, for JSON.
+            scalars: The scalars that were logged, by which the best one is chosen.
         """
         from mlox._checkpoint import orbax as _orbax
 
@@ -86,7 +86,7 @@ class CheckpointWriter:
             self._finish()
 
     def close(self) -> None:
-        """Wait until all is written, and delete what is not to stay."""
+        """Wait until everything is written, and delete older checkpoints."""
         try:
             self._finish()
         finally:
@@ -105,8 +105,8 @@ def open_writer(
     """Open a folder for the checkpoints of a run.
 
     Args:
-        checkpoint: The user's options.
-        metadata: A description of the engine that JSON can hold.
+        checkpoint: The options of the user.
+        metadata: A description of the engine, for JSON.
 
     Returns:
         The writer, which must be closed.
@@ -117,7 +117,7 @@ def open_writer(
 
 
 def prune(checkpoint: Checkpoint) -> None:
-    """Delete the checkpoints that are neither among the newest nor the best."""
+    """Delete all checkpoints except for the newest ones and the best one."""
     folder = CheckpointFolder(checkpoint.path)
     older = folder.cycles[: -checkpoint.keep]
     if older and checkpoint.best is not None:
@@ -129,14 +129,13 @@ def prune(checkpoint: Checkpoint) -> None:
 
 
 def clean(checkpoint: Checkpoint, newest: int | None) -> None:
-    """Make a folder what it was when a run had saved the cycle from which it goes on.
+    """Reset a folder to the checkpoint from which a run is resumed.
 
-    Damaged checkpoints are set aside: those after that cycle, which will be saved anew,
-    and older ones whose notes cannot be read. What was being written or deleted when a
-    run was killed is deleted.
+    Damaged checkpoints are renamed: those after that cycle, which the run saves again,
+    and older ones whose notes cannot be read. Unfinished ones are deleted.
 
     Args:
-        checkpoint: The user's options.
+        checkpoint: The options of the user.
         newest: The newest intact checkpoint; None if there is no checkpoint.
     """
     folder = CheckpointFolder(checkpoint.path)
