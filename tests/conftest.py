@@ -10,8 +10,8 @@ import jax
 CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ.setdefault("XLA_FLAGS", CHEAP)
 
-# One cache of compiled programs for all workers, for the processes that tests start, and
-# for the next run: it costs a first run nothing, and saves the next one half its time.
+# One cache of compiled programs for all workers, the processes that tests start, and
+# the next run: it costs a first run nothing, and saves the next one half its time.
 CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
