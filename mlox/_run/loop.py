@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Generator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from tqdm import tqdm
@@ -23,34 +23,18 @@ from mlox._checkpoint.save import CheckpointWriter
 from mlox._data.iterators import BatchIterator
 from mlox._logging.base import Logger, send_note
 from mlox._logging.console import format_losses
+from mlox._run import dispatch, metrics, nonfinite
 from mlox._run import resume as _saving
 from mlox._run.arguments import Due, RunConfig
-from mlox._run.dispatch import (
-    Step,
-    Totals,
-    compile_cycles,
-    compile_zeros,
-    copy_state,
-    dispatch_sizes,
-    scalar_names,
-    stack_batches,
-)
+from mlox._run.dispatch import Step, Totals
 from mlox._run.early_stopping import check_recorded, stop_reason
-from mlox._run.metrics import (
-    newly_nonfinite,
-    record_means,
-    update_early_stopping,
-    validate,
-)
-from mlox._run.nonfinite import CYCLES, Policy, describe_nonfinite
+from mlox._run.nonfinite import Policy
 from mlox._run.resume import Found
 from mlox._run.run_state import Phase, Point, RunState
 from mlox._run.signals import catch_signals, preemption_message
 from mlox._sharding.layout import Layout
 from mlox._sharding.multihost import gather_positions, poll_preemption
-
-Reaching: TypeAlias = Generator[tuple[Phase, RunState], None, RunState]
-"""Yields what a run is doing and has reached, and returns the latter at its end."""
+from mlox._utils.types import PyTree
 
 
 class Run(NamedTuple):
@@ -74,8 +58,18 @@ class Run(NamedTuple):
         rule = self.config.early_stopping
         return rule is not None and reached.best.waited >= rule.patience
 
+    def stack_batches(self, count: int) -> Any:
+        """Return the batches of the next `count` cycles."""
+        return dispatch.stack_batches(self.step, self.sources, count, self.layout)
 
-def loop(run: Run, reached: RunState, resumed: Found | None) -> Reaching:
+    def keep(self, state: PyTree) -> PyTree:
+        """Return a state whose memory no dispatch will reuse."""
+        return dispatch.copy_state(state) if self.config.donate else state
+
+
+def loop(
+    run: Run, reached: RunState, resumed: Found | None
+) -> Generator[tuple[Phase, RunState], None, RunState]:
     """Make all dispatches of a run, and handle what is due after each.
 
     Args:
@@ -84,7 +78,7 @@ def loop(run: Run, reached: RunState, resumed: Found | None) -> Reaching:
         resumed: What a checkpoint holds besides, if the run goes on from one.
 
     Yields:
-        What the run is doing, and what it has reached; the errors of the loop belong to
+        What the run is doing, and what it has reached; an error of the loop belongs to
         the last pair.
 
     Returns:
@@ -95,17 +89,19 @@ def loop(run: Run, reached: RunState, resumed: Found | None) -> Reaching:
     if not cycles or run.should_stop(reached):
         return reached
     size = min(cycles, each)
-    batches = stack_batches(run.step, run.sources, size, run.layout)
+    batches = run.stack_batches(size)
     reached, zeros = yield from _prepare(run, reached, resumed, size, batches)
     programs = {
-        size: compile_cycles(run.step, size, config.donate, config.policy, run.layout)
-        for size in {size, cycles % each} - {0}
+        n: dispatch.compile_cycles(
+            run.step, n, config.donate, config.policy, run.layout
+        )
+        for n in {size, cycles % each} - {0}
     }
-    sizes = itertools.pairwise(itertools.chain(dispatch_sizes(cycles, each), (0,)))
+    sizes = itertools.chain(dispatch.dispatch_sizes(cycles, each), (0,))
     # Where there are several processes, JAX catches the signals.
     catches = run.store is not None and not run.multi_process
     with catch_signals(catches) as signals:
-        for number, (size, following) in enumerate(sizes):
+        for number, (size, following) in enumerate(itertools.pairwise(sizes)):
             yield Phase.STEP, reached
             point = reached.point
             state, totals = programs[size](
@@ -120,7 +116,7 @@ def loop(run: Run, reached: RunState, resumed: Found | None) -> Reaching:
                 positions = {n: source.position() for n, source in run.sources.items()}
             if following:
                 yield Phase.DATA, reached
-                batches = stack_batches(run.step, run.sources, following, run.layout)
+                batches = run.stack_batches(following)
             yield Phase.STEP, reached
             jax.block_until_ready(reached.points[-2].totals)
             run.bar.update(size)
@@ -143,10 +139,11 @@ def _prepare(
 ) -> Generator[tuple[Phase, RunState], None, tuple[RunState, Totals]]:
     """Return what the first dispatch starts from, and the totals after a log point."""
     config, point = run.config, reached.point
-    state = copy_state(point.state) if config.donate else point.state
+    state = run.keep(point.state)
     yield Phase.STEP, reached
-    zeros = compile_zeros(run.step, size, config.policy, run.layout)(state, batches)
-    recorded = scalar_names({**zeros.sums, **zeros.counts})
+    compiled = dispatch.compile_zeros(run.step, size, config.policy, run.layout)
+    zeros = compiled(state, batches)
+    recorded = dispatch.scalar_names({**zeros.sums, **zeros.counts})
     if config.early_stopping is not None and not config.stops_by_score:
         yield Phase.EARLY_STOPPING, reached
         check_recorded(config.early_stopping, recorded)
@@ -169,7 +166,7 @@ def _handle_point(
     due: Due,
     asked: bool,
     positions: Mapping[str, Any],
-) -> Reaching:
+) -> Generator[tuple[Phase, RunState], None, RunState]:
     """Record, log and save what is due after a dispatch, or asked for by a signal."""
     config, cycle = run.config, reached.point.cycle
     if config.policy is Policy.RAISE and (any(due) or asked):
@@ -178,7 +175,7 @@ def _handle_point(
     rule, stops = config.early_stopping, False
     if rule and (due.validates if config.stops_by_score else due.logs):
         yield Phase.EARLY_STOPPING, reached
-        reached = update_early_stopping(rule, reached, scalars, config.donate)
+        reached = metrics.update_early_stopping(rule, reached, scalars, config.donate)
         stops = run.should_stop(reached) and not due.ends
     if stops:  # the end of a run is a log point and has a validation
         reached, more = yield from _measure(
@@ -191,16 +188,17 @@ def _handle_point(
             logger.log(cycle, dict(scalars))
         run.bar.set_postfix_str(format_losses(scalars), refresh=False)
     if due.logs and config.policy is None:
-        _warn_of_nonfinite(run, reached)
+        losses = metrics.newly_nonfinite(reached.records)
+        if losses:
+            note = nonfinite.NOTE.format(losses=", ".join(losses))
+            send_note(run.loggers, cycle, note)
     if run.store is not None and (due.saves or due.ends or asked or stops):
         yield Phase.CHECKPOINT, reached
         where = gather_positions(positions) if run.multi_process else positions
         rewind_to = None if due.saves else reached.rewind_to  # else the state itself
         _saving.save(run.store, reached, rule, rewind_to, where, scalars)
     if due.saves and config.policy is Policy.RESTORE:
-        state = reached.point.state
-        rewind_to = copy_state(state) if config.donate else state
-        reached = reached._replace(rewind_to=rewind_to)
+        reached = reached._replace(rewind_to=run.keep(reached.point.state))
     if rule and stops:
         run.bar.set_postfix_str("stopped early", refresh=False)
         send_note(run.loggers, cycle, stop_reason(rule, reached.best))
@@ -209,7 +207,7 @@ def _handle_point(
     return reached
 
 
-def _raise_if_nonfinite(reached: RunState) -> Reaching:
+def _raise_if_nonfinite(reached: RunState) -> Iterator[tuple[Phase, RunState]]:
     """Raise FloatingPointError if a cycle was not finite, and so was not used.
 
     What is handed back is then what the run had reached before that cycle.
@@ -217,13 +215,14 @@ def _raise_if_nonfinite(reached: RunState) -> Reaching:
     point = reached.point
     sums, counts = point.totals
     counts = jax.device_get(counts)
-    if not counts[CYCLES]:
-        return reached
-    good = point.cycle - int(counts[CYCLES])
+    unused = int(counts[nonfinite.CYCLES])
+    if not unused:
+        return
+    good = point.cycle - unused
     totals = Totals(sums, {name: 0 * count for name, count in counts.items()})
     fallback = Point(good, point.state, totals, point.since)
     yield Phase.STEP, reached._replace(points=(fallback,), fallback=fallback)
-    raise FloatingPointError(describe_nonfinite(counts, good + 1))
+    raise FloatingPointError(nonfinite.describe_nonfinite(counts, good + 1))
 
 
 def _measure(
@@ -232,11 +231,13 @@ def _measure(
     """Record what is due at a point, and return its scalars, too."""
     config, scalars = run.config, {}
     if logs:
-        reached, scalars = record_means(reached, zeros, config.donate)
+        reached, scalars = metrics.record_means(reached, zeros, config.donate)
     if validates and config.validation is not None:
         yield Phase.VALIDATION, reached
         before = reached.validations
-        record = validate(config.validation, reached.point, before, run.multi_process)
+        record = metrics.validate(
+            config.validation, reached.point, before, run.multi_process
+        )
         reached = reached._replace(validations=(*before, record))
         yield Phase.VALIDATION, reached
         scores = {n: float(x) for n, x in record.items() if n != "validation/cycle"}
@@ -244,15 +245,3 @@ def _measure(
             check_best(config.checkpoint, scores)
         scalars |= scores
     return reached, scalars
-
-
-def _warn_of_nonfinite(run: Run, reached: RunState) -> None:
-    """Tell the loggers once that a loss has become NaN or infinite."""
-    losses = newly_nonfinite(reached.records)
-    if losses:
-        send_note(
-            run.loggers,
-            reached.point.cycle,
-            f"{', '.join(losses)} no longer finite: see `on_nonfinite` to stop there, "
-            "to skip such cycles, or to go back to a checkpoint",
-        )

@@ -13,6 +13,10 @@ from mlox._utils.fields import check, one_of, optional
 from mlox._utils.types import Metrics, State
 
 CYCLES = "run/nonfinite"
+NOTE = (
+    "{losses} no longer finite: see `on_nonfinite` to stop there, to skip such cycles, "
+    "or to go back to a checkpoint"
+)
 
 
 class Policy(enum.Enum):

@@ -22,10 +22,10 @@ from mlox._run.arguments import RunConfig, check_config
 from mlox._run.dispatch import Step
 from mlox._run.early_stopping import EarlyStopping
 from mlox._run.errors import make_run_error
-from mlox._run.loop import Reaching, Run, loop
+from mlox._run.loop import Run, loop
 from mlox._run.nonfinite import parse_policy
 from mlox._run.resume import begin
-from mlox._run.run_state import Phase, history_of, start_at
+from mlox._run.run_state import Phase, RunState, history_of, start_at
 from mlox._sharding.layout import Layout, check_placement, layout_of
 from mlox._sharding.multihost import (
     annotate_device_error,
@@ -202,7 +202,7 @@ def _open(
     config: RunConfig,
     loggers: Sequence[Logger],
     layout: Layout | None,
-) -> Reaching:
+) -> Iterator[tuple[Phase, RunState]]:
     """Check the arguments of a run, open what it needs, and loop.
 
     Yields:
@@ -247,7 +247,7 @@ def _open(
     bar = stack.enter_context(progress_bar(config.train_iters, first, shown))
     yield Phase.START, reached
     run = Run(step, config, sources, loggers, bar, store, layout)
-    return (yield from loop(run, reached, resumed))
+    yield from loop(run, reached, resumed)
 
 
 def _take_loggers(
