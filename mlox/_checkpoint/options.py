@@ -15,6 +15,7 @@ import numpy as np
 from mlox._utils.fields import (
     COUNT,
     FLAG,
+    NAME_OF_SCALAR,
     PATH,
     Kind,
     check,
@@ -79,7 +80,7 @@ class Checkpoint:
             directory=_DIRECTORY,
             every=COUNT,
             keep=COUNT,
-            best=optional(_SCALAR),
+            best=optional(NAME_OF_SCALAR),
             mode=one_of("min", "max"),
             async_=FLAG,
         )
@@ -207,10 +208,6 @@ def _check_folder(path: pathlib.Path) -> None:
 
 
 _DIRECTORY = PATH._replace(accepts=lambda x: PATH.accepts(x) and str(x) != "")
-_SCALAR = Kind(
-    "the name of a scalar, e.g. 'validation/accuracy'",
-    lambda x: isinstance(x, str) and "/" in x,
-)
 _CHECKPOINT = Kind(
     "a mlox.Checkpoint, e.g. mlox.Checkpoint('runs/first', every=100)",
     lambda x: isinstance(x, Checkpoint),

@@ -26,8 +26,8 @@ class Totals(NamedTuple):
         counts: How many cycles were not finite, see `mlox._run.nonfinite`.
     """
 
-    sums: Metrics
-    counts: Metrics
+    sums: dict[str, Any]
+    counts: dict[str, Any]
 
 
 class Step(Protocol):

@@ -23,13 +23,11 @@ from mlox._checkpoint.save import CheckpointWriter
 from mlox._data.iterators import BatchIterator
 from mlox._logging.base import Logger, send_note
 from mlox._logging.console import format_losses
-from mlox._run import dispatch, metrics, nonfinite
-from mlox._run import resume as _saving
+from mlox._run import dispatch, metrics, nonfinite, resume
 from mlox._run.arguments import Due, RunConfig
 from mlox._run.dispatch import Step, Totals
 from mlox._run.early_stopping import check_recorded, stop_reason
 from mlox._run.nonfinite import Policy
-from mlox._run.resume import Found
 from mlox._run.run_state import Phase, Point, RunState
 from mlox._run.signals import catch_signals, preemption_message
 from mlox._sharding.layout import Layout
@@ -45,7 +43,7 @@ class Run(NamedTuple):
     sources: Mapping[str, BatchIterator]
     loggers: Sequence[Logger]
     bar: tqdm
-    store: CheckpointWriter | None
+    writer: CheckpointWriter | None
     layout: Layout | None
 
     @property
@@ -68,14 +66,13 @@ class Run(NamedTuple):
 
 
 def loop(
-    run: Run, reached: RunState, resumed: Found | None
+    run: Run, reached: RunState
 ) -> Generator[tuple[Phase, RunState], None, RunState]:
     """Make all dispatches of a run, and handle what is due after each.
 
     Args:
         run: The run.
         reached: Where it begins.
-        resumed: What a checkpoint holds besides, if the run goes on from one.
 
     Yields:
         What the run is doing, and what it has reached; an error of the loop belongs to
@@ -90,7 +87,7 @@ def loop(
         return reached
     size = min(cycles, each)
     batches = run.stack_batches(size)
-    reached, zeros = yield from _prepare(run, reached, resumed, size, batches)
+    reached, zeros = yield from _prepare(run, reached, size, batches)
     programs = {
         n: dispatch.compile_cycles(
             run.step, n, config.donate, config.policy, run.layout
@@ -99,7 +96,7 @@ def loop(
     }
     sizes = itertools.chain(dispatch.dispatch_sizes(cycles, each), (0,))
     # Where there are several processes, JAX catches the signals.
-    catches = run.store is not None and not run.multi_process
+    catches = run.writer is not None and not run.multi_process
     with catch_signals(catches) as signals:
         for number, (size, following) in enumerate(itertools.pairwise(sizes)):
             yield Phase.STEP, reached
@@ -111,9 +108,9 @@ def loop(
             reached = reached.reach(point)
             if not number:  # begun here, it leaves out tracing and compiling
                 reached = reached._replace(clock=(first, time.perf_counter()))
-            positions = {}
-            if run.store is not None:
+            if run.writer is not None:  # before the batches of the next dispatch
                 positions = {n: source.position() for n, source in run.sources.items()}
+                reached = reached._replace(positions=positions)
             if following:
                 yield Phase.DATA, reached
                 batches = run.stack_batches(following)
@@ -122,20 +119,18 @@ def loop(
             run.bar.update(size)
             asked = poll_preemption(number) if run.multi_process else bool(signals)
             due = config.due(point.cycle, size)
-            reached = yield from _handle_point(
-                run, reached, zeros, due, asked, positions
-            )
+            reached = yield from _handle_point(run, reached, zeros, due, asked)
             if run.should_stop(reached):
                 return reached
             if asked and following:
                 yield Phase.SIGNAL, reached
-                path = run.store.checkpoint.path if run.store is not None else None
+                path = run.writer.checkpoint.path if run.writer is not None else None
                 raise KeyboardInterrupt(preemption_message(signals, path))
     return reached
 
 
 def _prepare(
-    run: Run, reached: RunState, resumed: Found | None, size: int, batches: Any
+    run: Run, reached: RunState, size: int, batches: Any
 ) -> Generator[tuple[Phase, RunState], None, tuple[RunState, Totals]]:
     """Return what the first dispatch starts from, and the totals after a log point."""
     config, point = run.config, reached.point
@@ -150,22 +145,15 @@ def _prepare(
     if config.checkpoint is not None and not config.checkpoint.of_scores:
         yield Phase.CHECKPOINT, reached
         check_best(config.checkpoint, recorded)
-    rewind_to = point.state if config.policy is Policy.RESTORE else None
-    totals = zeros
-    if resumed is not None:
-        totals = _saving.totals(resumed, zeros)
-        rewind_to = _saving.safe(resumed, rewind_to)
-    points = (point._replace(state=state, totals=totals),)
-    return reached._replace(points=points, rewind_to=rewind_to), zeros
+    totals = resume.restore_totals(point.totals, zeros)
+    reached = reached._replace(points=(point._replace(state=state, totals=totals),))
+    if config.policy is Policy.RESTORE and reached.rewind_to is None:
+        reached = reached._replace(rewind_to=point.state)
+    return reached, zeros
 
 
 def _handle_point(
-    run: Run,
-    reached: RunState,
-    zeros: Totals,
-    due: Due,
-    asked: bool,
-    positions: Mapping[str, Any],
+    run: Run, reached: RunState, zeros: Totals, due: Due, asked: bool
 ) -> Generator[tuple[Phase, RunState], None, RunState]:
     """Record, log and save what is due after a dispatch, or asked for by a signal."""
     config, cycle = run.config, reached.point.cycle
@@ -192,11 +180,14 @@ def _handle_point(
         if losses:
             note = nonfinite.NOTE.format(losses=", ".join(losses))
             send_note(run.loggers, cycle, note)
-    if run.store is not None and (due.saves or due.ends or asked or stops):
+    if run.writer is not None and (due.saves or due.ends or asked or stops):
         yield Phase.CHECKPOINT, reached
-        where = gather_positions(positions) if run.multi_process else positions
-        rewind_to = None if due.saves else reached.rewind_to  # else the state itself
-        _saving.save(run.store, reached, rule, rewind_to, where, scalars)
+        positions = reached.positions
+        if run.multi_process:
+            positions = gather_positions(positions)
+        if due.saves:  # a run that is resumed here goes back to this state itself
+            reached = reached._replace(rewind_to=None)
+        resume.save(run.writer, reached, rule, positions, scalars)
     if due.saves and config.policy is Policy.RESTORE:
         reached = reached._replace(rewind_to=run.keep(reached.point.state))
     if rule and stops:

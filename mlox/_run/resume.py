@@ -3,172 +3,152 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-from urllib.parse import unquote
+from typing import Any
 
 import numpy as np
 
 from mlox._checkpoint.folder import CheckpointFolder
 from mlox._checkpoint.leaves import join_path, name_leaves, restore_into
-from mlox._checkpoint.options import Checkpoint
 from mlox._checkpoint.read import read_newest
 from mlox._checkpoint.restore import match_run
 from mlox._checkpoint.save import CheckpointWriter, clean
+from mlox._run.arguments import RunConfig
+from mlox._run.dispatch import Totals
 from mlox._run.early_stopping import Best, EarlyStopping
+from mlox._run.nonfinite import Policy
 from mlox._run.run_state import RunState, stack_columns, start_at
-from mlox._sharding.multihost import on_primary
-from mlox._utils.types import Columns, PyTree, State
-
-Positions = Mapping[str, Any]
-
-
-class Found(NamedTuple):
-    """Where a run goes on.
-
-    Attributes:
-        cycle: The cycles behind.
-        arrays: What the first dispatch takes besides the state, by name and path.
-        positions: Where the data go on.
-    """
-
-    cycle: int
-    arrays: Mapping[str, Any]
-    positions: Positions
+from mlox._sharding.multihost import on_primary, select_positions
+from mlox._utils.types import Columns, PyTree, Scalars
 
 
 def save(
-    store: CheckpointWriter,
+    writer: CheckpointWriter,
     reached: RunState,
     rule: EarlyStopping | None,
-    safe: PyTree,
-    positions: Positions,
-    scalars: Mapping[str, float],
+    positions: Mapping[str, Any],
+    scalars: Scalars,
 ) -> None:
-    """Save a point of a run, with all that the rest of the run depends on.
+    """Save the newest point of a run, with all that the rest of the run depends on.
 
     Args:
-        store: Where to.
+        writer: Where to.
         reached: What the run has reached.
         rule: Its early stopping.
-        safe: The state to which faults go back, or None.
-        positions: Where the data were once the batches of this point were taken.
+        positions: Where the data of all processes are.
         scalars: What was measured at this point.
     """
     point, best = reached.point, reached.best
-    arrays = {
+    trees: dict[str, PyTree] = {
         "state": point.state,
         "totals": point.totals,
         "records": stack_columns(reached.records),
         "validations": stack_columns(reached.validations),
     }
-    if reached.best_state is not None and reached.best_state is not point.state:
-        arrays["best"] = reached.best_state
-    if safe is not None and safe is not point.state:
-        arrays["safe"] = safe
+    others = {"best": reached.best_state, "rewind_to": reached.rewind_to}
+    trees |= {
+        name: state
+        for name, state in others.items()
+        if state is not None and state is not point.state
+    }
     notes = {
         "since": point.since,
         "best": [best.cycle, repr(float(best.value)), best.waited],
         "rule": _describe_rule(rule),
-        "restores": reached.best_state is not None,
+        "has_best": reached.best_state is not None,
         "positions": dict(positions),
-        "records": list(arrays["records"]),
-        "validations": list(arrays["validations"]),
+        **{name: list(trees[name]) for name in ("records", "validations")},
+        **{name: list(metrics) for name, metrics in point.totals._asdict().items()},
     }
-    store.save(point.cycle, arrays, notes, scalars)
+    writer.save(point.cycle, trees, notes, scalars)
 
 
-def begin(
-    checkpoint: Checkpoint,
-    about: Mapping[str, Any],
-    state: State,
-    rule: EarlyStopping | None,
-    resume: bool,
-    spans: bool,
-) -> tuple[RunState, Found | None]:
+def resume(
+    config: RunConfig, metadata: Mapping[str, Any], state: PyTree, multi_process: bool
+) -> RunState:
     """Restore the latest intact checkpoint, and rebuild what the run had reached.
 
     Args:
-        checkpoint: Where the checkpoints are.
-        about: The description of the engine.
+        config: The arguments of the run. Its early stopping goes on from what the one
+            that was saved has seen if it is the same, but for its patience.
+        metadata: The description of the engine.
         state: A state like the one that was saved, from which a new run begins.
-        rule: The early stopping. It goes on from what the one that was saved has seen
-            if it is the same, but for its patience.
-        resume: Whether to go on from what is there, if there is anything.
-        spans: Whether there are several processes, of which one tidies up.
-
-    Returns:
-        What the run has reached, and what else was saved; None for a new run.
+        multi_process: Whether there are several processes, of which one tidies up.
 
     Raises:
-        FileExistsError: If something is there, and the run should not go on from it.
-        ValueError: If it is of another engine, or no checkpoint is whole.
+        FileExistsError: If there is a checkpoint, and the run should not go on from it.
+        ValueError: If it is of another engine, or no checkpoint is intact.
     """
+    checkpoint = config.checkpoint
+    if checkpoint is None:
+        return start_at(0, state)
     folder = CheckpointFolder(checkpoint.path)
     folder.check_format()
-    if folder.cycles and not resume:
+    if folder.cycles and not config.resume:
         raise FileExistsError(
             f"`checkpoint`: {str(checkpoint.path)!r} holds a run that has "
             f"reached cycle {folder.cycles[-1]}. Go on from there with "
             "`resume=True`, or choose another directory."
         )
-    read = read_newest(folder, match_run(state, about))
-    on_primary(spans, lambda: clean(checkpoint, None if read is None else read.cycle))
+    read = read_newest(folder, match_run(state, metadata))
+    newest = None if read is None else read.cycle
+    on_primary(multi_process, lambda: clean(checkpoint, newest))
     if read is None:
-        return start_at(0, state), None
+        return start_at(0, state)
     notes, arrays = read.notes, read.arrays
-    state = _restore_state("state", state, arrays)
-    reached = start_at(read.cycle, state, notes["since"])._replace(
-        records=_rows("records", notes, arrays),
-        validations=_rows("validations", notes, arrays),
+
+    def columns(names: list[str], *path: str) -> Columns:
+        return {n: np.array(arrays[join_path(*path, n)]) for n in names}
+
+    def restore_state(name: str, like: PyTree) -> PyTree:
+        """Return a state that was saved under a name, or the one it is equal to."""
+        return restore_into({name: like}, arrays)[name]
+
+    state = restore_state("state", state)
+    totals = Totals(*(columns(notes[n], "totals", n) for n in Totals._fields))
+    reached = start_at(read.cycle, state, notes["since"], totals)._replace(
+        records=_rows(columns(notes["records"], "records")),
+        validations=_rows(columns(notes["validations"], "validations")),
+        positions=select_positions(notes["positions"]),
     )
+    if config.policy is Policy.RESTORE:
+        reached = reached._replace(rewind_to=restore_state("rewind_to", state))
+    rule = config.early_stopping
     if rule is not None and notes["rule"] == _describe_rule(rule):
         cycle, value, waited = notes["best"]
-        reached = reached._replace(
-            best=Best(cycle, float(value), waited),
-            best_state=_restore_state("best", state, arrays)
-            if notes["restores"]
-            else None,
-        )
-    return reached, Found(read.cycle, arrays, notes["positions"])
+        best_state = restore_state("best", state) if notes["has_best"] else None
+        best = Best(cycle, float(value), waited)
+        reached = reached._replace(best=best, best_state=best_state)
+    return reached
 
 
-def totals(found: Found, zeros: Any) -> Any:
-    """Return the sums of metrics that were saved, placed like those to start from."""
-    saved = {k: x.shape for k, x in found.arrays.items() if k.startswith("totals.")}
-    here = {k: x.shape for k, x in name_leaves({"totals": zeros}).items()}
-    if saved != here:
-        differ = {k for k, _ in saved.items() ^ here.items()}
-        names = ", ".join(sorted(unquote(path.rpartition(".")[2]) for path in differ))
+def restore_totals(saved: Totals, zeros: Totals) -> Totals:
+    """Return the totals of a checkpoint, placed like those of a new run.
+
+    Raises:
+        ValueError: If they are of other metrics, or of other shapes.
+    """
+    if not saved.sums:
+        return zeros
+    there, here = (
+        {n: x.shape for t in y for n, x in t.items()} for y in (saved, zeros)
+    )
+    names = ", ".join(sorted({name for name, _ in there.items() ^ here.items()}))
+    if names:
         raise ValueError(
             f"the run that is resumed recorded other metrics: {names} on one side "
             "only, or of another shape. Pass the losses, the `on_nonfinite` and the "
             "size of batches with which it began."
         )
-    return restore_into({"totals": zeros}, found.arrays)["totals"]
-
-
-def safe(found: Found, safe: PyTree) -> PyTree:
-    """Return the state to which faults go back, like the one that was passed."""
-    return _restore_state("safe", safe, found.arrays)
-
-
-def _restore_state(name: str, state: PyTree, arrays: Mapping[str, Any]) -> Any:
-    """Return a state that was saved under a name; the one at hand if it was not."""
-    return restore_into({name: state}, arrays)[name]
+    return restore_into(zeros, name_leaves(saved))
 
 
 def _describe_rule(rule: EarlyStopping | None) -> list[Any] | None:
     """Return what must be equal for a rule to go on from what another has seen."""
     if rule is None:
         return None
-    return [rule.metric, rule.mode, repr(float(rule.min_delta)), rule.restore_best]
+    return [rule.metric, rule.mode, float(rule.min_delta), rule.restore_best]
 
 
-def _rows(
-    kind: str, notes: Mapping[str, Any], arrays: Mapping[str, Any]
-) -> tuple[Columns, ...]:
-    columns = [np.asarray(arrays[join_path(kind, name)]) for name in notes[kind]]
-    rows = zip(*columns, strict=True)
-    return tuple(
-        dict(zip(notes[kind], map(np.array, row), strict=True)) for row in rows
-    )
+def _rows(columns: Columns) -> tuple[Columns, ...]:
+    rows = zip(*columns.values(), strict=True)
+    return tuple(dict(zip(columns, map(np.array, row), strict=True)) for row in rows)

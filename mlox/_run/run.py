@@ -24,14 +24,10 @@ from mlox._run.early_stopping import EarlyStopping
 from mlox._run.errors import make_run_error
 from mlox._run.loop import Run, loop
 from mlox._run.nonfinite import parse_policy
-from mlox._run.resume import begin
+from mlox._run.resume import resume as resume_run
 from mlox._run.run_state import Phase, RunState, history_of, start_at
 from mlox._sharding.layout import Layout, check_placement, layout_of
-from mlox._sharding.multihost import (
-    annotate_device_error,
-    is_device_error,
-    select_positions,
-)
+from mlox._sharding.multihost import annotate_device_error, is_device_error
 from mlox._utils.fields import Kind, check
 from mlox._utils.types import State
 
@@ -220,23 +216,14 @@ def _open(
         events = tensorboard_logger(config.logdir)
         stack.enter_context(_closing("a logger", events))
         loggers = (*loggers, lines, events)
-    reached, resumed, store = start_at(0, state), None, None
+    reached, writer = resume_run(config, step.metadata, state, multi_process), None
     if config.checkpoint is not None:
-        reached, resumed = begin(
-            config.checkpoint,
-            step.metadata,
-            state,
-            config.early_stopping,
-            config.resume,
-            multi_process,
-        )
-        store = open_writer(config.checkpoint, step.metadata)
-        stack.enter_context(_closing("the checkpoints", store, multi_process))
+        writer = open_writer(config.checkpoint, step.metadata)
+        stack.enter_context(_closing("the checkpoints", writer, multi_process))
     first = reached.point.cycle
     check_reached(first, config.train_iters)
-    positions = {} if resumed is None else select_positions(resumed.positions)
     sources = {
-        name: open_series(f"data of {name!r}", series, positions.get(name))
+        name: open_series(f"data of {name!r}", series, reached.positions.get(name))
         for name, series in data.items()
         if series is not None
     }
@@ -246,8 +233,7 @@ def _open(
     shown = config.progress if primary else False
     bar = stack.enter_context(progress_bar(config.train_iters, first, shown))
     yield Phase.START, reached
-    run = Run(step, config, sources, loggers, bar, store, layout)
-    yield from loop(run, reached, resumed)
+    yield from loop(Run(step, config, sources, loggers, bar, writer, layout), reached)
 
 
 def _take_loggers(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+import types
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -53,6 +55,7 @@ class RunState(NamedTuple):
         best_state: The state of its best point, if that one is to be returned.
         rewind_to: The state of the last checkpoint, if a cycle that is not finite goes
             back to it.
+        positions: Where the data are after the batches of the newest point.
         clock: A cycle, and the time when it began, in seconds; for the speed.
     """
 
@@ -63,6 +66,7 @@ class RunState(NamedTuple):
     best: Best = Best()
     best_state: PyTree = None
     rewind_to: PyTree = None
+    positions: Mapping[str, Any] = types.MappingProxyType({})
     clock: tuple[int, float] = (0, 0.0)
 
     @property
@@ -80,9 +84,14 @@ class RunState(NamedTuple):
         return self._replace(points=(*self.points[-2:], point))
 
 
-def start_at(cycle: int, state: PyTree, since: int = 0) -> RunState:
+NO_TOTALS = Totals({}, {})
+
+
+def start_at(
+    cycle: int, state: PyTree, since: int = 0, totals: Totals = NO_TOTALS
+) -> RunState:
     """Return what a run has reached before its first dispatch."""
-    point = Point(cycle, state, Totals({}, {}), since)
+    point = Point(cycle, state, totals, since)
     return RunState(points=(point,), fallback=point)
 
 
