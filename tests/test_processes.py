@@ -1,6 +1,7 @@
 """Jobs of several real processes, which talk over the loopback address."""
 
 import json
+import os
 import pathlib
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import mlox
 from mlox._sharding import multihost
 
+from .conftest import UNCACHED
 from .sharded import METHODS, check_close, data, engine_of, trees
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -32,6 +34,7 @@ def launch(count, folder, *scenarios):
                 *map(str, (i, count, port, folder, *scenarios)),
             ],
             cwd=ROOT,
+            env={**os.environ, **UNCACHED},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+from .conftest import UNCACHED
+
 FILE = pathlib.Path(__file__).with_name("on_eight_devices.py")
 
 
@@ -14,7 +16,7 @@ def test_on_eight_devices():
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", str(FILE)],
         cwd=FILE.parents[1],
-        env={**os.environ, "XLA_FLAGS": flags},
+        env={**os.environ, **UNCACHED, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
     )
