@@ -1,7 +1,8 @@
-"""Losses made of losses, and loss scaling: the same numbers by other means."""
+"""Accumulated and mixed-precision losses, and loss scaling: the same numbers."""
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,12 +61,12 @@ def hypergradient(made, dtype=jnp.float64):
 
 class TestAccumulated:
     @every_method
-    def test_every_method_sees_the_loss_of_the_whole(self, method):
+    def test_hypergradient_is_that_of_the_whole_batch(self, method):
         whole = hypergradient(engine(method=method))
         parts = hypergradient(engine(mlox.Accumulated(fit, 4), method))
         np.testing.assert_allclose(parts, whole, rtol=1e-8)
 
-    def test_steps_are_those_of_the_optimizer(self):
+    def test_counts_steps_of_the_optimizer(self):
         schedule = optax.sgd(optax.piecewise_constant_schedule(1.0, {1: 0.0}))
         loss = lambda params, batch, ctx: -params.sum() + 0 * batch.sum()
         problem = mlox.Problem.create(
@@ -79,9 +80,9 @@ class TestAccumulated:
         state, history = alone.run(alone.init(), data, 3, log_every=1, loggers=())
         assert state["x"].params == 1.0, "the rate falls to 0 after one step, not four"
         assert state["x"].step == 3
-        np.testing.assert_array_equal(history["x/loss"], [0.0, -1.0, -1.0])
+        assert history["x/loss"].tolist() == [0.0, -1.0, -1.0]
 
-    def test_metrics_are_means_and_the_state_goes_from_part_to_part(self):
+    def test_averages_metrics_and_passes_the_state_from_part_to_part(self):
         def loss(params, batch, ctx):
             key = jax.random.key_data(ctx.rng)[-1].astype(float)
             kept = {"sum": ctx.model_state["sum"] + batch.sum()}
@@ -106,7 +107,7 @@ class TestAccumulated:
         assert len(set(map(float, keys))) == 3
         np.testing.assert_allclose(metrics["x/key"][0], np.mean(keys))
 
-    def test_takes_the_memory_of_one_part(self):
+    def test_needs_the_memory_of_one_part(self):
         def loss(params, batch, ctx):
             for _ in range(4):
                 batch = jnp.tanh(batch @ params)
@@ -123,7 +124,7 @@ class TestAccumulated:
 
         assert temporaries(mlox.Accumulated(loss, 16)) < temporaries(loss) / 4
 
-    def test_a_batch_that_does_not_divide(self):
+    def test_raises_if_steps_do_not_divide_the_batch(self):
         made = engine(mlox.Accumulated(fit, 5))
         message = (
             "loss of 'low': Accumulated(steps=5) got a batch with a leaf of shape "
@@ -133,18 +134,18 @@ class TestAccumulated:
             made.step(made.init(), BATCHES)
 
     @pytest.mark.parametrize("steps", [0, 2.0, True])
-    def test_no_count(self, steps):
+    def test_raises_if_steps_is_not_a_count(self, steps):
         with pytest.raises(ValueError, match=r"Accumulated: steps is .*positive int"):
             mlox.Accumulated(fit, steps)
 
     @pytest.mark.parametrize("kind", [mlox.Accumulated, mlox.MixedPrecision])
-    def test_no_loss(self, kind):
+    def test_raises_if_loss_fn_is_not_a_function(self, kind):
         with pytest.raises(
             TypeError, match=r": loss_fn is 3; expected a function \(par"
         ):
             kind(3, 2)
 
-    def test_convolutions_are_written_out_on_cpu(self):
+    def test_unrolls_convolutions_on_cpu(self):
         def loss(params, batch, ctx):
             image = batch[..., None]
             return jnp.mean(
@@ -165,7 +166,7 @@ class TestAccumulated:
 class TestMixedPrecision:
     @every_method
     @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-    def test_every_method_is_near_that_in_full_precision(self, method, dtype):
+    def test_hypergradient_is_near_that_in_full_precision(self, method, dtype):
         full = hypergradient(engine(method=method, dtype=jnp.float32), jnp.float32)
         half = hypergradient(
             engine(mlox.MixedPrecision(fit, dtype), method, jnp.float32), jnp.float32
@@ -176,13 +177,14 @@ class TestMixedPrecision:
         limit = {jnp.float16: 0.1, jnp.bfloat16: 0.5}[dtype] if loose else 0.03
         assert jnp.linalg.norm(half - full) < limit * jnp.linalg.norm(full)
 
-    def test_what_is_computed_and_what_is_kept(self):
+    def test_computes_in_its_dtype_and_keeps_float32(self):
         seen = []
 
         def loss(params, batch, ctx):
             seen.append([x.dtype for x in (params, batch[0], ctx.up.params)])
-            kept = {"mean": ctx.model_state["mean"] * jnp.bfloat16(0.5)}
-            loss = jnp.sum(params * batch[0] * ctx.up.params) + 0 * batch[1].sum()
+            kept = {"mean": (ctx.model_state["mean"] / 2).astype(jnp.bfloat16)}
+            count = batch[1].sum().astype(params.dtype)
+            loss = count * jnp.sum(params * batch[0] * ctx.up.params)
             return {"loss": loss, "model_state": kept}
 
         made = engine(
@@ -204,11 +206,11 @@ class TestMixedPrecision:
         assert kinds == {jnp.dtype("float32")}
         assert metrics["low/loss"].dtype == jnp.float32
 
-    def test_computes_in_bfloat16_unless_told_otherwise(self):
+    def test_computes_in_bfloat16_by_default(self):
         assert mlox.MixedPrecision(fit).dtype == jnp.bfloat16
 
     @pytest.mark.parametrize("dtype", [jnp.int32, "half of it", int])
-    def test_no_floating_dtype(self, dtype):
+    def test_raises_if_dtype_is_not_floating(self, dtype):
         with pytest.raises(
             TypeError, match=r"MixedPrecision: dtype is .*floating dtype"
         ):
@@ -255,20 +257,39 @@ DERIVATIVES = {
 }
 
 
-class TestScaled:
+class TestScaleCotangent:
     @pytest.mark.parametrize("kind", DERIVATIVES)
     def test_derivatives_of_every_order_are_unchanged(self, kind):
         derivative, expected = DERIVATIVES[kind]
         found = jax.jit(lambda scale: derivative(lambda x: cubes(x, scale)))(1024.0)
         np.testing.assert_allclose(found, expected, rtol=1e-12)
 
+    @pytest.mark.parametrize("scale", [2.0**-10, 3.0, 2.0**16])
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+    def test_returns_its_argument_and_multiplies_its_cotangent(self, dtype, scale):
+        """2^16, the first scale of Flax, is beyond float16: 0.25 * 2^16 is not."""
+        x, cotangent = jnp.asarray([1.5, -2.0], dtype), jnp.asarray([0.25, 0.5], dtype)
+        tree = {"x": x, "y": (x,)}
+        same, pull = jax.vjp(lambda tree: scale_cotangent(tree, scale), tree)
+        chex.assert_trees_all_equal(same, tree)
+        chex.assert_trees_all_equal_dtypes(same, tree)
+        (found,) = pull(jax.tree.map(lambda _: cotangent, tree))
+        expected = jax.tree.map(lambda _: scale * np.float64(cotangent), tree)
+        expected = jax.tree.map(lambda e: jnp.asarray(e, dtype), expected)
+        chex.assert_trees_all_equal(found, expected)
+        chex.assert_trees_all_equal_dtypes(found, tree)
+
+    def test_tangents_are_unchanged(self):
+        _, tangent = jax.jvp(lambda x: scale_cotangent(x, 8.0), (X,), (X,))
+        chex.assert_trees_all_equal(tangent, X)
+
     @pytest.mark.parametrize("axes", [(0, 0), (None, 0), (1, 0)])
-    def test_mapped_scales(self, axes):
+    def test_derivatives_are_unchanged_under_vmap_over_scales(self, axes):
         x = X if axes[0] is None else jnp.stack([X, X], axis=axes[0])
         found = jax.vmap(jax.grad(cubes), axes)(x, jnp.array([2.0, 1024.0]))
         np.testing.assert_allclose(found, jnp.stack([3 * X**2] * 2), rtol=1e-12)
 
-    def test_what_is_computed_inside_is_scaled(self):
+    def test_cotangents_inside_are_scaled(self):
         inside = []
 
         def seen(x):
@@ -282,7 +303,7 @@ class TestScaled:
 
 class TestLossScale:
     @every_method
-    def test_a_scale_changes_no_number(self, method):
+    def test_hypergradient_is_that_without_a_scale(self, method):
         plain = engine(method=method, dtype=jnp.float32)
         other = engine(
             method=method, dtype=jnp.float32, loss_scale=DynamicScale(scale=2.0**10)
@@ -304,11 +325,11 @@ class TestLossScale:
         )
         return mlox.Engine([problem])
 
-    def test_an_update_that_overflows_is_left_out(self):
+    def test_update_is_skipped_if_it_overflows(self):
         made = self.alone(2.0**14)  # 8 * 2^14 is beyond float16
         step = made.compile(donate=False)
         first, metrics = step(made.init(), {"x": None})
-        np.testing.assert_array_equal(first["x"].params, [1.0, 1.0])
+        assert first["x"].params.tolist() == [1.0, 1.0]
         assert first["x"].opt_state[0].count == 0
         assert first["x"].loss_scale.scale == 2.0**13
         assert metrics["x/loss"] == 16.0
@@ -318,7 +339,7 @@ class TestLossScale:
         assert third["x"].opt_state[0].count == 1
         np.testing.assert_allclose(third["x"].params, 0.9, rtol=1e-5)
 
-    def test_the_scale_grows_again(self):
+    def test_scale_grows_again(self):
         made = self.alone(4.0, grow=2)
         step = made.compile(donate=False)
         state = made.init()
@@ -328,7 +349,7 @@ class TestLossScale:
             scales.append(float(state["x"].loss_scale.scale))
         assert scales == [4.0, 4.0, 8.0, 8.0, 8.0, 16.0]
 
-    def test_an_upper_that_overflows_waits_and_lowers_the_scale_below(self):
+    def test_upper_that_overflows_waits_and_lowers_the_scale_below(self):
         def loss(params, batch, ctx):
             half = (params * ctx.up.params).astype(jnp.float16)
             return half.sum().astype(jnp.float32)
@@ -343,7 +364,7 @@ class TestLossScale:
         step = made.compile(donate=False)
         batches = {"up": None, "low": None}
         state, _ = step(made.init(), batches)
-        np.testing.assert_array_equal(state["up"].params, made.init()["up"].params)
+        chex.assert_trees_all_equal(state["up"].params, made.init()["up"].params)
         assert state["low"].loss_scale.scale == 2.0**11
         for _ in range(12):
             state, _ = step(state, batches)
@@ -351,7 +372,7 @@ class TestLossScale:
         assert jnp.isfinite(state["up"].params).all()
 
     @pytest.mark.parametrize("order", [("big", "small"), ("small", "big")])
-    def test_one_of_two_uppers_that_overflows_is_enough(self, order):
+    def test_scale_is_lowered_if_one_of_two_uppers_overflows(self, order):
         def loss(params, batch, ctx):
             half = params * ctx.big.params * ctx.small.params
             return half.astype(jnp.float16).sum().astype(jnp.float32)
@@ -386,7 +407,7 @@ class TestLossScale:
         assert moved == {"big": False, "small": True}
         assert state["low"].loss_scale.scale == 2.0**7
 
-    def test_a_look_ahead_keeps_what_it_found_of_the_scale(self):
+    def test_look_ahead_keeps_the_scale_that_it_found(self):
         def loss(params, batch, ctx):
             half = (params * ctx.up.params).astype(jnp.float16)
             return half.sum().astype(jnp.float32)
@@ -402,15 +423,15 @@ class TestLossScale:
         assert state["low"].loss_scale.scale == 2.0**11
         assert state["low"].step == 1
 
-    def test_no_scale(self):
+    def test_raises_if_loss_scale_is_a_number(self):
         message = "problem 'low': loss_scale is 1024.0; expected a flax.training.dyn"
         with pytest.raises(TypeError, match=re.escape(message)):
             engine(loss_scale=1024.0)
 
 
-class TestRefusals:
+class TestErrors:
     @pytest.mark.parametrize("kind", [mlox.Accumulated, mlox.MixedPrecision])
-    def test_a_loss_of_two_arguments(self, kind):
+    def test_raises_if_loss_fn_takes_two_arguments(self, kind):
         message = re.escape(": loss_fn takes (params, batch); expected a function (par")
         with pytest.raises(TypeError, match=kind.__name__ + message):
             kind(lambda params, batch: 0.0, 2)
@@ -425,7 +446,7 @@ class TestRefusals:
             ),
         ],
     )
-    def test_what_a_loss_in_lower_precision_returns(self, found, message):
+    def test_raises_if_loss_in_lower_precision_returns_no_loss(self, found, message):
         made = engine(mlox.MixedPrecision(lambda params, batch, ctx: found))
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(made.step, made.init(), BATCHES)

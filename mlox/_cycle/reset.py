@@ -9,9 +9,9 @@ from mlox._graph.dependencies import Plan
 from mlox._hypergradient.cost import context_of
 from mlox._hypergradient.point import EvaluationPoint
 from mlox._hypergradient.tasks import map_if_tasks
-from mlox._problem.context import annotate_errors
 from mlox._problem.optimizer import restart
 from mlox._problem.problem import Problem
+from mlox._utils.describe import annotate_errors
 from mlox._utils.types import PyTree, State
 
 

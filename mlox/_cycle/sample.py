@@ -12,8 +12,7 @@ from mlox._graph.dependencies import Plan
 from mlox._hypergradient.cost import context_of
 from mlox._hypergradient.point import EvaluationPoint
 from mlox._hypergradient.tasks import map_if_tasks
-from mlox._problem.context import annotate_errors
-from mlox._utils.describe import find_non_array
+from mlox._utils.describe import annotate_errors, find_non_array
 from mlox._utils.tree import strip_weak_type
 from mlox._utils.types import Batches, PyTree, State
 

@@ -18,9 +18,8 @@ from mlox._hypergradient.lagrangian import (
 )
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.tasks import map_tasks
-from mlox._problem.context import annotate_errors
 from mlox._problem.optimizer import pull_update
-from mlox._utils.describe import summarize
+from mlox._utils.describe import annotate_errors, summarize
 from mlox._utils.tree import avoid_zero, shard_like
 from mlox._utils.types import Metrics, Params, PyTree
 from mlox.methods import Answer

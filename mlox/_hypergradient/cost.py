@@ -9,9 +9,10 @@ import jax
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.point import EvaluationPoint
 from mlox._hypergradient.tasks import map_tasks, mean_over_tasks
-from mlox._problem.context import Context, Neighbour, annotate_errors
+from mlox._problem.context import Context, Neighbour
 from mlox._problem.loss_output import split_loss
 from mlox._problem.loss_scaling import scale_cotangent
+from mlox._utils.describe import annotate_errors
 from mlox._utils.types import Metrics, PyTree
 
 Aux = tuple[Metrics, PyTree]

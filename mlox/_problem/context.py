@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
 
-from mlox._utils.describe import summarize
 from mlox._utils.types import PyTree
 
 
@@ -101,15 +99,3 @@ class Context:
 
 
 RESERVED = tuple(field.name for field in fields(Context))
-
-
-@contextlib.contextmanager
-def annotate_errors(what: str, **given: Any) -> Iterator[None]:
-    """Add a note to an error of a user's function: its name, and its arguments."""
-    try:
-        yield
-    except Exception as error:
-        got = ", ".join(f"{name}={summarize(value)}" for name, value in given.items())
-        called = f", called with {got}" if got else ""
-        error.add_note(f"The error occurred in {what}{called}.")
-        raise

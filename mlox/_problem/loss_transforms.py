@@ -15,17 +15,8 @@ from mlox._problem.validation import LOSS
 from mlox._utils.convolutions import should_unroll
 from mlox._utils.describe import find_non_array
 from mlox._utils.fields import COUNT, Kind, check, check_fields, check_function
+from mlox._utils.tree import widen
 from mlox._utils.types import LossFn, PyTree
-
-
-def _is_floating(dtype: Any) -> bool:
-    try:
-        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:
-        return False
-
-
-FLOATING = Kind("a floating dtype, e.g. jnp.bfloat16", _is_floating, TypeError)
 
 
 @dataclass(frozen=True)
@@ -71,26 +62,28 @@ class Accumulated:
         """Return the mean loss and the mean metrics."""
         parts = jax.tree.map(lambda x: self._split(x, ctx.name), batch)
 
-        def one(model_state: PyTree, inputs: Any) -> tuple[PyTree, Any]:
+        def add_part(model_state: PyTree, inputs: Any) -> tuple[PyTree, Any]:
             i, part = inputs
             rng = None if ctx.rng is None else jax.random.fold_in(ctx.rng, i)
-            here = dataclasses.replace(ctx, rng=rng, model_state=model_state)
-            found = as_dict(self.loss_fn(params, part, here))
-            return found.pop("model_state", model_state), found
+            part_ctx = dataclasses.replace(ctx, rng=rng, model_state=model_state)
+            returned = as_dict(self.loss_fn(params, part, part_ctx))
+            return returned.pop("model_state", model_state), returned
 
         inputs = jnp.arange(self.steps), parts
         first = jax.tree.map(lambda x: x[0], inputs)
-        unroll = self.steps if should_unroll(one, ctx.model_state, first) else 1
-        model_state, found = jax.lax.scan(
-            jax.checkpoint(one, prevent_cse=unroll > 1),
+        unroll = should_unroll(add_part, ctx.model_state, first)
+        model_state, stacked = jax.lax.scan(
+            # Without the checkpoint the loop keeps the activations of all parts.
+            jax.checkpoint(add_part, prevent_cse=unroll),
             ctx.model_state,
             inputs,
             unroll=unroll,
         )
-        means = jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+        means = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
         return means if model_state is None else {**means, "model_state": model_state}
 
     def _split(self, leaf: Any, name: str) -> jax.Array:
+        """Return a leaf of a batch with a leading axis of parts."""
         shape = jnp.shape(leaf)
         if not shape or shape[0] % self.steps:
             raise ValueError(
@@ -99,6 +92,16 @@ class Accumulated:
                 f"{self.steps} divides, the examples of all micro-batches."
             )
         return jnp.reshape(leaf, (self.steps, shape[0] // self.steps, *shape[1:]))
+
+
+def _is_floating(dtype: Any) -> bool:
+    try:
+        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
+
+
+FLOATING = Kind("a floating dtype, e.g. jnp.bfloat16", _is_floating, TypeError)
 
 
 @dataclass(frozen=True)
@@ -140,17 +143,19 @@ class MixedPrecision:
             n: dataclasses.replace(other, params=self._cast(other.params))
             for n, other in ctx.neighbours.items()
         }
-        here = dataclasses.replace(ctx, neighbours=neighbours)
-        found = as_dict(self.loss_fn(self._cast(params), self._cast(batch), here))
-        if "model_state" in found:
-            new, old = found.pop("model_state"), ctx.model_state
-            # `split_loss` raises if the structure differs.
-            if jax.tree.structure(new) == jax.tree.structure(old):
-                new = jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), new, old)
-            return {**jax.tree.map(_widened, found), "model_state": new}
-        return jax.tree.map(_widened, found)
+        low_ctx = dataclasses.replace(ctx, neighbours=neighbours)
+        returned = as_dict(self.loss_fn(self._cast(params), self._cast(batch), low_ctx))
+        if "model_state" not in returned:
+            return jax.tree.map(_widen, returned)
+        new, old = returned.pop("model_state"), ctx.model_state
+        # `split_loss` raises if the structures differ.
+        if jax.tree.structure(new) == jax.tree.structure(old):
+            new = jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), new, old)
+        return {**jax.tree.map(_widen, returned), "model_state": new}
 
     def _cast(self, tree: PyTree) -> PyTree:
+        """Return a pytree with its floating leaves in `dtype`."""
+
         def cast(leaf: Any) -> Any:
             floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
             return jnp.asarray(leaf, self.dtype) if floating else leaf
@@ -158,9 +163,9 @@ class MixedPrecision:
         return jax.tree.map(cast, tree)
 
 
-def _widened(leaf: Any) -> Any:
+def _widen(leaf: Any) -> Any:
+    """Return a floating leaf in float32 or wider, and any other leaf as it is."""
     if find_non_array(leaf):  # `split_loss` raises
         return leaf
-    array = jnp.asarray(leaf)
-    narrow = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
-    return array.astype(jnp.float32) if narrow else array
+    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return widen(leaf) if floating else leaf

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mlox._problem.context import annotate_errors
 from mlox._problem.problem import Problem
 from mlox._problem.responsive import responsive_part
 from mlox._problem.transformation import build_transformation
+from mlox._utils.describe import annotate_errors
 from mlox._utils.fields import check_like
 from mlox._utils.tree import combine
 from mlox._utils.types import PyTree
@@ -28,7 +28,8 @@ def apply_gradients(
 ) -> Problem:
     """Return the problem after one optimizer step."""
     updates, opt_state = _update(problem, grads, loss)
-    params = optax.apply_updates(problem.params, updates)
+    with jax.numpy_dtype_promotion("standard"):  # see build_transformation
+        params = optax.apply_updates(problem.params, updates)
     if problem.project is not None:
         with annotate_errors(f"project of problem {problem.name!r}", params=params):
             one = problem.project

@@ -21,6 +21,7 @@ def build_transformation(
     """Return the transformation that updates the parameters of a problem."""
     if tasks is not None:
         return _map_tasks(build_transformation(tx, trainable, None), tasks)
+    tx = _promote_as_standard(tx)
     if trainable is None:
         return tx
     parts: dict[Hashable, Any] = {"trained": tx, "frozen": optax.set_to_zero()}
@@ -29,6 +30,28 @@ def build_transformation(
         return jax.tree.map(lambda m: "trained" if m else "frozen", trainable(params))
 
     return optax.partition(parts, labels)
+
+
+def _promote_as_standard(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """Return a transformation that works where JAX promotes no dtypes implicitly.
+
+    With `jax_numpy_dtype_promotion="strict"`, as some set it to find bugs, most of
+    optax 0.2.8 fails: `optax.adam` takes a Python float to the power of an int32 count.
+    """
+
+    def init(params: PyTree) -> PyTree:
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.init(params)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(updates, state, params, **extra)
+
+    return type(tx)(init, update)
 
 
 def _map_tasks(

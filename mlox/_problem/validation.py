@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mlox._problem.context import RESERVED, annotate_errors
-from mlox._utils.describe import summarize
+from mlox._problem.context import RESERVED
+from mlox._utils.describe import annotate_errors, summarize
 from mlox._utils.fields import (
     COUNT,
     COUNT_OR_ZERO,

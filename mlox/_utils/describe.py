@@ -1,7 +1,8 @@
-"""Descriptions of values for error messages, short enough for a screen."""
+"""Error messages and notes: descriptions of values, short enough for a screen."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,3 +89,20 @@ def show_differences(given: PyTree, expected: PyTree, most: int = 3) -> str:
         shown = [summarize(structure) for structure in structures]
         rows = [f"the structure is {shown[0]}, expected {shown[1]}"]
     return "; ".join(rows)
+
+
+@contextlib.contextmanager
+def annotate_errors(what: str, **given: Any) -> Iterator[None]:
+    """Add a note to an error of a user's function: which one, and its arguments.
+
+    Args:
+        what: The function, such as "loss_fn of problem 'fit'".
+        **given: Its arguments.
+    """
+    try:
+        yield
+    except Exception as error:
+        got = ", ".join(f"{name}={summarize(value)}" for name, value in given.items())
+        called = f", called with {got}" if got else ""
+        error.add_note(f"The error occurred in {what}{called}.")
+        raise
