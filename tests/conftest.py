@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import jax
+import pytest
 
 # Most programs of the tests run once: compiling them takes longer. Read by XLA when the
 # first array is made, and by the processes that tests start.
@@ -26,6 +27,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Without that cache, for processes on a mesh: on CPU (JAX 0.10) a program that is read
 # from it has lost the order of its collectives, and the devices wait for each other.
 UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion():
+    """Raise where dtypes are promoted implicitly; examples in docstrings may do so."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
 
 # The files that take longest begin first, or one worker would be left with them.
 LONG = ("processes", "laws", "examples", "sharding", "tasks", "readme", "checkpoint")

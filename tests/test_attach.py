@@ -36,7 +36,7 @@ def traced_key(x):
     def value(x, key, shift):
         def residual(y):
             noise = jax.random.normal(key, jnp.shape(y), jnp.float64)
-            return y**3 + 0.0 * noise - x + (shift - shift)
+            return y**3 + 0.0 * noise - x + (shift - shift).astype(y.dtype)
 
         found = jax.lax.stop_gradient(x) ** (1 / 3)
         return mlox.attach(residual, found, solver=mlox.Dense())

@@ -10,6 +10,7 @@ import itertools
 import re
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,9 +65,7 @@ def traced(engine, batches=None, state=None):
 
 
 def close(found, expected, rtol):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
+    chex.assert_trees_all_close(found, expected, rtol=rtol, atol=rtol)
 
 
 class TestBuilding:
@@ -417,7 +416,8 @@ START = {
 
 
 def descend(tx, params, opt_state, grads):
-    updates, opt_state = tx.update(grads, opt_state, params)
+    with jax.numpy_dtype_promotion("standard"):  # optax 0.2.8 needs it
+        updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
 
@@ -504,7 +504,7 @@ def test_step_equals_a_loop_by_hand(method, steps, inner_tx, outer_tx):
 
 def last_draw_cost(params, weights, batch, key, step, mean):
     """Depend on all that a step draws: batch, dropout, count and moving average."""
-    kept = jax.random.bernoulli(key, 0.5, params.shape)
+    kept = jax.random.bernoulli(key, 0.5, params.shape).astype(params.dtype)
     features = batch["x"] - mean[None]
     scaled = kept * params * jnp.exp(weights)
     fit = jnp.mean((jnp.tanh(features @ scaled) - batch["y"]) ** 2)
@@ -528,7 +528,7 @@ def last_draw_loss(params, batch, ctx):
 
 def noisy_cost(weights, params, mean, key):
     """Read the lower's answer and its moving average through dropout."""
-    kept = jax.random.bernoulli(key, 0.5, params.shape)
+    kept = jax.random.bernoulli(key, 0.5, params.shape).astype(params.dtype)
     return jnp.sum((kept * params - mean) ** 2) + 0.01 * jnp.sum(weights**2)
 
 
@@ -566,7 +566,7 @@ def hypergradient_by_hand(method, weights, key, start, draws):
         up, down = (jax.grad(cost, 1)(params + s * e * v, weights) for s in (1, -1))
         return direct - (up - down) / (2 * e)
     if isinstance(method, mlox.SAMA):
-        update = lambda g: INNER_ADAM.update(g, opt_state, params)[0]
+        update = lambda g: descend(INNER_ADAM, params, opt_state, g)[0]
         v = -jax.vjp(update, slope(params, weights))[1](v)[0]
     elif method.solver == mlox.Dense():
         v = jnp.linalg.solve(jax.hessian(cost)(params, weights), v)

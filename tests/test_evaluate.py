@@ -67,7 +67,7 @@ def test_a_loss_is_evaluated_at_the_state(engine):
         "vector": [3.0, 3.0],
     }
     # The batch has no leading axis of steps, and any length.
-    batch = {"x": np.arange(3.0), "y": 1}
+    batch = {"x": np.arange(3.0), "y": 1.0}
     assert float(engine.evaluate(state, "outer", batch)["loss"]) == 1 + 4 + 25 + 1
     assert float(state["inner"].model_state) == 5.0
 

@@ -408,7 +408,7 @@ class TestWarmup:
         for cycle in range(3):
             state, metrics = step(state, NO_DATA)
             assert state["low"].step == 3 * (cycle + 1)
-            assert state["up"].step == (cycle == 2)
+            assert state["up"].step == int(cycle == 2)
             assert np.isfinite(metrics["up/loss"]).all()
             assert (state["up"].params == X).all() == (cycle < 2)
         before = plain.init()
