@@ -15,7 +15,7 @@ from mlox._utils.types import Validation
 
 
 class Due(NamedTuple):
-    """What is due at a point of a run; all but saving at the last one."""
+    """The actions that are due at a point of a run; at the end all but saving."""
 
     logs: bool
     validates: bool
@@ -42,26 +42,26 @@ class RunConfig:
 
     @property
     def log_interval(self) -> int:
-        """Cycles between log points: by default there are twenty."""
+        """Cycles between log points; by default there are 20 log points."""
         return self.log_every or max(1, self.train_iters // 20)
 
     @property
     def valid_interval(self) -> int:
-        """Cycles between validations: by default as between log points."""
+        """Cycles between validations; by default those between log points."""
         return self.valid_every or self.log_interval
 
     @property
     def stops_by_score(self) -> bool:
-        """Whether the early stopping compares a score, and not a mean metric."""
+        """Whether early stopping uses a validation score, and not a mean metric."""
         rule = self.early_stopping
         return rule is not None and self.validation is not None and rule.uses_score
 
     def due(self, cycle: int, count: int) -> Due:
-        """Return what is due after a cycle, the last one of a dispatch of `count`."""
+        """Return the actions after a cycle, the last one of a dispatch of `count`."""
         ends, before = cycle == self.train_iters, cycle - count
         log_every, valid_every = self.log_interval, self.valid_interval
         every = None if self.checkpoint is None else self.checkpoint.every
-        # A multiple lies among the cycles of the dispatch if the quotient has grown.
+        # The dispatch contains a multiple if the quotient has increased.
         return Due(
             ends or cycle // log_every > before // log_every,
             ends or cycle // valid_every > before // valid_every,
@@ -94,11 +94,11 @@ HINTS = {
 
 
 def check_config(step: Step, config: RunConfig) -> RunConfig:
-    """Return the arguments of a run with plain integers, once they are checked.
+    """Validate the arguments of a run, and return them with plain integers.
 
     Raises:
-        TypeError: If one is of a wrong kind.
-        ValueError: If one has a wrong value, or does not go with the others.
+        TypeError: If one has a wrong type.
+        ValueError: If one has a wrong value, or contradicts another one.
     """
     for name, kind in KINDS.items():
         check(f"`{name}`", vars(config)[name], kind, HINTS.get(name, ""))

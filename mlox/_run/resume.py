@@ -1,4 +1,4 @@
-"""What a run saves, and how it goes on from there."""
+"""Save a run, and resume it from a checkpoint."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def restore_totals(saved: Totals, zeros: Totals) -> Totals:
 
 
 def _describe_rule(rule: EarlyStopping | None) -> list[Any] | None:
-    """Return what must be equal for a rule to go on from what another has seen."""
+    """Return the part of a rule that must be equal to continue from its state."""
     if rule is None:
         return None
     return [rule.metric, rule.mode, float(rule.min_delta), rule.restore_best]
