@@ -633,7 +633,7 @@ def test_system_exit_passes_through_a_run(engine):
         ({"donate": None}, TypeError),
         ({"progress": 1}, TypeError),
         ({"logdir": 3}, TypeError),
-        ({"data": [BATCHES]}, TypeError),
+        ({"data": []}, TypeError),
         ({"state": {}}, ValueError),
         ({"on_nonfinite": True}, ValueError),
     ],

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mlox._checkpoint.options import Checkpoint, check_checkpoint
 from mlox._run.dispatch import Step
 from mlox._run.early_stopping import EarlyStopping, check_rule
-from mlox._run.nonfinite import CYCLES, Policy
+from mlox._run.nonfinite import Policy
 from mlox._utils.fields import COUNT, FLAG, FUNCTION, PATH, Kind, check, optional
 from mlox._utils.types import Validation
 
@@ -108,13 +108,14 @@ def check_config(step: Step, config: RunConfig) -> RunConfig:
             f"`valid_every` is {config.valid_every}, but there is no `validation`: "
             "pass a function from a state to a dict of scalars, or drop `valid_every`."
         )
-    taken = {"validation": validated, CYCLES.split("/")[0]: config.policy is not None}
-    for name in [name for name in problems if taken.get(name)]:
-        option = "validation" if name == "validation" else "on_nonfinite"
-        raise ValueError(
-            f"a problem is called {name!r}, so its metrics would be mixed with those "
-            f"of `{option}`: rename the problem."
-        )
+    taken = {"validation": config.validation, "on_nonfinite": config.policy}
+    for option, value in taken.items():
+        name = {"validation": "validation", "on_nonfinite": "run"}[option]
+        if value is not None and name in problems:
+            raise ValueError(
+                f"a problem is called {name!r}, so its metrics would be mixed with "
+                f"those of `{option}`: rename the problem."
+            )
     if config.policy is Policy.RESTORE and config.checkpoint is None:
         raise ValueError(
             "`on_nonfinite` is 'restore', but there is no `checkpoint` to go back to: "

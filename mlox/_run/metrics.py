@@ -35,7 +35,7 @@ def mean_metrics(point: Point) -> Columns:
 def record_means(
     reached: RunState, zeros: Totals, donate: bool
 ) -> tuple[RunState, dict[str, float]]:
-    """Columns the means since the last log point, and return the scalars, too.
+    """Record the means since the last log point, and return the scalars, too.
 
     The totals of the newest point begin anew with `zeros`.
     """
@@ -113,18 +113,14 @@ def validate(
 
     def measure() -> Columns:
         returned = validation(point.state)
-        check(
-            "`validation`: result",
-            returned,
-            RESULT,
-            'Return e.g. {"accuracy": accuracy}.',
-        )
+        hint = 'Return e.g. {"accuracy": accuracy}.'
+        check("`validation`: result", returned, RESULT, hint)
         for name in returned:
             check("`validation`: name of a score", name, SCORE_NAME)
         # Copied, since a view in a record would keep a buffer of the device alive.
         scores = {n: np.array(x) for n, x in jax.device_get(dict(returned)).items()}
+        hint = "Reduce it, e.g. by its mean."
         for name, score in scores.items():
-            hint = "Reduce it, e.g. by its mean."
             check(f"`validation`: score {name!r}", score, SCORE, hint)
         return {f"validation/{name}": score for name, score in scores.items()}
 

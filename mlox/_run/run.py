@@ -174,27 +174,23 @@ def run(
                 resume=resume,
                 policy=parse_policy(on_nonfinite),
             )
-            series = {} if data is None else data
-            cycles = _open(stack, step, state, series, config, used, layout)
+            given = {} if data is None else data
+            cycles = _open_and_loop(stack, step, state, given, config, used, layout)
             for phase, reached in cycles:  # noqa: B007
                 pass
             phase = Phase.CLOSING
     except BaseException as error:
-        failure = (
+        if layout is not None and layout.is_multi_process:
             annotate_device_error(error)
-            if layout is not None and layout.is_multi_process
-            else error
-        )
-        failed = phase is not Phase.START
-        if not failed or not isinstance(failure, Exception | KeyboardInterrupt):
+        if phase is Phase.START or not isinstance(error, Exception | KeyboardInterrupt):
             raise
         raise make_run_error(
-            failure, phase, reached, train_iters, cycles_per_dispatch
-        ) from failure
+            error, phase, reached, train_iters, cycles_per_dispatch
+        ) from error
     return reached.final, history_of(reached)
 
 
-def _open(
+def _open_and_loop(
     stack: contextlib.ExitStack,
     step: Step,
     state: State,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -49,24 +48,24 @@ class RunState(NamedTuple):
         points: The last three dispatches, the newest one last. The newest two may still
             be computing, so that the device is busy while the host works.
         fallback: An earlier point whose state is never donated.
+        positions: Where the data are after the batches of the newest point.
         records: The mean metrics at each log point.
         validations: The scores of each validation.
         best: The state of the early stopping.
         best_state: The state of its best point, if the run returns that one.
         rewind_to: The state of the last checkpoint, if non-finite cycles are replaced
             by it.
-        positions: Where the data are after the batches of the newest point.
         clock: A cycle, and the time when it began, in seconds; for the speed.
     """
 
     points: tuple[Point, ...]
     fallback: Point
+    positions: Mapping[str, Any]
     records: tuple[Columns, ...] = ()
     validations: tuple[Columns, ...] = ()
     best: Best = Best()
     best_state: PyTree = None
     rewind_to: PyTree = None
-    positions: Mapping[str, Any] = types.MappingProxyType({})
     clock: tuple[int, float] = (0, 0.0)
 
     @property
@@ -92,7 +91,7 @@ def start_at(
 ) -> RunState:
     """Return the state of a run before its first dispatch."""
     point = Point(cycle, state, totals, since)
-    return RunState(points=(point,), fallback=point)
+    return RunState((point,), fallback=point, positions={})
 
 
 def find_last_good(reached: RunState) -> tuple[Point, int]:
