@@ -55,8 +55,8 @@ def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
             if None not in tasks and tasks[0] != tasks[1]:
                 raise ValueError(
                     f"{kind} edge {first!r} -> {second!r} has tasks={tasks[0]} and "
-                    f"tasks={tasks[1]} at its ends; expected equal numbers, or None for "
-                    "a problem that all tasks share."
+                    f"tasks={tasks[1]} at its ends; expected equal numbers, or None "
+                    "for a problem that all tasks share."
                 )
     for name, problem in problems.items():
         if problem.reset is not None and name not in graph.inner_layer:
