@@ -197,7 +197,7 @@ def test_restore_survives_a_signal_between_checkpoints(engine, tmp_path):
         )
 
     expected = run(tmp_path / "whole")
-    with pytest.raises(mlox.RunInterrupted, match="SIGTERM came"):
+    with pytest.raises(mlox.RunInterrupted, match="Stopped by SIGTERM"):
         run(tmp_path / "parts", stop=6)
     found = run(tmp_path / "parts", resume=True)
     chex.assert_trees_all_equal(*map(with_key_data, (found[0], expected[0])))

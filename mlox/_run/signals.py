@@ -44,5 +44,6 @@ def preemption_message(received: Sequence[int], saved_in: pathlib.Path | None) -
     """Return why a run stops: by a signal of this process, or of another one."""
     name = signal.Signals(received[0] if received else signal.SIGTERM).name
     if saved_in is None:
-        return f"{name} came."
-    return f"{name} came. All is saved in {str(saved_in)!r}: go on with `resume=True`."
+        return f"Stopped by {name}."
+    saved = f"The run is saved in {str(saved_in)!r}: continue it with `resume=True`."
+    return f"Stopped by {name}. {saved}"
