@@ -821,7 +821,7 @@ def test_long_differences_are_cut(engine, tmp_path):
         loss_fn=lambda params, batch, ctx: sum(params),
     )
     run(engine, 2, checkpoint=folder)
-    with pytest.raises(ValueError, match=r"\n  and \d+ more\nGo on with the engine"):
+    with pytest.raises(ValueError, match=r"\n  and \d+ more\nUse the engine"):
         mlox.restore(tmp_path, mlox.Engine([many]).init())
 
 
@@ -893,7 +893,7 @@ def test_signal_lets_the_dispatch_end_and_saves(tmp_path, number):
     cycle = int(stopped.split()[1])
     assert find_cycles(tmp_path)[-1] == cycle
     assert f"at a signal after cycle {cycle} of 1000000" in stopped
-    assert f"{number.name} came. All is saved in" in stopped
+    assert f"Stopped by {number.name}. The run is saved in" in stopped
     assert "closed" in text
     until = str(cycle + 7)
     resumed = output(tmp_path, until, "resume").splitlines()

@@ -13,7 +13,7 @@ from flax.training.dynamic_scale import DynamicScale
 
 import mlox
 
-from .trees import with_key_data
+from .trees import assert_close, with_key_data
 
 BAD = 100.0
 
@@ -94,7 +94,7 @@ def test_raise_holds_the_state_before_the_cycle(engine, layout, log_every):
         )
     error = caught.value
     assert error.cycle == 5
-    chex.assert_trees_all_equal(*map(with_key_data, (error.state, expected)))
+    assert_close(error.state, expected)  # of another program, by rounding
     assert error.history["cycle"][-1] == 5
     logged = [0, *error.history["cycle"].tolist()]
     for row, (start, end) in enumerate(itertools.pairwise(logged)):
@@ -197,7 +197,7 @@ def test_restore_survives_a_signal_between_checkpoints(engine, tmp_path):
         )
 
     expected = run(tmp_path / "whole")
-    with pytest.raises(mlox.RunInterrupted, match="SIGTERM came"):
+    with pytest.raises(mlox.RunInterrupted, match="Stopped by SIGTERM"):
         run(tmp_path / "parts", stop=6)
     found = run(tmp_path / "parts", resume=True)
     chex.assert_trees_all_equal(*map(with_key_data, (found[0], expected[0])))

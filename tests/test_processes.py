@@ -147,7 +147,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_cycle(tmp_path):
     kind, cycle = first.pop().split()
     assert kind == "RunInterrupted"
     assert int(cycle) >= 4
-    assert all("SIGTERM came." in text for text in texts)
+    assert all("Stopped by SIGTERM." in text for text in texts)
 
 
 def test_a_killed_process_is_an_error_on_the_others(tmp_path):

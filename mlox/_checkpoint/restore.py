@@ -182,7 +182,7 @@ def _check_same(saved: Saved, differences: list[str]) -> None:
         shown = "\n  ".join([*differences[:3], *more])
         raise ValueError(
             f"Checkpoint {str(saved.path)!r} is of another engine or state:\n  {shown}"
-            "\nGo on with the engine and the state with which the run began, choose "
+            "\nUse the engine and the state with which the run began, choose "
             "another directory, or restore what both share by `partial`."
         )
 

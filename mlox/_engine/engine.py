@@ -53,19 +53,19 @@ class Engine:
         problems: The problems, made by `Problem.create`.
         u2l: Upper -> lowers that read it; names, or the problems themselves.
         l2u: Lower -> uppers that read its answer.
-        coupling: "total": an implicit problem that has movers of its own answers to
-            its total objective, in which they respond; exact at any depth. "direct":
-            it answers to the partial gradient of its cost, the rule of Betty; cheaper,
-            and biased for three levels and more.
-        roll_back: Whether windows are look-aheads: after an upper has stepped, what is
-            below it is restored to the window's start and makes one round under the
-            new upper, with the window's last batches.
-        unroll_loops: Whether loops over steps are written out. None: only where a loss
-            contains a convolution and the backend is the CPU, since XLA runs these 11
-            to 30 times slower inside a loop there.
+        coupling: "total": an implicit problem with responsive lowers (movers) answers
+            to its total objective, which includes their response; exact at any depth.
+            "direct": it answers to the partial gradient of its cost, the rule of Betty;
+            cheaper, and biased for three levels and more.
+        roll_back: Whether windows are look-aheads: after an upper has stepped, the
+            problems below it are restored to the start of the window, and make one
+            round under the new upper with the last batches of the window.
+        unroll_loops: Whether loops over steps are unrolled. None: only if a loss has a
+            convolution and the backend is the CPU, where XLA runs convolutions 11 to 30
+            times slower inside a loop.
 
     Raises:
-        TypeError: If `problems` or an edge holds something else than a problem.
+        TypeError: If an entry of `problems` or an edge is not a problem.
         ValueError: If l2u has a cycle, a u2l edge has no way back, periods do not
             divide each other, or a method cannot solve for the answers that it has to;
             the message names problem and edge.
@@ -229,18 +229,17 @@ class Engine:
             state: {name: Problem}.
             name: The problem, or its name.
             batch: One batch of the problem, without the leading axis that `step` needs;
-                None for a problem without data, and for one that is to sample its own
-                from `rng`.
-            rng: What the loss gets as `ctx.rng`: a PRNG key, a seed, or None, also if
-                the problem has a key of its own.
+                None for a problem without data, or to sample a batch with `rng`.
+            rng: The `ctx.rng` of the loss: a PRNG key, a seed, or None, also if the
+                problem has its own key.
 
         Returns:
-            {"loss": loss, and the loss's other metrics by their names}.
+            {"loss": loss, and the other metrics of the loss by their names}.
 
         Raises:
             TypeError: If `rng` is neither a key, nor a seed, nor None.
-            ValueError: If the problem is unknown, the batch holds something else than
-                arrays, or the state does not fit.
+            ValueError: If the problem is unknown, a leaf of the batch is not an array,
+                or the state does not fit.
 
         Example:
             >>> import jax.numpy as jnp, mlox, optax

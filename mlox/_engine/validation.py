@@ -18,7 +18,6 @@ from mlox._problem.optimizer import optimizer_of, pull_update, restart
 from mlox._problem.problem import Problem
 from mlox._problem.responsive import responsive_part
 from mlox._problem.validation import check_opt_state, check_params, check_parts
-from mlox._utils.describe import summarize
 from mlox._utils.fields import Kind, check, check_arrays
 from mlox._utils.types import Batches, State
 from mlox.methods import Iterative, Unrolled, reach
@@ -34,6 +33,10 @@ INDEFINITE = {
     System.SYMMETRIC: "symmetric but indefinite, as lowers of its own respond",
     System.GENERAL: "not symmetric, a Nash game over a lower that its tops share",
 }
+REMEDY = (
+    "Use mlox.Implicit(mlox.GMRES()) for {name}, or mlox.Implicit(), which picks a "
+    "fitting solver, or coupling='direct'."
+)
 
 
 def check_problems(problems: Any) -> None:
@@ -46,7 +49,15 @@ def check_problems(problems: Any) -> None:
 def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
     """Raise ValueError if options of problems do not fit their place in the graph."""
     graph = plan.graph
-    _check_tasks(graph, problems)
+    for kind, edges in (("u2l", graph.u2l), ("l2u", graph.l2u)):
+        for first, second in edges:
+            tasks = problems[first].tasks, problems[second].tasks
+            if None not in tasks and tasks[0] != tasks[1]:
+                raise ValueError(
+                    f"{kind} edge {first!r} -> {second!r} has tasks={tasks[0]} and "
+                    f"tasks={tasks[1]} at its ends; expected equal numbers, or None "
+                    "for a problem that all tasks share."
+                )
     for name, problem in problems.items():
         if problem.reset is not None and name not in graph.inner_layer:
             raise ValueError(
@@ -59,10 +70,9 @@ def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
     for upper, run, shared, solved in plan.conflicts:
         raise ValueError(
             f"problems {run!r} and {solved!r} lead {shared!r}, which they share, and "
-            f"{upper!r} differentiates both answers: {run!r} is unrolled, but "
-            f"{solved!r} is not, so that the steps of {run!r} would take {solved!r} as "
-            "fixed. Give both mlox.Unrolled() or both mlox.Implicit(), or use "
-            "coupling='direct'."
+            f"{upper!r} differentiates both answers: {run!r} is unrolled, but its "
+            f"steps would take {solved!r} as fixed. Give both mlox.Unrolled() or both "
+            "mlox.Implicit(), or use coupling='direct'."
         )
     for name, layer in plan.differentiated_at.items():
         method = problems[name].method
@@ -76,20 +86,6 @@ def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
             )
 
 
-def _check_tasks(graph: Graph, problems: Mapping[str, Problem]) -> None:
-    """Raise ValueError if an edge connects problems of different numbers of tasks."""
-    for kind, edges in (("u2l", graph.u2l), ("l2u", graph.l2u)):
-        for first, second in edges:
-            counts = problems[first].tasks, problems[second].tasks
-            if None not in counts and counts[0] != counts[1]:
-                raise ValueError(
-                    f"{kind} edge {first!r} -> {second!r}: the problems have "
-                    f"tasks={counts[0]} and tasks={counts[1]}; expected equal numbers, "
-                    "so that task i sees task i, or None for a problem that all tasks "
-                    "share."
-                )
-
-
 def _check_block(block: Block, upper: str, problems: Mapping[str, Problem]) -> None:
     """Raise ValueError if the methods of a block cannot solve its linear system."""
     first, *others = block.tops
@@ -97,18 +93,15 @@ def _check_block(block: Block, upper: str, problems: Mapping[str, Problem]) -> N
     for top in others:
         if problems[top].method != method:
             raise ValueError(
-                f"problems {first!r} and {top!r} lead a lower that they share, so "
-                f"their answers to {upper!r} are one linear system, but their methods "
-                f"differ: {method} and {problems[top].method}. Give both the same, "
-                "e.g. mlox.Implicit(mlox.GMRES()), or use coupling='direct'."
+                f"problems {first!r} and {top!r} share a lower, so their answers to "
+                f"{upper!r} are one linear system, but their methods differ: {method} "
+                f"and {problems[top].method}. {REMEDY.format(name='both')}"
             )
     if System.NONE < reach(method) < block.system:
         raise ValueError(
             f"problem {first!r}: {method} cannot solve for its answer to {upper!r}: "
             f"the system of {', '.join(reversed(block.names))} is "
-            f"{INDEFINITE[block.system]}. Use mlox.Implicit(mlox.GMRES()) for "
-            f"{first!r}, or mlox.Implicit(), which picks a fitting solver, or "
-            "coupling='direct'."
+            f"{INDEFINITE[block.system]}. {REMEDY.format(name=repr(first))}"
         )
 
 
@@ -149,27 +142,20 @@ def check_state(plan: Plan, state: State) -> None:
     check_methods(plan, state)
     steps = dict(zip(plan.graph.names, plan.graph.unroll_steps, strict=True))
     for name, problem in state.items():
-        unrolled = isinstance(problem.method, Iterative)
-        total = reach(problem.method) > System.NONE
         built = steps[name], name in plan.unrolled, name in plan.can_be_total
-        if (problem.unroll_steps, unrolled, total) != built:
+        method, unroll_steps = problem.method, problem.unroll_steps
+        kinds = isinstance(method, Iterative), reach(method) > System.NONE
+        if (unroll_steps, *kinds) != built:
             raise ValueError(
-                f"problem {name!r}: method or unroll_steps in the state "
-                f"({problem.method}, {problem.unroll_steps}) are not those that the "
-                "engine was built with. Build a new Engine with the changed problem; "
-                "the state can stay."
+                f"problem {name!r}: method or unroll_steps in the state ({method}, "
+                f"{unroll_steps}) differ from those that the engine was built with. "
+                "Build a new Engine with the changed problem; the state can stay."
             )
-        _check_arrays(problem)
-
-
-def _check_arrays(problem: Problem) -> None:
-    """Raise if `replace` was given arrays that `create` would not accept."""
-    name = problem.name
-    parts = {n: vars(problem)[n] for n in ("step", "rng", "loss_scale")}
-    check_parts(name, parts)
-    check_params(name, problem.params)
-    check_arrays(f"problem {name!r}: model_state", problem.model_state)
-    check_opt_state(name, optimizer_of(problem), problem.params, problem.opt_state)
+        # `replace` leaves arrays unchecked.
+        check_parts(name, {n: vars(problem)[n] for n in ("step", "rng", "loss_scale")})
+        check_params(name, problem.params)
+        check_arrays(f"problem {name!r}: model_state", problem.model_state)
+        check_opt_state(name, optimizer_of(problem), problem.params, problem.opt_state)
 
 
 def _check_keys(
@@ -177,25 +163,22 @@ def _check_keys(
 ) -> None:
     """Raise unless a value is a dict with the names of all problems as its keys."""
     names = sorted(graph.names)
-    is_dict = Kind(
-        f"a dict with the keys {names}", lambda x: isinstance(x, Mapping), error
-    )
-    check(label, given, is_dict, hint)
+    expected = f"a dict with the keys {names}"
+    check(label, given, Kind(expected, lambda x: isinstance(x, Mapping), error), hint)
     has_names = Kind(str(names), lambda _: set(given) == set(names))
     check(f"{label}.keys()", sorted(map(str, given)), has_names, hint)
 
 
 def check_donated(state: State) -> None:
     """Raise ValueError if the buffers of a state were donated to an earlier call."""
-    for name, problem in state.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(problem):
-            concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
-            if concrete and leaf.is_deleted():
-                raise ValueError(
-                    f"state[{name!r}]{jax.tree_util.keystr(path)} was donated to an "
-                    "earlier call, which used its memory. Go on with the state that "
-                    "the call returned, or pass donate=False to it."
-                )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(dict(state)):
+        concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+        if concrete and leaf.is_deleted():
+            raise ValueError(
+                f"state{jax.tree_util.keystr(path)} was donated to an earlier call, "
+                "which used its memory. Go on with the state that the call returned, "
+                "or pass donate=False to it."
+            )
 
 
 def check_batches(graph: Graph, state: State, batches: Batches) -> None:
@@ -203,22 +186,19 @@ def check_batches(graph: Graph, state: State, batches: Batches) -> None:
     hint = "Pass None for a problem without data. engine.stack makes batches."
     _check_keys("batches", batches, graph, hint, ValueError)
     for name, batch in batches.items():
-        label = f"batches[{name!r}]"
-        if batch is not None and state[name].sample is not None:
-            raise ValueError(
-                f"{label} is {summarize(batch)}; expected None, since {name!r} samples "
-                "its own batches."
-            )
+        label, tasks = f"batches[{name!r}]", state[name].tasks
+        if state[name].sample is not None:
+            expected = f"None, since {name!r} samples its own batches"
+            check(label, batch, Kind(expected, lambda x: x is None))
         check_arrays(label, batch)
-        steps, tasks = graph.steps_per_cycle[name], state[name].tasks
-        axes = (steps,) if tasks is None else (steps, tasks)
+        axes = {"steps in a cycle": graph.steps_per_cycle[name]}
+        axes |= {} if tasks is None else {"tasks": tasks}
+        sizes = tuple(axes.values())
         for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-            if np.shape(leaf)[: len(axes)] != axes:
-                shape = ", ".join(map(str, axes))
-                counts = f"{steps} steps in a cycle"
-                counts += "" if tasks is None else f" and {tasks} tasks"
+            if np.shape(leaf)[: len(sizes)] != sizes:
+                counts = " and ".join(f"{size} {axis}" for axis, size in axes.items())
                 raise ValueError(
                     f"{label}{jax.tree_util.keystr(path)} has shape {np.shape(leaf)}; "
-                    f"expected [{shape}, ...] for {counts}. engine.stack stacks "
-                    "batches so."
+                    f"expected [{', '.join(map(str, sizes))}, ...] for {counts}. "
+                    "engine.stack stacks batches so."
                 )

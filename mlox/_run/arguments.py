@@ -9,13 +9,13 @@ from typing import NamedTuple
 from mlox._checkpoint.options import Checkpoint, check_checkpoint
 from mlox._run.dispatch import Step
 from mlox._run.early_stopping import EarlyStopping, check_rule
-from mlox._run.nonfinite import CYCLES, Policy
+from mlox._run.nonfinite import Policy
 from mlox._utils.fields import COUNT, FLAG, FUNCTION, PATH, Kind, check, optional
 from mlox._utils.types import Validation
 
 
 class Due(NamedTuple):
-    """What is due at a point of a run; all but saving at the last one."""
+    """The actions that are due at a point of a run; at the end all but saving."""
 
     logs: bool
     validates: bool
@@ -42,26 +42,26 @@ class RunConfig:
 
     @property
     def log_interval(self) -> int:
-        """Cycles between log points: by default there are twenty."""
+        """Cycles between log points; by default there are 20 log points."""
         return self.log_every or max(1, self.train_iters // 20)
 
     @property
     def valid_interval(self) -> int:
-        """Cycles between validations: by default as between log points."""
+        """Cycles between validations; by default those between log points."""
         return self.valid_every or self.log_interval
 
     @property
     def stops_by_score(self) -> bool:
-        """Whether the early stopping compares a score, and not a mean metric."""
+        """Whether early stopping uses a validation score, and not a mean metric."""
         rule = self.early_stopping
         return rule is not None and self.validation is not None and rule.uses_score
 
     def due(self, cycle: int, count: int) -> Due:
-        """Return what is due after a cycle, the last one of a dispatch of `count`."""
+        """Return the actions after a cycle, the last one of a dispatch of `count`."""
         ends, before = cycle == self.train_iters, cycle - count
         log_every, valid_every = self.log_interval, self.valid_interval
         every = None if self.checkpoint is None else self.checkpoint.every
-        # A multiple lies among the cycles of the dispatch if the quotient has grown.
+        # The dispatch contains a multiple if the quotient has increased.
         return Due(
             ends or cycle // log_every > before // log_every,
             ends or cycle // valid_every > before // valid_every,
@@ -94,11 +94,11 @@ HINTS = {
 
 
 def check_config(step: Step, config: RunConfig) -> RunConfig:
-    """Return the arguments of a run with plain integers, once they are checked.
+    """Validate the arguments of a run, and return them with plain integers.
 
     Raises:
-        TypeError: If one is of a wrong kind.
-        ValueError: If one has a wrong value, or does not go with the others.
+        TypeError: If one has a wrong type.
+        ValueError: If one has a wrong value, or contradicts another one.
     """
     for name, kind in KINDS.items():
         check(f"`{name}`", vars(config)[name], kind, HINTS.get(name, ""))
@@ -108,13 +108,14 @@ def check_config(step: Step, config: RunConfig) -> RunConfig:
             f"`valid_every` is {config.valid_every}, but there is no `validation`: "
             "pass a function from a state to a dict of scalars, or drop `valid_every`."
         )
-    taken = {"validation": validated, CYCLES.split("/")[0]: config.policy is not None}
-    for name in [name for name in problems if taken.get(name)]:
-        option = "validation" if name == "validation" else "on_nonfinite"
-        raise ValueError(
-            f"a problem is called {name!r}, so its metrics would be mixed with those "
-            f"of `{option}`: rename the problem."
-        )
+    taken = {"validation": config.validation, "on_nonfinite": config.policy}
+    for option, value in taken.items():
+        name = {"validation": "validation", "on_nonfinite": "run"}[option]
+        if value is not None and name in problems:
+            raise ValueError(
+                f"a problem is called {name!r}, so its metrics would be mixed with "
+                f"those of `{option}`: rename the problem."
+            )
     if config.policy is Policy.RESTORE and config.checkpoint is None:
         raise ValueError(
             "`on_nonfinite` is 'restore', but there is no `checkpoint` to go back to: "

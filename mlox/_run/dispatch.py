@@ -1,4 +1,4 @@
-"""Dispatches: cycles compiled into one program, and the batches that they take."""
+"""Dispatches: several cycles compiled into one program, and their batches."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mlox._utils.types import Metrics, PyTree, State
 
 
 class Totals(NamedTuple):
-    """The sums from which a log point makes means.
+    """Sums of metrics since the last log point.
 
     Attributes:
         sums: For each metric, its means over the steps of a cycle, summed over cycles.
-        counts: How many cycles were not finite, see `mlox._run.nonfinite`.
+        counts: The numbers of non-finite cycles, see `mlox._run.nonfinite`.
     """
 
     sums: dict[str, Any]
@@ -31,9 +31,9 @@ class Totals(NamedTuple):
 
 
 class Step(Protocol):
-    """What a run needs of an engine: a frozen value that hashes and compares.
+    """The part of an engine that a run needs: a frozen, hashable value.
 
-    It should hold no arrays, as compiled programs keep it alive.
+    It must not have arrays, because caches of compiled programs keep it alive.
     """
 
     def __call__(self, state: State, batches: Any) -> tuple[State, Metrics]:
@@ -41,34 +41,34 @@ class Step(Protocol):
         ...
 
     def check(self, state: Any) -> None:
-        """Raise an error if no cycle can begin with a state."""
+        """Raise if a state does not fit the engine."""
 
     def find_nonfinite(self, before: State, after: State, metrics: Metrics) -> Metrics:
-        """Return for each problem whether a cycle made numbers that are not finite."""
+        """Return, for each problem, whether a cycle produced non-finite numbers."""
         ...
 
     def rewind(self, to: State, after: State) -> State:
-        """Return an earlier state, with the counts of steps of a later one."""
+        """Return an earlier state, with the step counts of a later one."""
         ...
 
     @property
     def steps_per_cycle(self) -> Mapping[str, int]:
-        """The number of steps that each problem makes in one cycle."""
+        """The optimizer steps of each problem in one cycle."""
         ...
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """A description for JSON, which tells checkpoints of other engines apart."""
+        """A description of the engine for JSON, which checkpoints compare."""
         ...
 
 
 # Compiled programs are cached by the value of the engine, so that a second run does not
-# trace. The caches are small, so that programs of old engines are freed.
+# trace again. The caches are small, so that programs of old engines are freed.
 
 
 @functools.lru_cache(maxsize=16)
 def _jit_cycle(step: Step) -> Callable[[State, Any], tuple[State, Metrics]]:
-    """Jit one cycle, for its cache of traces: every program here uses one trace."""
+    """Jit one cycle, so that all programs of this file share its trace."""
     return jax.jit(step, inline=True)
 
 
@@ -84,7 +84,7 @@ def compile_cycles(
     run_cycle = _jit_cycle(step)
 
     def constrain(state: State, totals: Totals) -> tuple[State, Totals]:
-        """Leave a state on a mesh as it was placed, and totals on every device."""
+        """Constrain a state to its layout, and replicate the totals."""
         if layout is None:
             return state, totals
         return layout.constrain(state), layout.replicate(totals)
@@ -111,7 +111,7 @@ def compile_cycles(
 
         if count == 1:
             return cycle((state, totals), batches)[0]
-        # XLA may place what a loop carries elsewhere than what enters and leaves it.
+        # XLA may place the carry of a loop differently from its input and output.
         return constrain(*lax.scan(cycle, (state, totals), batches, length=count)[0])
 
     return jax.jit(program, donate_argnums=(0,) if donate else ())
@@ -121,11 +121,11 @@ def compile_cycles(
 def compile_zeros(
     step: Step, count: int, policy: Policy | None, layout: Layout | None
 ) -> Callable[[PyTree, Any], Totals]:
-    """Compile a function of state and batches to the totals to start from.
+    """Compile a function from state and batches to the initial totals.
 
-    As the output of a program that keeps the (unused) state among its arguments they
-    are placed just as the totals of a later dispatch are. Zeros from anywhere else
-    would cost a second compilation if the state is committed or sharded.
+    They are the output of a program with the (unused) state as an argument, so they are
+    placed like the totals of later dispatches. Other zeros would cost a second
+    compilation if the state is committed or sharded.
     """
     run_cycle = _jit_cycle(step)
 
@@ -146,7 +146,7 @@ def compile_zeros(
 
 
 def _sum_dtype(dtype: Any) -> Any:
-    """Return the dtype of a metric, or float32 if it has no or few digits."""
+    """Return the dtype of a metric, or float32 if it is narrower or an integer."""
     wide = jnp.issubdtype(dtype, np.inexact) and jnp.dtype(dtype).itemsize >= 4
     return dtype if wide else jnp.float32
 
@@ -156,32 +156,32 @@ def _mean(metric: jax.Array, dtype: Any) -> jax.Array:
 
 
 def scalar_names(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the names of the metrics that loggers get: real scalars."""
+    """Return the names of the metrics for loggers, which are real scalars."""
     return [n for n, m in metrics.items() if m.ndim == 0 and np.isrealobj(m)]
 
 
 def copy_state(state: PyTree) -> PyTree:
-    """Return a copy of a state, of which one can be donated."""
+    """Return a copy of a state, so that one of the two can be donated."""
     return jax.tree.map(jnp.copy, state)
 
 
 def stack_batches(
     step: Step, sources: Mapping[str, Iterator[Any]], count: int, layout: Layout | None
 ) -> Any:
-    """Stack the batches of `count` cycles, and start their way to the devices."""
+    """Stack the batches of `count` cycles, and start their transfer to the devices."""
     cycles = None if count == 1 else count
     batches = _data.stack_batches(step.steps_per_cycle, sources, cycles)
     if layout is not None:
         return split_batches(batches, layout.mesh, axis=1 if cycles is None else 2)
-    # Where host and device share their memory, the program itself takes NumPy's arrays
-    # faster; elsewhere the copy should start now.
+    # On CPU, where host and device share memory, passing NumPy arrays to the program is
+    # faster. On other backends the transfer should start now.
     return batches if jax.default_backend() == "cpu" else jax.device_put(batches)
 
 
 def dispatch_sizes(cycles: int, cycles_per_dispatch: int) -> Iterator[int]:
-    """Split cycles into dispatches: all of one length, but for the last one."""
+    """Split cycles into dispatches of equal length, except for the last one."""
     full, rest = divmod(cycles, cycles_per_dispatch)
-    # A list would take gigabytes for a run that is to last until it is stopped.
+    # Not a list, which would take gigabytes for a practically endless run.
     yield from itertools.repeat(cycles_per_dispatch, full)
     if rest:
         yield rest

@@ -1,4 +1,4 @@
-"""Early stopping: a rule as a value, and what it has seen as plain numbers."""
+"""Early stopping: a rule as a value, and its state as plain numbers."""
 
 import dataclasses
 import math
@@ -21,28 +21,28 @@ from mlox._utils.fields import (
 class EarlyStopping:
     """Stop a run when a metric has not improved for a while.
 
-    The metric is compared wherever it is recorded: a score of the validation at every
+    The metric is compared whenever it is recorded: a validation score at every
     validation, a mean metric at every log point. A value is an improvement if it is
-    better than the best one so far by more than `min_delta`; NaN never is. The run
-    stops after `patience` points in a row without an improvement, and that point is
-    its last log point and validation.
+    better than the best one so far by more than `min_delta`; NaN is never one. The run
+    stops after `patience` points in a row without an improvement; the last one of them
+    is also its last log point and validation.
 
     `flax.training.early_stopping.EarlyStopping` stops one point later: its patience of
     `n` is `patience=n + 1` here.
 
     Attributes:
-        metric: A name as loggers and the history have it: `"validation/<score>"`, or a
-            mean metric that is a scalar, such as `"classifier/loss"`.
+        metric: A name of the history: `"validation/<score>"`, or a mean metric that is
+            a scalar, such as `"classifier/loss"`.
         mode: `"min"` if smaller is better, `"max"` if larger is.
         patience: The number of points, at least 1.
-        min_delta: What an improvement exceeds, in units of the metric, at least 0.
-        restore_best: Whether the state of the best point is returned, whether the run
-            stopped early or not; else the last one is. If the metric was never a
-            number, there is no best point, and the last state is returned.
+        min_delta: The smallest improvement that counts, in units of the metric, >= 0.
+        restore_best: Whether `run` returns the state of the best point, also if it does
+            not stop early, or else the last state. If the metric was always NaN, there
+            is no best point, and the last state is returned.
 
     Raises:
-        TypeError: If an attribute is of a wrong kind.
-        ValueError: If an attribute is wrong.
+        TypeError: If an attribute has a wrong type.
+        ValueError: If an attribute has a wrong value.
 
     Example:
         >>> import jax.numpy as jnp, mlox, optax
@@ -79,17 +79,17 @@ class EarlyStopping:
 
     @property
     def uses_score(self) -> bool:
-        """Whether the metric reads as a score of the validation."""
+        """Whether the metric is a validation score, by its name."""
         return self.metric.startswith("validation/")
 
 
 class Best(NamedTuple):
-    """What a rule has seen: plain numbers, which JSON can hold.
+    """The state of a rule: plain numbers that can be written as JSON.
 
     Attributes:
-        cycle: Where the best value was seen; 0 while there is none.
+        cycle: The cycle of the best value; 0 while there is none.
         value: The best value; NaN while there is none.
-        waited: The number of points since, which were no improvement.
+        waited: The number of points without an improvement since then.
     """
 
     cycle: int = 0
@@ -98,7 +98,7 @@ class Best(NamedTuple):
 
 
 def update(rule: EarlyStopping, best: Best, cycle: int, value: float) -> Best:
-    """Return what a rule has seen after one more point; a pure function.
+    """Return the state of a rule after one more point.
 
     The run should stop once `waited` has reached `rule.patience`.
 
@@ -118,7 +118,7 @@ def update(rule: EarlyStopping, best: Best, cycle: int, value: float) -> Best:
 
 
 def check_rule(rule: EarlyStopping, problems: Iterable[str], validated: bool) -> None:
-    """Raise ValueError if nothing in a run can record the metric of a rule."""
+    """Raise ValueError if a run cannot record the metric of a rule."""
     known = sorted([*problems, *["validation"] * validated])
     hint = "" if validated else "Scores need a function as `validation`."
     kind = Kind(f"a metric of one of {known}", lambda x: x.split("/")[0] in known)
@@ -133,7 +133,7 @@ def check_recorded(rule: EarlyStopping, recorded: Iterable[str]) -> None:
 
 
 def stop_reason(rule: EarlyStopping, best: Best) -> str:
-    """Return one line that says why a run stops.
+    """Return one line on why a run stops.
 
     Example:
         >>> rule = EarlyStopping("validation/error", "min", patience=5)

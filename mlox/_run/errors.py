@@ -1,4 +1,4 @@
-"""The errors of a run, which hand back what it has reached."""
+"""The errors of a run, which have the state that it has reached."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class _StoppedRun(BaseException):
 
 
 class RunError(_StoppedRun, Exception):
-    """Stop a run without losing it.
+    """An error that stops a run, with the state that it has reached.
 
     Raised from the error of a loss, a loader, a validation or a logger.
 
     Attributes:
-        state: The last good state: go on from it with another `run`.
+        state: The last good state, from which another `run` can continue.
         history: The metrics until `cycle`, in the form that `run` returns.
-        cycle: The number of cycles behind `state`.
+        cycle: The number of finished cycles at `state`.
 
     Example:
         >>> import jax.numpy as jnp, mlox, optax
@@ -49,15 +49,15 @@ class RunError(_StoppedRun, Exception):
 
 
 class RunInterrupted(_StoppedRun, KeyboardInterrupt):
-    """Stop a run at Ctrl-C without losing it: a KeyboardInterrupt with a state.
+    """A KeyboardInterrupt that stops a run, with the state that it has reached.
 
-    It is neither a `RunError` nor an `Exception`, so that an `except Exception` around
-    a run does not keep Ctrl-C from ending the program.
+    It is not a `RunError` or an `Exception`, so an `except Exception` around a run does
+    not catch Ctrl-C.
 
     Attributes:
         state: The state after the last cycle that was dispatched.
         history: The metrics until `cycle`, in the form that `run` returns.
-        cycle: The number of cycles behind `state`.
+        cycle: The number of finished cycles at `state`.
 
     Example:
         >>> import jax.numpy as jnp, mlox, optax
@@ -83,7 +83,7 @@ def make_run_error(
     train_iters: int,
     cycles_per_dispatch: int,
 ) -> RunError | RunInterrupted:
-    """Return the error that says where a run stopped, and holds what it has reached."""
+    """Return the error of a run: where it stopped, and what it has reached."""
     good, computed = find_last_good(reached)
     if good.cycle > (reached.records[-1]["cycle"] if reached.records else 0):
         last = {"cycle": np.asarray(good.cycle), **mean_metrics(good)}
@@ -104,10 +104,12 @@ def make_run_error(
 
 
 def summarize_error(failure: BaseException) -> str:
-    """Return type, text and notes of an error, without tracebacks in its text."""
+    """Return the type, text and notes of an error, without tracebacks."""
     text, quoted, rest = str(failure).partition("Traceback (most recent call last):")
     if quoted:  # of a callback on the device
         text += rest.strip().splitlines()[-1]
     notes = vars(failure).get("__notes__", ())
-    own = [note for note in notes if not note.startswith("-----")]  # not those of JAX
+    own = [
+        note for note in notes if not note.startswith("-----")
+    ]  # without the notes of JAX
     return "; ".join([type(failure).__name__ + (f": {text}" if text else ""), *own])

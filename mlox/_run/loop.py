@@ -4,8 +4,8 @@ The device never waits for the host between log points: a dispatch returns befor
 computed, the next batches are gathered meanwhile, and metrics stay on the device.
 
 The loop is a generator of frozen values. Before every line that may fail, and after
-every change, it yields what it is doing and what it has reached; whoever iterates over
-it therefore holds all that can be handed back when an error comes out of it.
+every change, it yields its phase and the state of the run. If it raises, its caller
+therefore has the last state, and returns it with the error.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mlox._utils.types import PyTree
 
 
 class Run(NamedTuple):
-    """A run: its arguments, all that it has opened, and the layout of its state."""
+    """A run: its arguments, its open resources, and the layout of its state."""
 
     step: Step
     config: RunConfig
@@ -48,11 +48,11 @@ class Run(NamedTuple):
 
     @property
     def multi_process(self) -> bool:
-        """Whether it is one of several processes."""
+        """Whether the run has several processes."""
         return self.layout is not None and self.layout.is_multi_process
 
     def should_stop(self, reached: RunState) -> bool:
-        """Return whether the early stopping has waited for long enough."""
+        """Return whether the early stopping ends the run."""
         rule = self.config.early_stopping
         return rule is not None and reached.best.waited >= rule.patience
 
@@ -106,7 +106,7 @@ def loop(
             )
             point = Point(point.cycle + size, state, totals, point.since)
             reached = reached.reach(point)
-            if not number:  # begun here, it leaves out tracing and compiling
+            if not number:  # from here, without tracing and compiling
                 reached = reached._replace(clock=(first, time.perf_counter()))
             if run.writer is not None:  # before the batches of the next dispatch
                 positions = {n: source.position() for n, source in run.sources.items()}
@@ -132,7 +132,7 @@ def loop(
 def _prepare(
     run: Run, reached: RunState, size: int, batches: Any
 ) -> Generator[tuple[Phase, RunState], None, tuple[RunState, Totals]]:
-    """Return what the first dispatch starts from, and the totals after a log point."""
+    """Return the state before the first dispatch, and the totals after a log point."""
     config, point = run.config, reached.point
     state = run.keep(point.state)
     yield Phase.STEP, reached
@@ -155,7 +155,7 @@ def _prepare(
 def _handle_point(
     run: Run, reached: RunState, zeros: Totals, due: Due, asked: bool
 ) -> Generator[tuple[Phase, RunState], None, RunState]:
-    """Record, log and save what is due after a dispatch, or asked for by a signal."""
+    """Record, log and save after a dispatch, if it is due or a signal requests it."""
     config, cycle = run.config, reached.point.cycle
     if config.policy is Policy.RAISE and (any(due) or asked):
         yield from _raise_if_nonfinite(reached)
@@ -201,7 +201,7 @@ def _handle_point(
 def _raise_if_nonfinite(reached: RunState) -> Iterator[tuple[Phase, RunState]]:
     """Raise FloatingPointError if a cycle was not finite, and so was not used.
 
-    What is handed back is then what the run had reached before that cycle.
+    The error then has the state before that cycle.
     """
     point = reached.point
     sums, counts = point.totals
@@ -219,7 +219,7 @@ def _raise_if_nonfinite(reached: RunState) -> Iterator[tuple[Phase, RunState]]:
 def _measure(
     run: Run, reached: RunState, zeros: Totals, logs: bool, validates: bool
 ) -> Generator[tuple[Phase, RunState], None, tuple[RunState, dict[str, float]]]:
-    """Record what is due at a point, and return its scalars, too."""
+    """Record means and scores if they are due, and return the scalars as well."""
     config, scalars = run.config, {}
     if logs:
         reached, scalars = metrics.record_means(reached, zeros, config.donate)

@@ -1,4 +1,4 @@
-"""What is measured at a point of a run: mean metrics and scores of a validation."""
+"""Measurements at a point of a run: mean metrics and validation scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mlox._utils.types import Columns, Scalars, Validation
 def mean_metrics(point: Point) -> Columns:
     """Fetch the means over the cycles from `since` to `cycle`, in one transfer.
 
-    Cycles that were not finite, and therefore not used, are counted beside the means.
+    The means leave out non-finite cycles, which are counted.
     """
     sums, counts = jax.device_get(point.totals)
     cycles = point.cycle - point.since - counts.get(CYCLES, 0)
@@ -35,12 +35,12 @@ def mean_metrics(point: Point) -> Columns:
 def record_means(
     reached: RunState, zeros: Totals, donate: bool
 ) -> tuple[RunState, dict[str, float]]:
-    """Columns the means since the last log point, and return the scalars, too.
+    """Record the means since the last log point, and return the scalars, too.
 
     The totals of the newest point begin anew with `zeros`.
     """
     point = reached.point
-    means = mean_metrics(point)  # waits for the device, and so belongs to the time
+    means = mean_metrics(point)  # waits for the device, so it is part of the time
     cycle, began = reached.clock
     speed = (point.cycle - cycle) / max(time.perf_counter() - began, 1e-9)
     record = {"cycle": np.asarray(point.cycle), **means}
@@ -63,7 +63,7 @@ def keep_point(reached: RunState, donate: bool) -> RunState:
 def update_early_stopping(
     rule: EarlyStopping, reached: RunState, scalars: Scalars, donate: bool
 ) -> RunState:
-    """Return what a run has reached once its rule has seen the newest point."""
+    """Return the run's state after its rule has compared the newest point."""
     check_recorded(rule, scalars)
     cycle = reached.point.cycle
     best = update(rule, reached.best, cycle, scalars[rule.metric])
@@ -75,7 +75,7 @@ def update_early_stopping(
 
 
 def newly_nonfinite(records: Sequence[Columns]) -> list[str]:
-    """Return the losses that are not finite in the last record, but were before."""
+    """Return the losses that became non-finite in the last record."""
 
     def finite(record: Columns, name: str) -> bool:
         return bool(np.isfinite(record[name]).all())
@@ -103,28 +103,24 @@ SCORE = Kind(
 def validate(
     validation: Validation, point: Point, before: Sequence[Columns], multi_process: bool
 ) -> Columns:
-    """Return the scores of a point, the means over processes if there are several.
+    """Return the scores of a point, or their means over several processes.
 
     Raises:
         TypeError: If the validation does not return a dict.
-        ValueError: If that does not hold scalars, or other names than `before`.
+        ValueError: If the values are not scalars, or the names differ from `before`.
     """
     jax.block_until_ready(point.totals)
 
     def measure() -> Columns:
         returned = validation(point.state)
-        check(
-            "`validation`: result",
-            returned,
-            RESULT,
-            'Return e.g. {"accuracy": accuracy}.',
-        )
+        hint = 'Return e.g. {"accuracy": accuracy}.'
+        check("`validation`: result", returned, RESULT, hint)
         for name in returned:
             check("`validation`: name of a score", name, SCORE_NAME)
-        # Copied, since a record that holds a view would hold a buffer of the device.
+        # Copied, since a view in a record would keep a buffer of the device alive.
         scores = {n: np.array(x) for n, x in jax.device_get(dict(returned)).items()}
+        hint = "Reduce it, e.g. by its mean."
         for name, score in scores.items():
-            hint = "Reduce it, e.g. by its mean."
             check(f"`validation`: score {name!r}", score, SCORE, hint)
         return {f"validation/{name}": score for name, score in scores.items()}
 

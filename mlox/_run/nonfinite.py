@@ -1,4 +1,4 @@
-"""What a run does with a cycle whose numbers are not finite, decided on the device."""
+"""The policy for non-finite cycles, applied on the device."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NOTE = (
 
 
 class Policy(enum.Enum):
-    """The values of `on_nonfinite`: which state follows a cycle that is not finite.
+    """The values of `on_nonfinite`: the state that follows a non-finite cycle.
 
     RAISE: the state before the first such cycle, until the run fails at the next log
     point. SKIP: the state before the cycle. RESTORE: the state of the last checkpoint.
-    With SKIP and RESTORE its steps count, so that the next cycle draws other keys.
+    With SKIP and RESTORE its steps count, so that the next cycle uses other keys.
     """
 
     RAISE = "raise"
@@ -33,14 +33,14 @@ class Policy(enum.Enum):
 
 
 def parse_policy(value: Any) -> Policy | None:
-    """Return the policy that `run` was given, or raise ValueError."""
+    """Return the policy of a value of `on_nonfinite`, or raise ValueError."""
     choices = one_of(*(policy.value for policy in Policy))
     check("`on_nonfinite`", value, optional(choices))
     return None if value is None else Policy(value)
 
 
 def zero_counts(problems: Iterable[str], metrics: Iterable[str]) -> Metrics:
-    """Return the counts to start from: `run/nonfinite`, `<name>/nonfinite`; int32.
+    """Return the initial counts `run/nonfinite` and `<name>/nonfinite`, int32.
 
     Raises:
         ValueError: If a loss returns a metric of such a name.
@@ -60,8 +60,8 @@ def apply_policy(
     """Choose the state that follows a cycle; a pure function inside the step.
 
     Args:
-        policy: With RAISE, no cycle after the first that is not finite is used, either.
-        nonfinite: For each problem whether the cycle is not finite; boolean scalars.
+        policy: With RAISE, the cycles after the first non-finite one are not used.
+        nonfinite: For each problem whether the cycle is non-finite; boolean scalars.
         counts: The counts so far.
         after: The state after the cycle.
         instead: The state that follows if the cycle is not used.
@@ -81,7 +81,7 @@ def apply_policy(
 
 
 def describe_nonfinite(counts: Mapping[str, Any], cycle: int) -> str:
-    """Return a message that names the problems that were not finite in a cycle."""
+    """Return a message that names the problems of a non-finite cycle."""
     found = [name for name, count in counts.items() if count and name != CYCLES]
     problems = ", ".join(repr(name.removesuffix("/nonfinite")) for name in found)
     return (

@@ -1,4 +1,4 @@
-"""What a run saves, and how it goes on from there."""
+"""Save a run, and resume it from a checkpoint."""
 
 from __future__ import annotations
 
@@ -65,18 +65,18 @@ def save(
 def resume(
     config: RunConfig, metadata: Mapping[str, Any], state: PyTree, multi_process: bool
 ) -> RunState:
-    """Restore the latest intact checkpoint, and rebuild what the run had reached.
+    """Restore the latest intact checkpoint, and rebuild the state of the run.
 
     Args:
-        config: The arguments of the run. Its early stopping goes on from what the one
-            that was saved has seen if it is the same, but for its patience.
+        config: The arguments of the run. Its early stopping continues from the saved
+            one if it is equal except for `patience`.
         metadata: The description of the engine.
-        state: A state like the one that was saved, from which a new run begins.
-        multi_process: Whether there are several processes, of which one tidies up.
+        state: A state like the saved one, from which a new run begins.
+        multi_process: Whether there are several processes, of which one cleans up.
 
     Raises:
-        FileExistsError: If there is a checkpoint, and the run should not go on from it.
-        ValueError: If it is of another engine, or no checkpoint is intact.
+        FileExistsError: If there is a checkpoint, and the run is not to be resumed.
+        ValueError: If it is that of another engine, or no checkpoint is intact.
     """
     checkpoint = config.checkpoint
     if checkpoint is None:
@@ -86,7 +86,7 @@ def resume(
     if folder.cycles and not config.resume:
         raise FileExistsError(
             f"`checkpoint`: {str(checkpoint.path)!r} holds a run that has "
-            f"reached cycle {folder.cycles[-1]}. Go on from there with "
+            f"reached cycle {folder.cycles[-1]}. Continue it with "
             "`resume=True`, or choose another directory."
         )
     read = read_newest(folder, match_run(state, metadata))
@@ -143,7 +143,7 @@ def restore_totals(saved: Totals, zeros: Totals) -> Totals:
 
 
 def _describe_rule(rule: EarlyStopping | None) -> list[Any] | None:
-    """Return what must be equal for a rule to go on from what another has seen."""
+    """Return the part of a rule that must be equal to continue from its state."""
     if rule is None:
         return None
     return [rule.metric, rule.mode, float(rule.min_delta), rule.restore_best]

@@ -1,4 +1,4 @@
-"""`mlox.Engine.run`: opens what a run needs, and closes it however the run ends."""
+"""`mlox.Engine.run`: open the resources of a run, loop, and close them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LOGGER = Kind(
 
 
 class Runnable(Protocol):
-    """What can be run: an engine."""
+    """An engine, as far as a run needs it."""
 
     @property
     def traced(self) -> Step:
@@ -74,9 +74,9 @@ def run(
 ) -> tuple[StateT, dict[str, np.ndarray]]:
     """Run `train_iters` cycles of an engine.
 
-    Batches of the next dispatch are gathered while the device computes this one. The
-    compiled programs belong to the engine's configuration: a second run of an equal
-    engine with equal shapes compiles nothing.
+    The batches of the next dispatch are gathered while the device computes the current
+    one. Compiled programs are cached by the configuration of the engine: a second run
+    of an equal engine with equal shapes compiles nothing.
 
     Args:
         self: The engine.
@@ -84,60 +84,64 @@ def run(
             stays placed as it is.
         data: For each problem an iterable of batches, or None. What can be iterated
             over again (a list, a DataLoader) is started again at its end. Where there
-            are several processes, those are the shares of this one. See `mlox.together`
-            for several of them, `mlox.on_epoch_end` for a call there.
+            are several processes, each passes its own share. `mlox.together` combines
+            several iterables, `mlox.on_epoch_end` adds a callback at the end.
         train_iters: The number of cycles.
         validation: Maps a state to a dict of scalars, logged as `"validation/..."`.
-            Copy what it keeps of the state if `donate` is true. For the metrics of one
-            batch: `lambda state: engine.evaluate(state, "name", batch)`.
+            If `donate` is true it must copy the parts of the state that it keeps. For
+            the metrics of one batch: `lambda state: engine.evaluate(state, "name",
+            batch)`.
         valid_every: Cycles between validations; the default is `log_every`. There is
-            one at the end, too.
-        early_stopping: Stop when a metric has not improved for a while, and return the
-            state where it was best. By then the batches of one more dispatch have been
-            taken.
-        log_every: Cycles between log points; the default gives 20. The end is one.
+            also one at the end.
+        early_stopping: Stops the run when a metric has not improved for a while, and
+            returns the state of the best point. By then the batches of one more
+            dispatch have been taken.
+        log_every: Cycles between log points; the default gives 20 log points. There is
+            also one at the end.
         logdir: A folder for an event file (TensorBoard) and `metrics.jsonl`.
-        loggers: Loggers, which get the scalars of a log point and
-            `"cycles_per_second"`, and are closed however the run ends; None means
-            `[mlox.stdout_logger()]`, one line per log point, and `()` silence.
-        cycles_per_dispatch: Compile that many cycles into one program: worthwhile when
-            a cycle takes less than a millisecond. Log points and validations then fall
-            on the end of a dispatch. A shorter last dispatch is compiled by itself.
-            (Keep 1 for convolutions on CPU, which XLA runs slowly inside a loop.)
+        loggers: Loggers, which get the scalars of each log point and
+            `"cycles_per_second"`, and are always closed at the end. None means
+            `[mlox.stdout_logger()]`, one line per log point; `()` means no output.
+        cycles_per_dispatch: The number of cycles that are compiled into one program;
+            useful if a cycle takes less than a millisecond. Log points and validations
+            are then at the ends of dispatches. A shorter last dispatch is compiled
+            separately. (Keep 1 for convolutions on CPU, which XLA runs slowly inside a
+            loop.)
         progress: Whether to show a progress bar; None shows it on a terminal.
-        donate: Let each dispatch reuse the memory of the state that it gets. `state` is
-            copied first, and so is the state at every log point, for errors.
-        checkpoint: Save what the run needs to go on bit for bit, and where. Then
-            SIGTERM and Ctrl-C let the dispatch at hand end, save, and stop.
-        resume: Go on from the latest intact checkpoint, with the same arguments as
-            before, or begin if there is none; `train_iters` may grow, and another
-            `early_stopping` begins anew. `state` gives structure and devices only. Log
-            files lose what came after the checkpoint, and get it again.
-        on_nonfinite: What to do with a cycle in which a loss, parameters or an
-            optimizer's state stop being finite, decided on the device: "raise" keeps
-            the state before it and fails at the next log point, validation or
-            checkpoint; "skip" goes on from the state before it; "restore" from the last
-            checkpoint. Skipped cycles take their batches and count as steps; the
-            metrics `"run/nonfinite"` and `"<name>/nonfinite"` count them since the log
-            point before. An overflow that a `loss_scale` handles does not count. None
-            checks nothing, and costs nothing.
+        donate: Whether each dispatch reuses the memory of the state that it gets.
+            `state` is copied first, and so is the state at every log point, for errors.
+        checkpoint: Where and how often to save checkpoints, from which the run can be
+            resumed bit for bit. After SIGTERM or Ctrl-C the run then finishes the
+            current dispatch, saves, and stops.
+        resume: Whether to resume from the latest intact checkpoint, with the same
+            arguments as before, or to start if there is none. `train_iters` may be
+            larger, and another `early_stopping` starts from the beginning. Only the
+            structure and the devices of `state` are used. Log files are cut back to the
+            checkpoint.
+        on_nonfinite: The policy for a cycle in which a loss, parameters or an
+            optimizer's state become non-finite, decided on the device. "raise" keeps
+            the state before the cycle, and fails at the next log point, validation or
+            checkpoint. "skip" continues from the state before the cycle, "restore" from
+            that of the last checkpoint. Skipped cycles use up their batches and count
+            as steps; the metrics `"run/nonfinite"` and `"<name>/nonfinite"` count them
+            since the last log point. An overflow that a `loss_scale` handles does not
+            count. None checks nothing, and costs nothing.
 
     Returns:
-        The last state, or the best with `early_stopping`, and a history of NumPy arrays
-        until the last: `"cycle"` `[n]`; every metric `[n, ...]`, its mean over all
-        steps since the log point before; with a validation `"validation/cycle"` `[m]`
-        and `"validation/<name>"` `[m]`; and with early stopping `"best_cycle"` `[]`, 0
-        if the metric was never a number.
+        The last state, or the best one with `early_stopping`, and the history up to the
+        last one, as NumPy arrays: `"cycle"` `[n]`; every metric `[n, ...]`, its mean
+        over all steps since the previous log point; with a validation
+        `"validation/cycle"` `[m]` and `"validation/<name>"` `[m]`; and with early
+        stopping `"best_cycle"` `[]`, 0 if the metric was always NaN.
 
     Raises:
-        TypeError: If an argument is of a wrong kind; nothing has run then.
-        ValueError: If an argument is wrong, the first batches among them, or a
-            checkpoint is of another engine; nothing has run then.
-        FileExistsError: If the folder of `checkpoint` holds a run, and `resume` is
-            false.
-        RunError: If a loss, loader, validation or logger fails; it holds the last good
+        TypeError: If an argument has a wrong type; before anything runs.
+        ValueError: If an argument has a wrong value, including the first batches, or if
+            the checkpoint is that of another engine; before anything runs.
+        FileExistsError: If the folder of `checkpoint` has a run, and `resume` is false.
+        RunError: If a loss, loader, validation or logger fails; it has the last good
             state.
-        RunInterrupted: At Ctrl-C, and with a checkpoint at SIGTERM; it holds the last
+        RunInterrupted: At Ctrl-C, and with a checkpoint at SIGTERM; it has the last
             good state.
 
     Example:
@@ -170,27 +174,23 @@ def run(
                 resume=resume,
                 policy=parse_policy(on_nonfinite),
             )
-            series = {} if data is None else data
-            cycles = _open(stack, step, state, series, config, used, layout)
+            given = {} if data is None else data
+            cycles = _open_and_loop(stack, step, state, given, config, used, layout)
             for phase, reached in cycles:  # noqa: B007
                 pass
             phase = Phase.CLOSING
     except BaseException as error:
-        failure = (
+        if layout is not None and layout.is_multi_process:
             annotate_device_error(error)
-            if layout is not None and layout.is_multi_process
-            else error
-        )
-        failed = phase is not Phase.START
-        if not failed or not isinstance(failure, Exception | KeyboardInterrupt):
+        if phase is Phase.START or not isinstance(error, Exception | KeyboardInterrupt):
             raise
         raise make_run_error(
-            failure, phase, reached, train_iters, cycles_per_dispatch
-        ) from failure
+            error, phase, reached, train_iters, cycles_per_dispatch
+        ) from error
     return reached.final, history_of(reached)
 
 
-def _open(
+def _open_and_loop(
     stack: contextlib.ExitStack,
     step: Step,
     state: State,
@@ -239,10 +239,10 @@ def _open(
 def _take_loggers(
     stack: contextlib.ExitStack, loggers: Iterable[Logger] | None
 ) -> Sequence[Logger]:
-    """Return the loggers of a run, which will be closed however it ends.
+    """Return the loggers of a run, which are always closed at its end.
 
     Raises:
-        TypeError: If there is anything else among them.
+        TypeError: If one of them is not a logger.
     """
     given = (stdout_logger(),) if loggers is None else loggers
     check("`loggers`", given, LOGGERS, "Pass e.g. [mlox.stdout_logger()].")
@@ -260,11 +260,11 @@ def _take_loggers(
 def _closing(
     name: str, resource: Logger | CheckpointWriter, multi_process: bool = False
 ) -> Iterator[None]:
-    """Close a resource at the end, without hiding an error that came before."""
+    """Close a resource at the end, without hiding an earlier error."""
     try:
         yield
     except BaseException as failure:
-        # Checkpoints of several processes would wait for the one that is gone.
+        # Checkpoints of several processes would wait for a process that has died.
         if not (multi_process and is_device_error(failure)):
             try:
                 resource.close()

@@ -1,9 +1,8 @@
-"""What a run has reached, as frozen values that the loop passes on."""
+"""The state of a run, as frozen values that the loop passes on."""
 
 from __future__ import annotations
 
 import enum
-import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from mlox._utils.types import Columns, PyTree
 
 
 class Phase(enum.Enum):
-    """What a run is doing, in the words of the error message if it fails there."""
+    """The phases of a run, in the words of the error messages."""
 
     START = "the start of"
     DATA = "the data of"
@@ -29,7 +28,7 @@ class Phase(enum.Enum):
     CLOSING = "closing loggers and checkpoints after"
 
 
-# These phases belong to the cycles that come next, the others to the last one.
+# These phases belong to the next cycles, the others to the last one.
 AHEAD = (Phase.START, Phase.DATA, Phase.STEP)
 
 
@@ -43,35 +42,35 @@ class Point(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """All that a run has reached, which is handed back if the next line fails.
+    """The state of a run, which is returned with an error if the next line fails.
 
     Attributes:
         points: The last three dispatches, the newest one last. The newest two may still
-            be computing, so that the device has work while the host has some.
+            be computing, so that the device is busy while the host works.
         fallback: An earlier point whose state is never donated.
+        positions: Where the data are after the batches of the newest point.
         records: The mean metrics at each log point.
         validations: The scores of each validation.
-        best: What an early stopping has seen.
-        best_state: The state of its best point, if that one is to be returned.
-        rewind_to: The state of the last checkpoint, if a cycle that is not finite goes
-            back to it.
-        positions: Where the data are after the batches of the newest point.
+        best: The state of the early stopping.
+        best_state: The state of its best point, if the run returns that one.
+        rewind_to: The state of the last checkpoint, if non-finite cycles are replaced
+            by it.
         clock: A cycle, and the time when it began, in seconds; for the speed.
     """
 
     points: tuple[Point, ...]
     fallback: Point
+    positions: Mapping[str, Any]
     records: tuple[Columns, ...] = ()
     validations: tuple[Columns, ...] = ()
     best: Best = Best()
     best_state: PyTree = None
     rewind_to: PyTree = None
-    positions: Mapping[str, Any] = types.MappingProxyType({})
     clock: tuple[int, float] = (0, 0.0)
 
     @property
     def point(self) -> Point:
-        """The newest point, from which the next dispatch goes on."""
+        """The newest point, from which the next dispatch continues."""
         return self.points[-1]
 
     @property
@@ -80,7 +79,7 @@ class RunState(NamedTuple):
         return self.point.state if self.best_state is None else self.best_state
 
     def reach(self, point: Point) -> RunState:
-        """Return what the run has reached after one more dispatch."""
+        """Return the state of the run after one more dispatch."""
         return self._replace(points=(*self.points[-2:], point))
 
 
@@ -90,9 +89,9 @@ NO_TOTALS = Totals({}, {})
 def start_at(
     cycle: int, state: PyTree, since: int = 0, totals: Totals = NO_TOTALS
 ) -> RunState:
-    """Return what a run has reached before its first dispatch."""
+    """Return the state of a run before its first dispatch."""
     point = Point(cycle, state, totals, since)
-    return RunState(points=(point,), fallback=point)
+    return RunState((point,), fallback=point, positions={})
 
 
 def find_last_good(reached: RunState) -> tuple[Point, int]:

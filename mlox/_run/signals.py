@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop between two dispatches."""
+"""Signals that stop a run between two dispatches (preemption)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
 @contextlib.contextmanager
 def catch_signals(wanted: bool) -> Iterator[Sequence[int]]:
-    """Catch the first SIGTERM or SIGINT; a second one acts as it did before.
+    """Catch the first SIGTERM or SIGINT; a second one has its original effect.
 
-    Only the main thread can do so. Yields the signals received so far.
+    Only the main thread can catch signals. Yields the signals received so far.
     """
     received: list[int] = []
     if not wanted or threading.current_thread() is not threading.main_thread():
@@ -41,8 +41,9 @@ def catch_signals(wanted: bool) -> Iterator[Sequence[int]]:
 
 
 def preemption_message(received: Sequence[int], saved_in: pathlib.Path | None) -> str:
-    """Return why a run stops; without a signal here, another process received one."""
+    """Return why a run stops: by a signal of this process, or of another one."""
     name = signal.Signals(received[0] if received else signal.SIGTERM).name
     if saved_in is None:
-        return f"{name} came."
-    return f"{name} came. All is saved in {str(saved_in)!r}: go on with `resume=True`."
+        return f"Stopped by {name}."
+    saved = f"The run is saved in {str(saved_in)!r}: continue it with `resume=True`."
+    return f"Stopped by {name}. {saved}"

@@ -103,8 +103,8 @@ def select_positions(gathered: Positions) -> Positions:
         return each[jax.process_index()]
     warnings.warn(
         f"the checkpoint is of {len(each)} processes whose data were at different "
-        f"positions, and this job has {jax.process_count()}: all go on from the "
-        "position of the first. Resume with as many processes to go on exactly.",
+        f"positions, and this job has {jax.process_count()}: all continue from the "
+        "position of the first. Resume with as many processes to continue exactly.",
         stacklevel=2,
     )
     return each[0]
