@@ -72,7 +72,12 @@ def run(folder: pathlib.Path, kind: str, moment: Moment | None = None) -> bool:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        # A cache of their own: a process that is killed may leave a torn entry.
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "jax"),
+        },
     )
     assert process.stdout is not None
     if moment is not None:
