@@ -36,6 +36,7 @@ def row(lines, name):
     return [float(mean) for mean in re.findall(r"(\S+) ± ", line)]
 
 
+@pytest.mark.slow
 def test_logistic_regression():
     lines = printed("logistic_regression", "--seeds", "1", "--cycles", "20")
     (check,) = (line for line in lines if line.startswith("hypergradient against"))
@@ -45,6 +46,7 @@ def test_logistic_regression():
     assert row(lines, "one each, last")[0] < row(lines, "one L2")[0]
 
 
+@pytest.mark.slow
 def test_long_tailed():
     options = ("--data", "digits", "--seeds", "1", "--steps", "20", "--clean", "5")
     lines = printed("long_tailed", *options)
@@ -54,6 +56,7 @@ def test_long_tailed():
             assert all(0 <= part <= 1 for part in row(lines, weights + train))
 
 
+@pytest.mark.slow
 def test_three_levels():
     lines = printed("three_levels", "--seeds", "1", "--cycles", "2")
     errors = {
@@ -88,6 +91,7 @@ def test_flax_training_loop():
         assert 0 < accuracy <= 1
 
 
+@pytest.mark.slow
 def test_population():
     lines = printed("population", "--cycles", "3", "--seeds", "2")
     assert "seeds, mean and standard deviation" in lines[0]
