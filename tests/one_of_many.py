@@ -184,6 +184,7 @@ def checkpointed(process, count, folder):
         log_every=2,
         checkpoint=mlox.Checkpoint(folder / "run", every=2),
         resume=True,
+        donate=True,
         logdir=folder / "logs",
         **QUIET,
     )

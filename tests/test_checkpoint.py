@@ -985,11 +985,12 @@ class TestRefusals:
         given = {"checkpoint": checkpoint, "loggers": (), **options}
         return engine.run(engine.init(), None, train_iters, **given)
 
-    @pytest.mark.parametrize("path", ["file", "file/first"])
+    @pytest.mark.parametrize("path", ["file", "file/first", "."])
     def test_a_folder_that_is_a_file(self, tmp_path, path):
         (tmp_path / "file").write_text("")
+        (tmp_path / "checkpoints").write_text("")
         with pytest.raises(
-            NotADirectoryError, match=r"^`checkpoint`: .*file' is a file"
+            NotADirectoryError, match=r"^`checkpoint`: .*/(file|checkpoints)' is a file"
         ):
             self.run(self.problem(), tmp_path / path)
 
@@ -1028,7 +1029,9 @@ class TestRefusals:
             mlox.restore(tmp_path, self.problem().init(), cycle=cycle)
 
     def test_states_and_folders_that_are_none(self, tmp_path):
-        with pytest.raises(TypeError, match="restore: state holds a leaf of type str"):
+        with pytest.raises(
+            TypeError, match=r"restore: state holds a leaf that is 'text'; expected arr"
+        ):
             mlox.restore(tmp_path, {"x": "text"})
         with pytest.raises(TypeError, match="directory is 3; expected a path"):
             mlox.restore(3, self.problem().init())

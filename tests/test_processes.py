@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import mlox
+from mlox._checkpoint.folder import CheckpointFolder, with_checksum
 from mlox._sharding import multihost
 
 from .conftest import UNCACHED
@@ -193,6 +195,31 @@ def test_a_job_whose_process_was_killed_goes_on_as_if_it_were_not(tmp_path):
     check_ended_well(launch(4, whole, "restored"))
     for process in range(4):
         check_equal(whole / f"restored-{process}.npz", whole / "checkpointed-0.npz")
+    check_damage_is_met_alike(whole / "run", tmp_path / "damaged")
+
+
+def check_damage_is_met_alike(run, folder):
+    """Damage what only one process reads: all go back to the same checkpoint."""
+    shutil.copytree(run, folder / "run")
+    checkpoints = CheckpointFolder(folder / "run")
+    file = checkpoints.locate(6) / "mlox" / "metadata"
+    notes = checkpoints.read_notes(6)
+    spread = [name for name, leaf in notes["leaves"].items() if leaf[2] == "sum32"]
+    notes["leaves"][spread[-1]][3] ^= 1
+    file.write_text(json.dumps(with_checksum(notes)))
+    for file in checkpoints.locate(4).glob("state/ocdbt.process_1/d/*"):
+        file.write_bytes(file.read_bytes()[::-1])
+    job = launch(2, folder, "restored")
+    check_ended_well(job)
+    for _, _, said in job:
+        assert "cycle_6' is broken (ValueError: the numbers of state." in said
+        assert "cycle_4' is broken" in said
+    engine = engine_of(METHODS["cg"])
+    state = trees(mlox.restore(run, engine.init(), cycle=2))
+    for process in range(2):
+        with np.load(folder / f"restored-{process}.npz") as found:
+            for i, leaf in enumerate(jax.tree.leaves(state)):
+                np.testing.assert_array_equal(found[f"leaf{i}"], leaf)
 
 
 def test_positions_of_other_processes():

@@ -146,12 +146,6 @@ class CheckpointFolder:
         return next(path for path in paths if not path.exists())
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Return the folder of an array in a checkpoint, and its name there."""
-    first, _, rest = name.partition(".")
-    return (STATE, rest) if first == STATE else (RUN, name)
-
-
 def with_checksum(notes: Mapping[str, Any]) -> dict[str, Any]:
     """Return notes as they are after a round trip through JSON, with a checksum."""
     text = json.dumps(notes)

@@ -62,14 +62,9 @@ def name_leaves(tree: PyTree) -> Arrays:
 
 
 def restore_into(template: PyTree, arrays: Mapping[str, Any]) -> PyTree:
-    """Return a pytree like a template, with its leaves replaced by named arrays.
+    """Return a pytree like a template, with leaves replaced by arrays of their names.
 
-    Args:
-        template: A pytree of the same structure, shapes, dtypes and devices.
-        arrays: Arrays by name; leaves of other names are returned unchanged.
-
-    Returns:
-        The pytree.
+    They are placed on the devices of the template. Other leaves are unchanged.
     """
 
     def restore_leaf(path: Any, like: Any) -> Any:
@@ -85,11 +80,7 @@ def restore_into(template: PyTree, arrays: Mapping[str, Any]) -> PyTree:
 
 
 def fetch(arrays: Arrays) -> tuple[Arrays, dict[str, Leaf]]:
-    """Fetch arrays in one transfer, except for those of which no process has all.
-
-    Returns:
-        The arrays, and their descriptions.
-    """
+    """Fetch all arrays that this process has whole, and describe all of them."""
     spread = {name: array for name, array in arrays.items() if is_spread(array)}
     fetched = {name: array for name, array in arrays.items() if name not in spread}
     host = jax.device_get(fetched)
@@ -119,7 +110,7 @@ def is_spread(array: Any) -> bool:
 
 def crc32(array: np.ndarray) -> int:
     """Return the CRC-32 of the bytes of an array."""
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return zlib.crc32(_bytes(array).data)
 
 
 def sum32(arrays: Mapping[str, Any]) -> dict[str, int]:
@@ -131,13 +122,8 @@ def sum32(arrays: Mapping[str, Any]) -> dict[str, int]:
     for any parts of an array, while a CRC-32 needs all bytes in one place.
     """
     words = {
-        name: array
-        if isinstance(array, jax.Array)
-        # Without x64, JAX would round float64.
-        else np.ascontiguousarray(array)
-        .reshape(-1)
-        .view(f"u{min(array.dtype.itemsize, 4)}")
-        for name, array in arrays.items()
+        name: x if isinstance(x, jax.Array) else _bytes(x).view(_word(x.dtype))
+        for name, x in arrays.items()
     }
     return {name: int(x) for name, x in jax.device_get(_sum32(words)).items()}
 
@@ -149,12 +135,19 @@ def _sum32(arrays: Arrays) -> Arrays:
             array = jnp.stack([array.real, array.imag], axis=-1)
         if array.dtype == jnp.bool_:
             array = array.astype(jnp.uint8)
-        word = f"uint{8 * min(array.dtype.itemsize, 4)}"
-        words = lax.bitcast_convert_type(array, word).astype(jnp.uint32)
+        words = lax.bitcast_convert_type(array, _word(array.dtype)).astype(jnp.uint32)
         index = lax.iota(jnp.uint32, words.size).reshape(words.shape)
         return jnp.sum(words * (2 * index + 1), dtype=jnp.uint32)
 
     return jax.tree.map(total, arrays)
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _word(dtype: Any) -> np.dtype:
+    return np.dtype(f"uint{8 * min(dtype.itemsize, 4)}")
 
 
 def _name(path: Any) -> str:

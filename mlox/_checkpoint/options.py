@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from mlox._checkpoint.folder import CheckpointFolder
 from mlox._utils.fields import (
     COUNT,
     FLAG,
@@ -91,12 +92,6 @@ class Checkpoint:
                 "disk, and pass the path there."
             )
 
-    def score(self, scalars: Scalars) -> float | None:
-        """Return the score by which the best checkpoint is chosen (lower is better)."""
-        value = math.nan if self.best is None else scalars.get(self.best, math.nan)
-        signed = value if self.mode == "min" else -value
-        return None if math.isnan(signed) else signed
-
     @property
     def of_scores(self) -> bool:
         """Whether the best checkpoint is chosen by a score of the validation."""
@@ -109,35 +104,26 @@ class Checkpoint:
 
 
 def find_best(checkpoint: Checkpoint, scalars: Mapping[int, Scalars]) -> int | None:
-    """Return the first cycle with the best score, or None without scores.
-
-    Args:
-        checkpoint: The options, with the name of the score.
-        scalars: The scalars that were logged, by cycle.
+    """Return the first cycle with the best scalar, or None if none was logged.
 
     Example:
         >>> asked = Checkpoint("runs", best="validation/error")
         >>> find_best(asked, {10: {"validation/error": 0.5}, 20: {}})
         10
     """
-    found = {cycle: checkpoint.score(logged) for cycle, logged in scalars.items()}
-    scores = {cycle: score for cycle, score in found.items() if score is not None}
+    sign = 1 if checkpoint.mode == "min" else -1
+    found = {
+        cycle: sign * logged.get(checkpoint.best or "", math.nan)
+        for cycle, logged in scalars.items()
+    }
+    scores = {cycle: score for cycle, score in found.items() if not math.isnan(score)}
     return min(scores, key=lambda cycle: (scores[cycle], cycle), default=None)
 
 
-def check_checkpoint(checkpoint: Any, resume: Any, every: Mapping[str, int]) -> None:
-    """Validate the arguments of a run that concern its checkpoints.
-
-    Args:
-        checkpoint: The argument of `run`.
-        resume: The argument of `run`.
-        every: Cycles between log points ("mean") and validations ("score").
-
-    Raises:
-        TypeError: If an argument has a wrong type.
-        ValueError: If `resume` is true without a checkpoint, or if the score of the
-            best checkpoint is not recorded at every checkpoint.
-    """
+def check_checkpoint(
+    checkpoint: Any, resume: Any, log_every: int, valid_every: int | None
+) -> None:
+    """Validate the arguments of a run; `valid_every` is None without a validation."""
     check("`resume`", resume, FLAG)
     if checkpoint is None:
         if resume:
@@ -147,21 +133,28 @@ def check_checkpoint(checkpoint: Any, resume: Any, every: Mapping[str, int]) -> 
             )
         return
     check("`checkpoint`", checkpoint, _CHECKPOINT)
-    _check_folder(checkpoint.path)
+    place = CheckpointFolder(checkpoint.path).path
+    paths = [path for path in (place, *place.parents) if path.exists()]
+    in_the_way = [path for path in paths if not path.is_dir()]
+    if in_the_way:
+        raise NotADirectoryError(
+            f"`checkpoint`: {str(in_the_way[0])!r} is a file; expected a folder, or a "
+            "path where one can be made. Choose another directory."
+        )
     if checkpoint.best is None:
         return
-    kind = "score" if checkpoint.of_scores else "mean"
-    if kind not in every:
+    scored = checkpoint.of_scores
+    every, option = (valid_every, "valid_") if scored else (log_every, "log_")
+    if every is None:
         raise ValueError(
             f"`checkpoint` keeps the best {checkpoint.best!r}, but there is no "
             "`validation`: pass a function from a state to a dict of scalars."
         )
-    if checkpoint.every % every[kind]:
-        option = {"score": "valid_every", "mean": "log_every"}[kind]
+    if checkpoint.every % every:
         raise ValueError(
             f"`checkpoint` keeps the best {checkpoint.best!r}, which is recorded "
-            f"every {every[kind]} cycles, but saves every {checkpoint.every}: "
-            f"make its `every` a multiple of `{option}`."
+            f"every {every} cycles, but saves every {checkpoint.every}: "
+            f"make its `every` a multiple of `{option}every`."
         )
 
 
@@ -178,13 +171,9 @@ def check_best(checkpoint: Checkpoint | None, recorded: Iterable[str]) -> None:
 def check_restore(cycle: Any, state: Any, partial: Any) -> None:
     """Validate the arguments of `mlox.restore`."""
     for leaf in jax.tree.leaves(state):
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-            raise TypeError(
-                f"restore: state holds a leaf of type {type(leaf).__name__}; expected "
-                "a state like the one that was saved, e.g. engine.init()."
-            )
+        check("restore: state holds a leaf that", leaf, _ARRAY)
     check("restore: cycle", cycle, _CYCLE)
-    check("restore: partial", partial, optional(_PARTS))
+    check("restore: partial", partial, _PARTS)
 
 
 def check_reached(cycle: int, train_iters: int) -> None:
@@ -197,14 +186,11 @@ def check_reached(cycle: int, train_iters: int) -> None:
         )
 
 
-def _check_folder(path: pathlib.Path) -> None:
-    """Raise NotADirectoryError if the path, or a parent of it, is a file."""
-    files = [p for p in (path, *path.parents) if p.exists() and not p.is_dir()]
-    if files:
-        raise NotADirectoryError(
-            f"`checkpoint`: {str(files[0])!r} is a file; expected a folder, or a path "
-            "where one can be made. Choose another directory."
-        )
+def _are_parts(value: Any) -> bool:
+    if value is None or isinstance(value, str) or not isinstance(value, Collection):
+        return value is None
+    names = [*value, *(value.values() if isinstance(value, Mapping) else ())]
+    return names != [] and all(isinstance(name, str) for name in names)
 
 
 _DIRECTORY = PATH._replace(accepts=lambda x: PATH.accepts(x) and str(x) != "")
@@ -213,20 +199,18 @@ _CHECKPOINT = Kind(
     lambda x: isinstance(x, Checkpoint),
     TypeError,
 )
+_ARRAY = Kind(
+    "arrays only, as in a state like the one that was saved, e.g. engine.init()",
+    lambda x: isinstance(x, jax.Array | np.ndarray | np.generic),
+    TypeError,
+)
 _CYCLE = Kind(
     "'newest', 'best', or a number of cycles",
     lambda x: is_int(x) or (isinstance(x, str) and x in ("newest", "best")),
 )
 _PARTS = Kind(
-    "names such as ['classifier.params'], or a dict from names here to names there",
-    lambda x: (
-        isinstance(x, Collection)
-        and not isinstance(x, str)
-        and len(x) > 0
-        and all(
-            isinstance(n, str)
-            for n in [*x, *(x.values() if isinstance(x, Mapping) else ())]
-        )
-    ),
+    "names such as ['classifier.params'], a dict from names here to names there, or "
+    "None",
+    _are_parts,
     TypeError,
 )

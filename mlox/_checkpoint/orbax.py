@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from mlox._checkpoint.folder import NOTES
 from mlox._checkpoint.leaves import Arrays
 
 # Orbax has one current operation per process, not per checkpointer: saves that begin at
@@ -35,43 +36,36 @@ def open_checkpointer() -> ocp.AsyncCheckpointer:
 def write(
     checkpointer: ocp.AsyncCheckpointer,
     path: pathlib.Path,
-    arrays: Mapping[str, Arrays],
-    notes: Mapping[str, Mapping[str, Any]],
+    arrays: Arrays,
+    notes: Mapping[str, Any],
 ) -> None:
     """Begin to write a checkpoint, to a temporary folder that is renamed at the end.
 
-    Args:
-        checkpointer: One that has finished its last checkpoint.
-        path: The folder of the checkpoint.
-        arrays: {folder in the checkpoint: {name: array}}. The arrays are copied before
-            this returns.
-        notes: {folder in the checkpoint: values for JSON}.
+    The arrays are copied before this returns.
     """
-    items = {name: ocp.args.StandardSave(_nest(x)) for name, x in arrays.items() if x}
-    texts = {name: ocp.args.JsonSave(x) for name, x in notes.items()}
+    items = {name: ocp.args.StandardSave(tree) for name, tree in _nest(arrays).items()}
+    text = {NOTES: ocp.args.JsonSave(notes)}
     with _BEGINNING_TO_SAVE:
-        checkpointer.save(path, args=ocp.args.Composite(**items, **texts))
+        checkpointer.save(path, args=ocp.args.Composite(**items, **text))
 
 
 def read(path: pathlib.Path, targets: Mapping[str, Any]) -> Arrays:
-    """Read some arrays of one folder.
+    """Read arrays of a checkpoint by name.
 
-    Args:
-        path: The folder within a checkpoint.
-        targets: By name, an array like the one to read if it is to be placed on its
-            devices, each process reading its part; None for an array on the host.
-
-    Returns:
-        The arrays by name.
+    A target is None for an array on the host, or an array like the one to read, of
+    which each process reads its part.
     """
-    ask = {name: _restore_args(like) for name, like in targets.items()}
-    args = ocp.args.PyTreeRestore(
-        item=_nest(dict.fromkeys(targets, 0)),
-        restore_args=_nest(ask),
-        partial_restore=True,
-    )
-    # Not by a checkpointer, which would wait for all processes, even if one has failed.
-    tree = ocp.PyTreeCheckpointHandler().restore(epath.Path(path), args=args)
+    tree = {}
+    for item, args in _nest({n: _restore_args(x) for n, x in targets.items()}).items():
+        # Not by a checkpointer, which would wait for all processes, even if one failed.
+        tree[item] = ocp.PyTreeCheckpointHandler().restore(
+            epath.Path(path / item),
+            args=ocp.args.PyTreeRestore(
+                item=jax.tree.map(lambda _: 0, args),
+                restore_args=args,
+                partial_restore=True,
+            ),
+        )
     return {
         name: functools.reduce(lambda node, key: node[key], name.split("."), tree)
         for name in targets

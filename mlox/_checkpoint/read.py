@@ -10,26 +10,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from mlox._checkpoint.folder import (
-    RUN,
-    STATE,
-    CheckpointFolder,
-    DamagedError,
-    reading,
-    split_name,
-)
+from mlox._checkpoint.folder import CheckpointFolder, DamagedError, reading
 from mlox._checkpoint.leaves import Arrays, Leaf, is_spread, verify
 from mlox._sharding.multihost import is_on_any_process
 
 
 class Saved(NamedTuple):
-    """A checkpoint whose arrays have not been read.
-
-    Attributes:
-        path: Its folder.
-        notes: Its notes.
-        leaves: The descriptions of its arrays, by name.
-    """
+    """A checkpoint whose arrays have not been read, as its notes describe it."""
 
     path: pathlib.Path
     notes: Mapping[str, Any]
@@ -57,10 +44,6 @@ like it or None)}. Raises ValueError if the checkpoint does not fit."""
 
 def read_newest(folder: CheckpointFolder, match: Match) -> Restored | None:
     """Read the newest intact checkpoint, with a warning that names damaged ones.
-
-    Args:
-        folder: The checkpoints.
-        match: Selects the arrays to read.
 
     Returns:
         The checkpoint; None if there is none.
@@ -118,24 +101,14 @@ def _load(
     """Read arrays, and verify those of which this process has all parts."""
     from mlox._checkpoint import orbax as _orbax
 
-    arrays = {
-        n: np.zeros(leaves[n].shape, jnp.dtype(leaves[n].dtype))
-        for n in targets
-        if 0 in leaves[n].shape
-    }
-    for item in (STATE, RUN):
-        names = {
-            split_name(n)[1]: n
-            for n in targets
-            if split_name(n)[0] == item and n not in arrays
-        }
-        likes = {
-            within: targets[n]
-            if leaves[n].method == "sum32" and is_spread(targets[n])
-            else None
-            for within, n in names.items()
-        }
-        read = _orbax.read(path / item, likes) if likes else {}
-        arrays |= {n: read[within] for within, n in names.items()}
+    arrays, likes = {}, {}
+    for name, like in targets.items():
+        leaf = leaves[name]
+        if 0 in leaf.shape:
+            arrays[name] = np.zeros(leaf.shape, jnp.dtype(leaf.dtype))
+        else:
+            in_parts = leaf.method == "sum32" and is_spread(like)
+            likes[name] = like if in_parts else None
+    arrays |= _orbax.read(path, likes)
     verify({n: x for n, x in arrays.items() if not is_spread(x)}, leaves)
     return arrays

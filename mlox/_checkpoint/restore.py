@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from mlox._checkpoint.folder import STATE, CheckpointFolder
+from mlox._checkpoint.folder import RUN, STATE, CheckpointFolder
 from mlox._checkpoint.leaves import name_leaves, restore_into
 from mlox._checkpoint.options import Checkpoint, check_restore, find_best
 from mlox._checkpoint.read import Match, Saved, read, read_newest
@@ -94,26 +94,16 @@ def restore(
 
 
 def match_parts(state: PyTree, parts: Mapping[str, str]) -> Match:
-    """Return a match of parts of a state, which compares shapes and dtypes.
+    """Return a match of parts of a state: of shapes and dtypes.
 
-    Args:
-        state: A state like the saved one.
-        parts: Names in the checkpoint by names in `state`, both with "state." before.
-
-    Returns:
-        An argument of `read`.
+    The parts are names in the checkpoint by names in the state, after "state.".
     """
     templates = name_leaves({STATE: state})
 
     def match(saved: Saved) -> dict[str, tuple[str, Any]]:
-        there = {
-            name: f"{leaf.dtype}{leaf.shape}"
-            for name, leaf in saved.leaves.items()
-            if _is_within(name, STATE)
-        }
-        here = {h: f"{x.dtype}{list(x.shape)}" for h, x in templates.items()}
+        there = {n: x for n, x in saved.leaves.items() if _is_within(n, STATE)}
         for part, source in parts.items():
-            _check_there(part, here, "the state")
+            _check_there(part, templates, "the state")
             _check_there(source, there, f"checkpoint {str(saved.path)!r}")
         sources = {
             part + name.removeprefix(source): name
@@ -121,45 +111,33 @@ def match_parts(state: PyTree, parts: Mapping[str, str]) -> Match:
             for name in there
             if _is_within(name, source)
         }
-        wanted = [h for h in here if any(_is_within(h, part) for part in parts)]
-        differences = [
-            f"{name.removeprefix(f'{STATE}.')}: {one} there, {other} here"
-            for name in dict.fromkeys([*wanted, *sources])
-            if (one := there.get(sources.get(name, ""), "nothing"))
-            != (other := here.get(name, "nothing"))
-        ]
-        _check_same(saved, differences)
+        old = {h: f"{there[t].dtype}{there[t].shape}" for h, t in sources.items()}
+        new = {
+            name: f"{array.dtype}{list(array.shape)}"
+            for name, array in templates.items()
+            if any(_is_within(name, part) for part in parts)
+        }
+        _check_same(saved, old, new)
         return {h: (t, templates[h]) for h, t in sources.items()}
 
     return match
 
 
 def match_run(state: PyTree, metadata: Mapping[str, Any]) -> Match:
-    """Return a match of a whole checkpoint, which compares the engine as well.
-
-    Args:
-        state: A state like the saved one.
-        metadata: The description of the engine.
-
-    Returns:
-        An argument of `read`.
-    """
+    """Return a match of a whole checkpoint, which compares the engine as well."""
     match_state = match_parts(state, {STATE: STATE})
 
     def match(saved: Saved) -> dict[str, tuple[str, Any]]:
         there = saved.notes["engine"]
-        _check_same(
-            saved,
-            [
-                f"{key}: {summarize(there.get(key))} there, {summarize(here)} here"
-                for key, here in metadata.items()
-                if there.get(key) != here
-            ],
-        )
-        found = match_state(saved)
-        # Other states, such as the best one, are split over processes like the state.
-        likes = {name: f"{STATE}.{name.partition('.')[2]}" for name in saved.leaves}
-        return {name: (name, found.get(x, (x, None))[1]) for name, x in likes.items()}
+        old, new = ({k: repr(d.get(k)) for k in metadata} for d in (there, metadata))
+        _check_same(saved, old, new)
+        found = dict(match_state(saved))
+        for name in saved.leaves:
+            # Other states, such as "run.best", are split over processes like the state.
+            like = f"{STATE}.{'.'.join(name.split('.')[2:])}"
+            here = name.removeprefix(f"{RUN}.")
+            found.setdefault(here, (name, found.get(like, (like, None))[1]))
+        return found
 
     return match
 
@@ -168,18 +146,24 @@ def _check_there(part: str, names: Mapping[str, Any], whose: str) -> None:
     """Raise ValueError if no name is within a part, and list the names."""
     if not any(_is_within(name, part) for name in names):
         depth = part.count(".") + 1
-        cut = {".".join(name.split(".")[1:depth]) for name in names if "." in name}
+        cut = {".".join(name.split(".")[1:depth]) for name in names}
         raise ValueError(
             f"restore: {whose} holds no {part.removeprefix(f'{STATE}.')!r}; it holds "
             f"{summarize(sorted(cut))}. Name what both hold as `partial`."
         )
 
 
-def _check_same(saved: Saved, differences: list[str]) -> None:
-    """Raise ValueError with the first three differences, if there are any."""
-    if differences:
-        more = [f"and {len(differences) - 3} more"] if differences[3:] else []
-        shown = "\n  ".join([*differences[:3], *more])
+def _check_same(saved: Saved, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    """Raise ValueError if two descriptions differ, with the first three differences."""
+    rows = [
+        f"{name.removeprefix(f'{STATE}.')}: {old.get(name, 'nothing'):.200} there, "
+        f"{new.get(name, 'nothing'):.200} here"
+        for name in dict.fromkeys([*new, *old])
+        if old.get(name) != new.get(name)
+    ]
+    if rows:
+        more = [f"and {len(rows) - 3} more"] if rows[3:] else []
+        shown = "\n  ".join([*rows[:3], *more])
         raise ValueError(
             f"Checkpoint {str(saved.path)!r} is of another engine or state:\n  {shown}"
             "\nUse the engine and the state with which the run began, choose "

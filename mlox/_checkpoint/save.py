@@ -11,14 +11,12 @@ import jax
 
 from mlox._checkpoint.folder import (
     FORMAT,
-    NOTES,
     RUN,
     STATE,
     CheckpointFolder,
-    split_name,
     with_checksum,
 )
-from mlox._checkpoint.leaves import Arrays, fetch, name_leaves
+from mlox._checkpoint.leaves import fetch, name_leaves
 from mlox._checkpoint.options import Checkpoint, find_best
 from mlox._sharding.multihost import is_on_any_process
 from mlox._utils.types import PyTree, Scalars
@@ -65,7 +63,9 @@ class CheckpointWriter:
                 stacklevel=2,
             )
             return
-        arrays, leaves = fetch(name_leaves(trees))
+        others = {name: tree for name, tree in trees.items() if name != STATE}
+        named = name_leaves({STATE: trees[STATE], RUN: others})
+        arrays, leaves = fetch(named)
         whole_notes = {
             "format": FORMAT,
             "cycle": cycle,
@@ -75,13 +75,9 @@ class CheckpointWriter:
             "leaves": leaves,
             "run": dict(notes),
         }
-        items: dict[str, Arrays] = {STATE: {}, RUN: {}}
-        for name, array in arrays.items():
-            item, within = split_name(name)
-            if array.size:
-                items[item][within] = array
-        texts = {NOTES: with_checksum(whole_notes)}
-        _orbax.write(self.checkpointer, path, items, texts)
+        # Orbax writes no arrays of size zero.
+        full = {name: array for name, array in arrays.items() if array.size}
+        _orbax.write(self.checkpointer, path, full, with_checksum(whole_notes))
         if not self.checkpoint.async_:
             self._finish()
 
@@ -102,15 +98,7 @@ class CheckpointWriter:
 def open_writer(
     checkpoint: Checkpoint, metadata: Mapping[str, Any]
 ) -> CheckpointWriter:
-    """Open a folder for the checkpoints of a run.
-
-    Args:
-        checkpoint: The options of the user.
-        metadata: A description of the engine, for JSON.
-
-    Returns:
-        The writer, which must be closed.
-    """
+    """Open a folder for the checkpoints of a run; the writer must be closed."""
     from mlox._checkpoint import orbax as _orbax
 
     return CheckpointWriter(checkpoint, metadata, _orbax.open_checkpointer())
@@ -129,14 +117,10 @@ def prune(checkpoint: Checkpoint) -> None:
 
 
 def clean(checkpoint: Checkpoint, newest: int | None) -> None:
-    """Reset a folder to the checkpoint from which a run is resumed.
+    """Reset a folder to its newest intact checkpoint, from which a run is resumed.
 
-    Damaged checkpoints are renamed: those after that cycle, which the run saves again,
-    and older ones whose notes cannot be read. Unfinished ones are deleted.
-
-    Args:
-        checkpoint: The options of the user.
-        newest: The newest intact checkpoint; None if there is no checkpoint.
+    Damaged checkpoints are renamed: later ones, which the run saves again, and older
+    ones whose notes cannot be read. Unfinished ones are deleted.
     """
     folder = CheckpointFolder(checkpoint.path)
     folder.remove_unfinished()

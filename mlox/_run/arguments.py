@@ -123,9 +123,8 @@ def check_config(step: Step, config: RunConfig) -> RunConfig:
         )
     if config.early_stopping is not None:
         check_rule(config.early_stopping, problems, validated)
-    recorded = {"mean": config.log_interval}
-    recorded |= {"score": config.valid_interval} if validated else {}
-    check_checkpoint(config.checkpoint, config.resume, recorded)
+    valid_every = config.valid_interval if validated else None
+    check_checkpoint(config.checkpoint, config.resume, config.log_interval, valid_every)
     return dataclasses.replace(
         config,
         train_iters=int(config.train_iters),

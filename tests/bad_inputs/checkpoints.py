@@ -245,7 +245,7 @@ def _restored() -> list[Case]:
                 "an engine for the state",
                 lambda folder: restore(folder, ONE),
                 TypeError,
-                "type Engine;.*engine.init",
+                "is Engine.*engine.init",
             ),
             (
                 "the folder of one checkpoint",
