@@ -508,7 +508,9 @@ def last_draw_cost(params, weights, batch, key, step, mean):
     features = batch["x"] - mean[None]
     scaled = kept * params * jnp.exp(weights)
     fit = jnp.mean((jnp.tanh(features @ scaled) - batch["y"]) ** 2)
-    return (1.0 + 1.0 / (1.0 + step)) * fit + 0.5 * jnp.sum(params**2)
+    return (1.0 + 1.0 / (1.0 + jnp.asarray(step, float))) * fit + 0.5 * jnp.sum(
+        params**2
+    )
 
 
 def last_draw_loss(params, batch, ctx):

@@ -415,8 +415,8 @@ def test_a_task_knows_its_number():
         name="x",
         params=jnp.zeros(()),
         tx=optax.sgd(1.0),
-        loss_fn=lambda params, batch, ctx: (params - batch) ** 2 / 2 + 0 * ctx.step,
-        sample=lambda params, ctx: 1.0 * ctx.task_index,
+        loss_fn=lambda params, batch, ctx: (params - batch) ** 2 / 2,
+        sample=lambda params, ctx: ctx.task_index.astype(float),
         tasks=TASKS,
     )
     engine = mlox.Engine([problem])
