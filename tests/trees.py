@@ -1,9 +1,12 @@
-"""Comparisons of states, which may hold PRNG keys."""
+"""Comparisons of states, which may hold PRNG keys, and of what optax returns."""
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# optax mixes integers and floats: by hand it is called as mlox calls it.
+STANDARD = jax.numpy_dtype_promotion("standard")
 
 
 def update_of(tx):

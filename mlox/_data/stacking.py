@@ -29,7 +29,7 @@ def check_data(names: Iterable[str], data: Mapping[str, Any]) -> None:
     unknown = sorted(map(str, set(data) - set(known)))
     if unknown:
         raise ValueError(
-            f"`data` names {unknown}, but no problem is called so. Known: {known}."
+            f"`data` names {unknown}; expected names among the problems {known}."
         )
     for name, series in data.items():
         if series is not None:

@@ -126,7 +126,7 @@ def warn_if_slopes_are_infinite(plan: Plan, problems: Sequence[Problem]) -> None
                 f"problem {problem.name!r} is Unrolled, but its optimizer has an "
                 "infinite derivative where a gradient is zero (Adam's square root of a "
                 "zero second moment): one such entry makes the hypergradient NaN. "
-                "Pass eps_root=1e-8 to optax.adam and its kin, or use Implicit.",
+                "Pass eps_root=1e-8 to optax.adam, or use mlox.Implicit().",
                 stacklevel=3,
             )
 
@@ -200,5 +200,5 @@ def check_batches(graph: Graph, state: State, batches: Batches) -> None:
                 raise ValueError(
                     f"{label}{jax.tree_util.keystr(path)} has shape {np.shape(leaf)}; "
                     f"expected [{', '.join(map(str, sizes))}, ...] for {counts}. "
-                    "engine.stack stacks batches so."
+                    "engine.stack makes such batches."
                 )

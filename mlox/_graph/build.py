@@ -69,7 +69,7 @@ def _check_names(names: Sequence[str]) -> None:
     if twice:
         raise ValueError(
             f"Problems share the name {twice[0]!r}; names must differ, since edges, "
-            "batches and metrics go by name. Rename one of them."
+            "batches and metrics use them as keys. Rename one of them."
         )
 
 

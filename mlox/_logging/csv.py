@@ -109,6 +109,6 @@ def _cycle(file: pathlib.Path, row: Sequence[str]) -> int:
     if not row or not row[0].isdecimal():
         raise ValueError(
             f"csv_logger: {str(file)!r} has the row {','.join(row)!r}; expected a row "
-            "that begins with a cycle. Mend the row, or move the file away."
+            "that begins with a cycle. Correct the row, or move the file away."
         )
     return int(row[0])

@@ -14,7 +14,7 @@ from mlox._problem.responsive import responsive_part
 from mlox._problem.transformation import build_transformation
 from mlox._utils.describe import annotate_errors
 from mlox._utils.fields import check_like
-from mlox._utils.tree import combine
+from mlox._utils.tree import STANDARD_PROMOTION, combine
 from mlox._utils.types import PyTree
 
 
@@ -28,7 +28,7 @@ def apply_gradients(
 ) -> Problem:
     """Return the problem after one optimizer step."""
     updates, opt_state = _update(problem, grads, loss)
-    with jax.numpy_dtype_promotion("standard"):  # see build_transformation
+    with STANDARD_PROMOTION():  # optax adds updates to params of other dtypes
         params = optax.apply_updates(problem.params, updates)
     if problem.project is not None:
         with annotate_errors(f"project of problem {problem.name!r}", params=params):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mlox._utils.tree import STANDARD_PROMOTION
 from mlox._utils.types import Mask, PyTree
 
 
@@ -42,13 +43,13 @@ def _promote_as_standard(
     """
 
     def init(params: PyTree) -> PyTree:
-        with jax.numpy_dtype_promotion("standard"):
+        with STANDARD_PROMOTION():
             return tx.init(params)
 
     def update(
         updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
-        with jax.numpy_dtype_promotion("standard"):
+        with STANDARD_PROMOTION():
             return tx.update(updates, state, params, **extra)
 
     return type(tx)(init, update)

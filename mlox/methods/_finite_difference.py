@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from mlox._utils.fields import POSITIVE, check_fields
+from mlox._utils.tree import STANDARD_PROMOTION, add_scaled
 from mlox.methods._base import Answer
 from mlox.solvers import Info
 
@@ -65,13 +66,9 @@ def central_difference(
     """Return <direction, d cost/dy> by two evaluations, 0 for a zero direction."""
     # The perturbation has the length epsilon, however long the direction is: the error
     # of the difference does not depend on the scale of the upper's loss.
-    norm = optax.tree.norm(direction)
+    with STANDARD_PROMOTION():
+        norm = optax.tree.norm(direction)
     step = epsilon / jnp.where(norm > 0, norm, 1)
-
-    def shifted(sign: float) -> jax.Array:
-        def move(y: jax.Array, d: jax.Array) -> jax.Array:
-            return y + (sign * step * d).astype(y.dtype)
-
-        return cost(jax.tree.map(move, point, direction))
-
-    return (shifted(1.0) - shifted(-1.0)) / (2 * step)
+    ends = [cost(add_scaled(point, sign * step, direction)) for sign in (1.0, -1.0)]
+    with STANDARD_PROMOTION():
+        return (ends[0] - ends[1]) / (2 * step)
