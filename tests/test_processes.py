@@ -315,7 +315,9 @@ def test_restore_meets_damage_alike_on_all_processes(folder, second_pair):
 
 def test_select_positions_warns_if_the_number_of_processes_changed():
     each = {multihost.PER_PROCESS: [{"fit": 1}, {"fit": 2}]}
-    with pytest.warns(UserWarning, match="is of 2 processes .* this job has 1: all go"):
+    with pytest.warns(
+        UserWarning, match="is of 2 processes .* this job has 1: all continue"
+    ):
         assert multihost.select_positions(each) == {"fit": 1}
     assert multihost.select_positions({"fit": 3}) == {"fit": 3}
 
