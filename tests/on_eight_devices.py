@@ -5,6 +5,7 @@ By hand: XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest -n0 <this fil
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,11 @@ from .sharded import (
     BATCH,
     METHODS,
     SIZE,
-    check_close,
-    data,
-    engine_of,
-    stacked,
-    trees,
+    assert_close,
+    make_data,
+    make_engine,
+    select_arrays,
+    stack_cycle,
 )
 
 P = PartitionSpec
@@ -39,7 +40,7 @@ RULES = {
 }
 
 
-def mesh_of(rules):
+def make_mesh(rules):
     devices = np.array(jax.devices())
     if isinstance(rules, str):
         return Mesh(devices, ("data",))
@@ -47,16 +48,16 @@ def mesh_of(rules):
 
 
 @functools.cache
-def alone(method, levels):
-    """Make two cycles on one device."""
-    engine = engine_of(METHODS[method], levels)
+def run_on_one_device(method, levels):
+    """Run two cycles on one device."""
+    engine = make_engine(METHODS[method], levels)
     state, step, metrics = engine.init(), jax.jit(engine.step), {}
     for cycle in range(2):
-        state, metrics = step(state, stacked(engine, cycle))
-    return jax.device_get((trees(state), metrics))
+        state, metrics = step(state, stack_cycle(engine, cycle))
+    return jax.device_get((select_arrays(state), metrics))
 
 
-def check_layout(state, expected):
+def assert_placed_like(state, expected):
     pairs = zip(
         jax.tree_util.tree_leaves_with_path(state),
         jax.tree.leaves(expected),
@@ -67,44 +68,48 @@ def check_layout(state, expected):
         assert same, (jax.tree_util.keystr(path), found.sharding, like.sharding)
 
 
-TWO_LEVELS = [(method, 2, rules) for method in METHODS for rules in RULES]
-THREE_LEVELS = [
-    *((method, 3, "fsdp") for method in METHODS if method != "dense"),
-    *((method, 3, "table") for method in ("unrolled", "cg")),
-    ("cg", 3, "replicated"),
+QUICK = [("cg", 2, rules) for rules in RULES]
+QUICK += [(method, 2, "fsdp") for method in METHODS if method != "cg"]
+SLOW = [(method, 3, "fsdp") for method in METHODS]
+SLOW += [
+    (m, 2, rules) for m in METHODS if m != "cg" for rules in ("replicated", "table")
 ]
+SLOW += [("unrolled", 3, "table"), ("cg", 3, "table"), ("cg", 3, "replicated")]
+CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 
 
-@pytest.mark.parametrize(("method", "levels", "rules"), TWO_LEVELS + THREE_LEVELS)
-def test_same_numbers_as_on_one_device(method, levels, rules):
-    engine, rules = engine_of(METHODS[method], levels), RULES[rules]
-    mesh = mesh_of(rules)
+@pytest.mark.parametrize(("method", "levels", "rules"), CASES)
+def test_step_returns_the_numbers_of_one_device(method, levels, rules):
+    engine, rules = make_engine(METHODS[method], levels), RULES[rules]
+    mesh = make_mesh(rules)
     placed = state = mlox.shard(engine, engine.init(), mesh, rules)
     step = jax.jit(engine.step)
     if not isinstance(rules, str):  # XLA would split what is whole, too
         step = engine.compile(donate=False, like=state)
     cached, metrics = step._cache_size(), {}
     for cycle in range(2):
-        batches = mlox.shard_batches(engine, stacked(engine, cycle), mesh)
+        batches = mlox.shard_batches(engine, stack_cycle(engine, cycle), mesh)
         state, metrics = step(state, batches)
-    check_close((trees(state), metrics), alone(method, levels), 1e-10)
-    check_layout(state, placed)
+    assert_close(
+        (select_arrays(state), metrics), run_on_one_device(method, levels), 1e-10
+    )
+    assert_placed_like(state, placed)
     assert step._cache_size() == cached + 1
 
 
-def test_a_matrix_of_second_derivatives():
+def test_step_returns_the_numbers_of_one_device_with_a_dense_solver():
     """Of 72 unknowns: `Dense` is for few."""
-    engine = engine_of(mlox.Implicit(mlox.Dense()), size=8)
-    mesh, batches = mesh_of(RULES["table"]), stacked(engine, 0, size=8)
+    engine = make_engine(mlox.Implicit(mlox.Dense()), size=8)
+    mesh, batches = make_mesh(RULES["table"]), stack_cycle(engine, 0, size=8)
     expected = jax.device_get(engine.compile()(engine.init(), batches))
     state = mlox.shard(engine, engine.init(), mesh, RULES["table"])
     batches = mlox.shard_batches(engine, batches, mesh)
     found = engine.compile(like=state)(state, batches)
-    check_close(trees(found[0]), trees(expected[0]), 1e-10)
+    assert_close(select_arrays(found[0]), select_arrays(expected[0]), 1e-10)
 
 
 @pytest.mark.parametrize("rules", ["replicated", "fsdp", [("fit", P("data"))]])
-def test_tasks_are_split_as_examples_are(rules):
+def test_shard_splits_tasks_like_examples(rules):
     def fit_loss(params, batch, ctx):
         inputs, outputs = batch
         near = 0.1 * jnp.sum((params - ctx.start.params) ** 2)
@@ -135,37 +140,39 @@ def test_tasks_are_split_as_examples_are(rules):
     }
     options = {"train_iters": 3, "loggers": ()}
     expected, _ = engine.run(engine.init(), series, **options)
-    state = mlox.shard(engine, engine.init(), mesh_of("fsdp"), rules)
+    state = mlox.shard(engine, engine.init(), make_mesh("fsdp"), rules)
     found, _ = engine.run(state, series, **options)
-    check_close(trees(found), jax.device_get(trees(expected)), 1e-10)
-    check_layout(found, state)
+    assert_close(select_arrays(found), jax.device_get(select_arrays(expected)), 1e-10)
+    assert_placed_like(found, state)
     assert state["fit"].params.sharding.spec == P("data")
 
 
-def compare_runs(rules, tolerance, dtype, **options):
+def assert_same_run(rules, tolerance, dtype, **options):
     """Run with and without a mesh, and return the state with one."""
-    engine = engine_of(METHODS["cg"], dtype=dtype)
-    mesh = mesh_of(rules)
+    engine = make_engine(METHODS["cg"], dtype=dtype)
+    mesh = make_mesh(rules)
     options = {"train_iters": 5, "log_every": 2, "loggers": (), **options}
     state = mlox.shard(engine, engine.init(), mesh, rules)
-    found, history = engine.run(state, data(dtype), **options)
-    expected, expected_history = engine.run(engine.init(), data(dtype), **options)
-    check_close(trees(found), jax.device_get(trees(expected)), tolerance)
-    check_close(history, expected_history, tolerance)
-    check_layout(found, state)
+    found, history = engine.run(state, make_data(dtype), **options)
+    expected, expected_history = engine.run(engine.init(), make_data(dtype), **options)
+    assert_close(
+        select_arrays(found), jax.device_get(select_arrays(expected)), tolerance
+    )
+    assert_close(history, expected_history, tolerance)
+    assert_placed_like(found, state)
     return found
 
 
-def test_a_run_in_single_precision():
-    compare_runs("fsdp", 1e-5, "float32")
+def test_run_returns_the_numbers_of_one_device_in_single_precision():
+    assert_same_run("fsdp", 1e-5, "float32")
 
 
-def test_a_run_with_long_dispatches_compiles_each_of_them_once():
+def test_run_compiles_each_length_of_dispatch_once():
     _dispatch.compile_cycles.cache_clear()
     options = {"cycles_per_dispatch": 2, "donate": True, "on_nonfinite": "skip"}
-    compare_runs(RULES["table"], 1e-10, "float64", **options)
-    engine = engine_of(METHODS["cg"])
-    mesh = mesh_of(RULES["table"])
+    assert_same_run(RULES["table"], 1e-10, "float64", **options)
+    engine = make_engine(METHODS["cg"])
+    mesh = make_mesh(RULES["table"])
     layout = layout_of(mlox.shard(engine, engine.init(), mesh, RULES["table"]))
     for count in (2, 1):
         program = _dispatch.compile_cycles(
@@ -177,19 +184,19 @@ def test_a_run_with_long_dispatches_compiles_each_of_them_once():
     )  # with the mesh, and without
 
 
-def test_numbers_of_examples_are_whole_in_the_history():
-    engine = engine_of(METHODS["detached"])
-    state = mlox.shard(engine, engine.init(), mesh_of("fsdp"), "fsdp")
-    _, history = engine.run(state, data(), train_iters=1, loggers=())
+def test_run_returns_metrics_of_examples_as_whole_arrays():
+    engine = make_engine(METHODS["detached"])
+    state = mlox.shard(engine, engine.init(), make_mesh("fsdp"), "fsdp")
+    _, history = engine.run(state, make_data(), train_iters=1, loggers=())
     assert history["fit/errors"].shape == (1, BATCH)
 
 
-def test_memory_falls_with_the_number_of_devices():
-    engine = engine_of(METHODS["cg"])
-    placed = mlox.shard(engine, engine.init(), mesh_of("fsdp"), "fsdp")
+def test_shard_divides_memory_by_the_number_of_devices():
+    engine = make_engine(METHODS["cg"])
+    placed = mlox.shard(engine, engine.init(), make_mesh("fsdp"), "fsdp")
 
     def bytes_on_a_device(state):
-        leaves = jax.tree.leaves(trees(state))
+        leaves = jax.tree.leaves(select_arrays(state))
         return sum(x.addressable_shards[0].data.nbytes for x in leaves)
 
     whole = bytes_on_a_device(engine.init())
@@ -197,17 +204,17 @@ def test_memory_falls_with_the_number_of_devices():
     assert bytes_on_a_device(placed) == (whole - small) / 8 + small
 
 
-def test_each_device_holds_its_part_of_a_batch():
-    engine = engine_of(METHODS["cg"])
-    mesh = mesh_of("fsdp")
-    batches = mlox.shard_batches(engine, stacked(engine, 0), mesh)
+def test_shard_batches_gives_each_device_its_part():
+    engine = make_engine(METHODS["cg"])
+    mesh = make_mesh("fsdp")
+    batches = mlox.shard_batches(engine, stack_cycle(engine, 0), mesh)
     inputs = batches["fit"][0]
     assert inputs.shape == (2, BATCH, SIZE)
     assert {s.data.shape for s in inputs.addressable_shards} == {(2, BATCH // 8, SIZE)}
-    np.testing.assert_array_equal(inputs, stacked(engine, 0)["fit"][0])
+    np.testing.assert_array_equal(inputs, stack_cycle(engine, 0)["fit"][0])
 
 
-def test_a_leaf_without_examples_is_whole():
+def test_shard_batches_replicates_a_leaf_without_examples():
     problem = mlox.Problem.create(
         name="x",
         params=jnp.ones(()),
@@ -216,21 +223,21 @@ def test_a_leaf_without_examples_is_whole():
         unroll_steps=1,
     )
     engine = mlox.Engine([problem])
-    mesh = mesh_of("fsdp")
+    mesh = make_mesh("fsdp")
     batches = mlox.shard_batches(engine, {"x": {"rate": np.ones(1)}}, mesh)
     assert batches["x"]["rate"].sharding.is_fully_replicated
 
 
-def test_a_mesh_with_explicit_axes_will_do():
-    engine = engine_of(METHODS["detached"])
+def test_run_accepts_a_mesh_with_explicit_axes():
+    engine = make_engine(METHODS["detached"])
     mesh = jax.make_mesh((8,), ("data",))
-    assert mesh.axis_types != mesh_of("fsdp").axis_types
+    assert mesh.axis_types != make_mesh("fsdp").axis_types
     state = mlox.shard(engine, engine.init(), mesh, "fsdp")
-    engine.run(state, data(), train_iters=1, loggers=())
+    engine.run(state, make_data(), train_iters=1, loggers=())
 
 
-def test_a_state_can_be_made_in_place():
-    mesh = mesh_of("fsdp")
+def test_shard_keeps_a_state_that_was_made_in_place():
+    mesh = make_mesh("fsdp")
     sharding = NamedSharding(mesh, P("data"))
     params = jax.jit(lambda: jnp.zeros((SIZE, SIZE)), out_shardings=sharding)()
     problem = mlox.Problem.create(
@@ -244,10 +251,10 @@ def test_a_state_can_be_made_in_place():
     for array in (state["fit"].params, state["fit"].opt_state[0].mu):
         assert array.addressable_shards[0].data.shape == (SIZE // 8, SIZE)
     placed = mlox.shard(engine, state, mesh, "fsdp")
-    check_layout(placed["fit"].params, params)
+    assert_placed_like(placed["fit"].params, params)
 
 
-def test_like_keeps_what_xla_would_split():
+def test_compile_keeps_the_layout_of_like():
     """A memory of the last batch, whole on every device."""
 
     def loss_fn(params, batch, ctx):
@@ -262,38 +269,36 @@ def test_like_keeps_what_xla_would_split():
         model_state=jnp.zeros(BATCH),
     )
     engine = mlox.Engine([problem])
-    mesh = mesh_of("replicated")
+    mesh = make_mesh("replicated")
     state = mlox.shard(engine, engine.init(), mesh)
     batches = mlox.shard_batches(engine, {"x": np.ones((1, BATCH))}, mesh)
     moved, _ = jax.jit(engine.step)(state, batches)
     assert not moved["x"].model_state.sharding.is_fully_replicated
     kept, _ = engine.compile(donate=False, like=state)(state, batches)
-    check_layout(kept, state)
+    assert_placed_like(kept, state)
 
 
-def test_a_checkpoint_of_eight_devices_serves_any_number(tmp_path):
-    engine = engine_of(METHODS["cg"])
+def test_restore_reads_a_checkpoint_of_eight_devices_on_any_number(tmp_path):
+    engine = make_engine(METHODS["cg"])
     options = {"log_every": 2, "loggers": (), "checkpoint": mlox.Checkpoint(tmp_path)}
-    state = mlox.shard(engine, engine.init(), mesh_of("fsdp"), "fsdp")
-    saved, _ = engine.run(state, data(), train_iters=4, **options)
-    like = mlox.shard(engine, engine.init(), mesh_of("fsdp"), "fsdp")
+    state = mlox.shard(engine, engine.init(), make_mesh("fsdp"), "fsdp")
+    saved, _ = engine.run(state, make_data(), train_iters=4, **options)
+    like = mlox.shard(engine, engine.init(), make_mesh("fsdp"), "fsdp")
     few = Mesh(np.array(jax.devices()[:2]), ("data",))
     for template in (
         engine.init(),
         like,
         mlox.shard(engine, engine.init(), few, "fsdp"),
-        mlox.shard(engine, engine.init(), mesh_of([]), RULES["table"]),
+        mlox.shard(engine, engine.init(), make_mesh([]), RULES["table"]),
     ):
         found = mlox.restore(tmp_path, template)
-        check_layout(found, template)
-        pairs = zip(*map(jax.tree.leaves, (trees(found), trees(saved))), strict=True)
-        for one, other in pairs:
-            np.testing.assert_array_equal(one, other)
-    expected, _ = engine.run(engine.init(), data(), train_iters=6, loggers=())
-    table = mlox.shard(engine, engine.init(), mesh_of([]), RULES["table"])
-    found, _ = engine.run(table, data(), train_iters=6, resume=True, **options)
-    check_close(trees(found), jax.device_get(trees(expected)), 1e-10)
-    check_layout(found, table)
+        assert_placed_like(found, template)
+        chex.assert_trees_all_equal(select_arrays(found), select_arrays(saved))
+    expected, _ = engine.run(engine.init(), make_data(), train_iters=6, loggers=())
+    table = mlox.shard(engine, engine.init(), make_mesh([]), RULES["table"])
+    found, _ = engine.run(table, make_data(), train_iters=6, resume=True, **options)
+    assert_close(select_arrays(found), jax.device_get(select_arrays(expected)), 1e-10)
+    assert_placed_like(found, table)
 
 
 class Net(nn.Module):
@@ -302,11 +307,12 @@ class Net(nn.Module):
         kernel = nn.initializers.lecun_normal()
         up = nn.with_logical_partitioning(kernel, ("embed", "hidden"))
         down = nn.with_logical_partitioning(kernel, ("hidden", "embed"))
-        x = nn.Dense(SIZE, kernel_init=up, use_bias=False)(x)
-        return nn.Dense(SIZE, kernel_init=down, use_bias=False)(nn.tanh(x))
+        parts = {"use_bias": False, "param_dtype": jnp.float64}
+        x = nn.Dense(SIZE, kernel_init=up, **parts)(x)
+        return nn.Dense(SIZE, kernel_init=down, **parts)(nn.tanh(x))
 
 
-def flax_engine():
+def make_flax_engine():
     net = Net()
 
     def loss_fn(params, batch, ctx):
@@ -320,23 +326,23 @@ def flax_engine():
     return mlox.Engine([problem])
 
 
-def test_logical_names_of_flax():
-    engine = flax_engine()
+def test_shard_splits_by_logical_names_of_flax():
+    engine = make_flax_engine()
     rules = (("hidden", "model"), ("embed", None))
-    mesh = mesh_of(rules)
+    mesh = make_mesh(rules)
     state = mlox.shard(engine, engine.init(), mesh, rules)
     for tree in (state["net"].params, state["net"].opt_state[0].mu):
         assert tree["Dense_0"]["kernel"].value.sharding.spec == P(None, "model")
         assert tree["Dense_1"]["kernel"].value.sharding.spec == P("model", None)
-    batches = {"net": data()["fit"]}
+    batches = {"net": make_data()["fit"]}
     options = {"train_iters": 3, "loggers": ()}
     found, _ = engine.run(state, batches, **options)
     expected, _ = engine.run(engine.init(), batches, **options)
-    check_close(trees(found), jax.device_get(trees(expected)), 1e-5)
-    check_layout(found, state)
+    assert_close(select_arrays(found), jax.device_get(select_arrays(expected)), 1e-10)
+    assert_placed_like(found, state)
 
 
-def test_a_module_of_flax_as_a_problem():
+def test_shard_splits_a_problem_of_from_linen_by_logical_names():
     """What `mlox.flax` makes keeps the names, too."""
     net = Net()
     problem = mlox.flax.from_linen(
@@ -344,20 +350,18 @@ def test_a_module_of_flax_as_a_problem():
         net.init(jax.random.key(0), jnp.ones((1, SIZE))),
         name="net",
         tx=optax.adam(0.1),
-        loss_fn=lambda params, batch, ctx: (
-            jnp.mean((ctx.apply(params, batch)) ** 2)
-            if False
-            else jnp.mean(net.apply({"params": params}, batch) ** 2)
+        loss_fn=lambda params, batch, ctx: jnp.mean(
+            net.apply({"params": params}, batch) ** 2
         ),
     )
     engine = mlox.Engine([problem])
     rules = (("hidden", "model"), ("embed", "data"))
-    state = mlox.shard(engine, engine.init(), mesh_of(rules), rules)
+    state = mlox.shard(engine, engine.init(), make_mesh(rules), rules)
     kernel = state["net"].params["Dense_0"]["kernel"].value
     assert kernel.sharding.spec == P("data", "model")
 
 
-def test_moments_that_are_sums_over_axes_stay_whole_in_a_table():
+def test_shard_replicates_moments_that_are_sums_over_axes():
     problem = mlox.Problem.create(
         name="x",
         params={"w": jnp.ones((256, 256))},
@@ -366,13 +370,13 @@ def test_moments_that_are_sums_over_axes_stay_whole_in_a_table():
     )
     engine = mlox.Engine([problem])
     table = [("w$", P("data"))]
-    state = mlox.shard(engine, engine.init(), mesh_of("fsdp"), table)["x"]
+    state = mlox.shard(engine, engine.init(), make_mesh("fsdp"), table)["x"]
     shardings = {x.shape: x.sharding.spec for x in jax.tree.leaves(state.opt_state)}
     assert shardings[(256,)] == P()
     assert state.params["w"].sharding.spec == P("data")
 
 
-REFUSED = {
+BAD_RULES = {
     "another word": ("zero", ValueError, "rules are 'zero'; expected 'replicated'"),
     "nothing": ([], ValueError, r"rules are \[\]; expected"),
     "no pair": (["fit"], TypeError, "the rules hold 'fit'; expected"),
@@ -391,52 +395,52 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_rules_are_checked(case):
-    rules, kind, message = REFUSED[case]
-    engine = engine_of(METHODS["cg"])
+@pytest.mark.parametrize("case", BAD_RULES)
+def test_shard_raises_for_bad_rules(case):
+    rules, kind, message = BAD_RULES[case]
+    engine = make_engine(METHODS["cg"])
     with pytest.raises(kind, match=message):
-        mlox.shard(engine, engine.init(), mesh_of("fsdp"), rules)
+        mlox.shard(engine, engine.init(), make_mesh("fsdp"), rules)
 
 
-def test_a_name_without_rule_is_refused():
-    engine = flax_engine()
+def test_shard_raises_for_a_name_without_a_rule():
+    engine = make_flax_engine()
     message = r"logical name 'embed' of 'net/Dense_0/kernel.*\('embed', None\)"
     with pytest.raises(ValueError, match=message):
-        mlox.shard(engine, engine.init(), mesh_of([]), (("hidden", "model"),))
+        mlox.shard(engine, engine.init(), make_mesh([]), (("hidden", "model"),))
 
 
-def test_a_mesh_is_expected():
-    engine = engine_of(METHODS["cg"])
+def test_shard_raises_for_a_list_of_devices():
+    engine = make_engine(METHODS["cg"])
     with pytest.raises(TypeError, match=r"mesh is a list; expected a jax.*Mesh"):
         mlox.shard(engine, engine.init(), jax.devices())
 
 
-def test_a_state_of_another_engine_is_refused():
-    engine = engine_of(METHODS["cg"])
+def test_shard_raises_for_a_state_of_another_engine():
+    engine = make_engine(METHODS["cg"])
     with pytest.raises(ValueError, match=r"state.keys\(\) is \['fit'\]"):
-        mlox.shard(engine, {"fit": engine.init()["fit"]}, mesh_of("fsdp"))
+        mlox.shard(engine, {"fit": engine.init()["fit"]}, make_mesh("fsdp"))
 
 
 UNEVEN = "problem 'fit': leaf .* has 12 examples; expected a multiple of 8, .* e.g. 16"
 
 
-def test_a_batch_that_cannot_be_split_is_refused():
-    engine = engine_of(METHODS["cg"])
+def test_run_and_shard_batches_raise_for_a_batch_that_cannot_be_split():
+    engine = make_engine(METHODS["cg"])
     short = {
         name: [jax.tree.map(lambda x: x[:12], batch) for batch in batches]
-        for name, batches in data().items()
+        for name, batches in make_data().items()
     }
-    state = mlox.shard(engine, engine.init(), mesh_of("fsdp"), "fsdp")
+    state = mlox.shard(engine, engine.init(), make_mesh("fsdp"), "fsdp")
     with pytest.raises(ValueError, match=UNEVEN):  # nothing has run
         engine.run(state, short, train_iters=1, loggers=())
     batches = engine.stack({name: iter(series) for name, series in short.items()})
     with pytest.raises(ValueError, match=UNEVEN):
-        mlox.shard_batches(engine, batches, mesh_of("fsdp"))
+        mlox.shard_batches(engine, batches, make_mesh("fsdp"))
 
 
-def test_batches_of_another_schedule_are_refused():
-    engine = engine_of(METHODS["cg"])
-    batches = {**stacked(engine, 0), "penalty": None, "fit": np.ones((3, 8))}
+def test_shard_batches_raises_for_batches_of_another_schedule():
+    engine = make_engine(METHODS["cg"])
+    batches = {**stack_cycle(engine, 0), "penalty": None, "fit": np.ones((3, 8))}
     with pytest.raises(ValueError, match=r"expected \[2, \.\.\.\]"):
-        mlox.shard_batches(engine, batches, mesh_of("fsdp"))
+        mlox.shard_batches(engine, batches, make_mesh("fsdp"))

@@ -17,6 +17,15 @@ Positions = Mapping[str, Any]
 PER_PROCESS = "each process"
 """The key of the positions of all processes, in place of the names of problems."""
 
+STATUS = (
+    "UNKNOWN: ",
+    "INTERNAL: ",
+    "UNAVAILABLE: ",
+    "ABORTED: ",
+    "DEADLINE_EXCEEDED: ",
+)
+"""What the errors of XLA begin with where another process is gone."""
+
 
 def mean_over_processes(measure: Callable[[], Scores]) -> dict[str, np.ndarray]:
     """Call a function on every process, and return the means of its scalars.
@@ -128,8 +137,11 @@ def poll_preemption(dispatch: int) -> bool:
 
 
 def is_device_error(failure: BaseException | None) -> bool:
-    """Return whether an error comes from the devices, as if another process died."""
-    return isinstance(failure, jax.errors.JaxRuntimeError)
+    """Return whether the devices failed, as they do where another process died."""
+    # JAX raises the status of a program that fails later, where its result is read, as
+    # a ValueError.
+    late = isinstance(failure, ValueError) and str(failure).startswith(STATUS)
+    return late or isinstance(failure, jax.errors.JaxRuntimeError)
 
 
 def annotate_device_error(failure: BaseException) -> BaseException:
