@@ -787,7 +787,7 @@ def test_restore_raises_if_partial_is_no_names(saved, engine, parts):
             make_engine(width=3),
             [r"inner\.params\.w: float64\[2\] there, float64\[3\] here"],
         ),
-        (make_engine(steps=3), ["unroll_steps: .*'inner': 2.* there, .*'inner': 3"]),
+        (make_engine(steps=3), ['unroll_steps: .*"inner": 2.* there, .*"inner": 3']),
         (
             make_engine(outer_tx=optax.sgd(0.1)),
             [r"outer\.opt_state\.0\.mu: float64\[\] there, nothing here"],
@@ -810,6 +810,15 @@ def test_resume_raises_with_the_differences_of_another_engine(
         )
     for difference in differences:
         assert pytest.RaisesExc(ValueError, match=difference).matches(caught.value)
+
+
+def test_resume_does_not_ask_for_the_order_of_problems(engine, tmp_path):
+    folder = mlox.Checkpoint(tmp_path)
+    run(engine, 4, checkpoint=folder)
+    edges = {"u2l": {"outer": ["inner"]}, "l2u": {"inner": ["outer"]}}
+    turned = mlox.Engine(engine.problems[::-1], **edges)
+    found = run(turned, 8, checkpoint=folder, resume=True)
+    assert bits(found) == bits(run(engine, 8))
 
 
 def test_long_differences_are_cut(engine, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Collection, Mapping
@@ -129,7 +130,10 @@ def match_run(state: PyTree, metadata: Mapping[str, Any]) -> Match:
 
     def match(saved: Saved) -> dict[str, tuple[str, Any]]:
         there = saved.notes["engine"]
-        old, new = ({k: repr(d.get(k)) for k in metadata} for d in (there, metadata))
+        old, new = (
+            {key: json.dumps(engine.get(key), sort_keys=True) for key in metadata}
+            for engine in (there, metadata)
+        )
         _check_same(saved, old, new)
         found = dict(match_state(saved))
         for name in saved.leaves:

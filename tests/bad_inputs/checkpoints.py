@@ -282,7 +282,7 @@ def _resumed() -> list[Case]:
                 "another graph",
                 lambda folder: resume(folder, pair()),
                 ValueError,
-                "_3'.*problems.*'penalty'",
+                '_3.*problems.*"penalty"',
             ),
             (
                 "another optimizer",
@@ -294,7 +294,7 @@ def _resumed() -> list[Case]:
                 "other unroll_steps",
                 lambda folder: resume(folder, single(unroll_steps=3)),
                 ValueError,
-                "_3'.*unroll_steps.*'fit': 1.*'fit': 3",
+                '_3.*unroll_steps.*"fit": 1.*"fit": 3',
             ),
             (
                 "another metric",
