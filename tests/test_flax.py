@@ -45,7 +45,7 @@ class NNXNet(nnx.Module):
         return self.last(self.dropout(self.norm(self.first(x))))
 
 
-agree = functools.partial(chex.assert_trees_all_close, rtol=1e-6, atol=1e-7)
+assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-6, atol=1e-7)
 
 
 def scale_problem(loss_fn):
@@ -98,8 +98,8 @@ class TestLinen:
             grads, new = jax.grad(cost, has_aux=True)(params)
             updates, opt_state = TX.update(grads, opt_state, params)
             params, stats = optax.apply_updates(params, updates), new["batch_stats"]
-        agree(state["net"].params, params)
-        agree(state["net"].model_state, {"batch_stats": stats})
+        assert_close(state["net"].params, params)
+        assert_close(state["net"].model_state, {"batch_stats": stats})
 
     @pytest.mark.parametrize("method", [mlox.Unrolled(), mlox.Implicit(mlox.CG(3))])
     def test_apply_returns_the_output_of_a_neighbour_with_state(self, method):
@@ -170,9 +170,9 @@ class TestNNX:
             optimizer.update(model, grads)
         found = mlox.flax.to_nnx(state["net"])
         for kind in (nnx.Param, nnx.BatchStat):
-            agree(nnx.state(found, kind), nnx.state(model, kind))
+            assert_close(nnx.state(found, kind), nnx.state(model, kind))
         counts = [nnx.state(m, nnx.RngCount) for m in (found, model)]
-        agree(*counts)
+        assert_close(*counts)
 
     @pytest.mark.parametrize(
         "method",
@@ -195,7 +195,7 @@ class TestNNX:
         engine = mlox.Engine([self.problem(model, wrt=last)])
         state, _ = engine.step(engine.init(), {"net": X[:1]})
         found = mlox.flax.to_nnx(state["net"])
-        agree(nnx.state(found.first), nnx.state(model.first))
+        assert_close(nnx.state(found.first), nnx.state(model.first))
         assert (found.last.kernel[...] != model.last.kernel[...]).any()
 
     def test_run_leaves_the_module_that_was_given(self):
@@ -203,7 +203,7 @@ class TestNNX:
         before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
         engine = mlox.Engine([self.problem(model)])
         engine.run(engine.init(), {"net": list(X)}, 2, loggers=(), donate=True)
-        agree(nnx.state(model, nnx.Param), before)
+        assert_close(nnx.state(model, nnx.Param), before)
 
     def test_from_nnx_begins_the_random_streams_of_all_tasks_alike(self):
         problem = self.problem(NNXNet(nnx.Rngs(0)), tasks=2)
@@ -231,7 +231,7 @@ class TestTrainState:
         state, _ = engine.step(engine.init(), {"fit": X[1:]})
         found = mlox.flax.to_train_state(state["fit"], by_hand)
         expected = by_hand.apply_gradients(grads=jax.grad(cost)(by_hand.params, X[1]))
-        agree(found, expected)
+        assert_close(found, expected)
         assert int(found.step) == 2
         out = state["fit"].apply_fn(found.params, X[0])
         np.testing.assert_array_equal(out, model.apply({"params": found.params}, X[0]))

@@ -58,7 +58,7 @@ def hypergradient(engine, batches=NO_DATA):
     )
 
 
-def refuses(message, build):
+def assert_raises(message, build):
     with pytest.raises((TypeError, ValueError), match=re.escape(message)):
         build()
 
@@ -173,7 +173,7 @@ class TestReset:
             loss_fn=lambda params, batch, ctx: params.sum(),
             reset=lambda params, ctx: params,
         )
-        refuses(message, lambda: mlox.Engine([problem]))
+        assert_raises(message, lambda: mlox.Engine([problem]))
 
     @pytest.mark.parametrize("option", ["reset", "project"])
     def test_other_params(self, option):
@@ -274,12 +274,12 @@ class TestSample:
         engine = self.engine(None)
         message = "batches['low'] is float64[3]; expected None, since 'low' samples"
         batches = {"up": None, "low": jnp.zeros(3)}
-        refuses(message, lambda: engine.step(engine.init(), batches))
+        assert_raises(message, lambda: engine.step(engine.init(), batches))
 
     def test_no_arrays(self):
         engine = self.engine(None, sample=lambda params, ctx: {"x": "a word"})
         message = "problem 'low': sample returned a leaf that is not an array: "
-        refuses(message, lambda: engine.step(engine.init(), NO_DATA))
+        assert_raises(message, lambda: engine.step(engine.init(), NO_DATA))
 
 
 class TestParts:
@@ -396,7 +396,7 @@ class TestParts:
         mask = {
             option: lambda params: {"a": False, "b": False} if found is None else found
         }
-        refuses(f"problem 'low': {option}(params){message}", lambda: two(**mask))
+        assert_raises(f"problem 'low': {option}(params){message}", lambda: two(**mask))
 
 
 class TestWarmup:
@@ -448,7 +448,7 @@ class TestWarmup:
 @pytest.mark.parametrize("option", ["roll_back", "unroll_loops"])
 def test_flags_that_are_none(option):
     message = f"{option} is 'yes'; expected True or False"
-    refuses(message, lambda: two(engine={option: "yes"}))
+    assert_raises(message, lambda: two(engine={option: "yes"}))
 
 
 class TestRollBack:

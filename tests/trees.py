@@ -9,16 +9,6 @@ import numpy as np
 STANDARD = jax.numpy_dtype_promotion("standard")
 
 
-def update_of(tx):
-    """Return the update of an optimizer where dtypes are not promoted implicitly."""
-
-    def update(*args, **kwargs):
-        with jax.numpy_dtype_promotion("standard"):  # optax 0.2.8 needs it
-            return tx.update(*args, **kwargs)
-
-    return update
-
-
 def with_key_data(tree):
     """Return a pytree with the data of its PRNG keys, which NumPy can compare."""
 
