@@ -132,7 +132,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-@pytest.mark.parametrize("async_", [True, False])
+@pytest.mark.parametrize("async_", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_resume_returns_the_bits_of_a_run_that_never_stopped(
     engine, tmp_path, options, async_
 ):
@@ -890,7 +890,9 @@ def output(folder, *arguments):
     return text
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_signal_lets_the_dispatch_end_and_saves(tmp_path, number):
     process = start(tmp_path, "1000000")
     for line in process.stdout:
@@ -910,6 +912,7 @@ def test_signal_lets_the_dispatch_end_and_saves(tmp_path, number):
     assert resumed[-1] == output(tmp_path / "whole", until).splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_full_disk_raises_and_the_checkpoint_before_stays_intact(tmp_path):
     text = output(tmp_path, "30", "full")
     stopped = next(x for x in text.splitlines() if x.startswith("stopped"))

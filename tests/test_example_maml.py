@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 MAML = pathlib.Path(__file__).parents[1] / "examples" / "maml.py"
 
 
+@pytest.mark.slow
 def test_all_ways_are_in_the_table():
     done = subprocess.run(
         [sys.executable, MAML, "--cycles", "20", "--tasks", "50"],

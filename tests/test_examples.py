@@ -83,6 +83,7 @@ def test_missing_data_is_named(name, data, file, tmp_path):
     assert f"Found no {file}: MLOX_DATA is '{tmp_path}'" in done.stderr
 
 
+@pytest.mark.slow
 def test_flax_training_loop():
     lines = printed("flax_training_loop", "--steps", "20", "--seeds", "1")
     assert lines[0].endswith("test accuracy after 20 steps")

@@ -13,9 +13,20 @@ import pytest
 README = pathlib.Path(__file__).parents[1] / "README.md"
 CONTRIBUTING = README.with_name("CONTRIBUTING.md")
 PAGES = [README, CONTRIBUTING, *sorted(README.parent.glob("docs/*.md"))]
+FIRST = ("README", "CONTRIBUTING", "index")  # the other pages are slow
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(
+            page,
+            id=page.stem,
+            marks=() if page.stem in FIRST else pytest.mark.slow,
+        )
+        for page in PAGES
+    ],
+)
 def test_every_code_block_runs(page, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert blocks

@@ -15,7 +15,11 @@ KINDS = list(JOBS)
 @pytest.mark.parametrize(
     ("kind", "drawn"),
     [
-        (KINDS[0], [Moment(1, 0.2), Moment(9, 0.0), Moment(14, 0.005)]),
+        pytest.param(
+            KINDS[0],
+            [Moment(1, 0.2), Moment(9, 0.0), Moment(14, 0.005)],
+            marks=pytest.mark.slow,
+        ),
         (KINDS[2], [Moment(8, 0.01)]),
     ],
     ids=["three kills", "one kill"],
