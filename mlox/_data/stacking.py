@@ -10,7 +10,7 @@ import numpy as np
 
 from mlox._utils.describe import show_differences, summarize
 from mlox._utils.fields import Kind, check
-from mlox._utils.types import Batches, PyTree
+from mlox._utils.types import PyTree
 
 END = object()
 DICT = Kind(
@@ -54,7 +54,7 @@ def stack_batches(
     steps_per_cycle: Mapping[str, int],
     iterators: Mapping[str, Iterator[Any] | None],
     cycles: int | None = None,
-) -> Batches:
+) -> dict[str, PyTree]:
     """Take the batches of one cycle, or of several, and stack them leaf by leaf.
 
     Every leaf is copied once, when its batch arrives, so a loader may fill the same
