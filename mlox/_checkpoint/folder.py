@@ -13,7 +13,7 @@ import re
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class DamagedError(ValueError):
 
 
 @contextlib.contextmanager
-def reading(path: pathlib.Path) -> Iterator[None]:
+def reading(path: pathlib.Path) -> Generator[None]:
     """Convert errors of reading a checkpoint to a `DamagedError` that names it."""
     try:
         yield

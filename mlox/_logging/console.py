@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
@@ -40,7 +41,7 @@ def stdout_logger() -> Logger:
     return FunctionLogger(log, note=lambda step, text: write(f"{step:>8}  {text}"))
 
 
-def progress_bar(total: int, initial: int, shown: bool | None) -> tqdm:
+def progress_bar(total: int, initial: int, shown: bool | None) -> "tqdm[Any]":
     """Make a bar on stderr that counts cycles; `shown=None`: only in a terminal."""
     hidden = None if shown is None else not shown
     return tqdm(

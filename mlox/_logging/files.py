@@ -3,7 +3,7 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from mlox._utils.fields import PATH, check
 
@@ -33,7 +33,7 @@ def drop_torn_line(file: pathlib.Path, prefix: bytes) -> None:
 
 
 @contextlib.contextmanager
-def annotate_os_error(logger: str, path: pathlib.Path) -> Iterator[None]:
+def annotate_os_error(logger: str, path: pathlib.Path) -> Generator[None]:
     """Add the name of a logger and its path to an error of the operating system."""
     try:
         yield

@@ -176,7 +176,7 @@ class Problem:
             TypeError: If an argument is of the wrong kind.
             ValueError: If an argument has a wrong value.
         """
-        static = {
+        static: dict[str, Any] = {
             "name": name,
             "loss_fn": loss_fn,
             "tx": tx,

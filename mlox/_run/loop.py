@@ -42,7 +42,7 @@ class Run(NamedTuple):
     config: RunConfig
     sources: Mapping[str, BatchIterator]
     loggers: Sequence[Logger]
-    bar: tqdm
+    bar: tqdm[Any]
     writer: CheckpointWriter | None
     layout: Layout | None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -259,7 +259,7 @@ def _take_loggers(
 @contextlib.contextmanager
 def _closing(
     name: str, resource: Logger | CheckpointWriter, multi_process: bool = False
-) -> Iterator[None]:
+) -> Generator[None]:
     """Close a resource at the end, without hiding an earlier error."""
     try:
         yield

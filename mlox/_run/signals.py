@@ -6,13 +6,13 @@ import contextlib
 import pathlib
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager
-def catch_signals(wanted: bool) -> Iterator[Sequence[int]]:
+def catch_signals(wanted: bool) -> Generator[Sequence[int]]:
     """Catch the first SIGTERM or SIGINT; a second one has its original effect.
 
     Only the main thread can catch signals. Yields the signals received so far.

@@ -112,7 +112,7 @@ def _check_rows(rules: Any) -> list[tuple[str, Any]]:
     )
     if isinstance(rules, str) or not isinstance(rules, Sequence) or not rules:
         raise ValueError(f"shard: rules are {rules!r}; {expected}")
-    kinds = PartitionSpec | str | tuple | None
+    kinds = (PartitionSpec, str, tuple, type(None))
     for row in rules:
         pair = isinstance(row, Sequence) and not isinstance(row, str) and len(row) == 2
         if not pair or not isinstance(row[0], str) or not isinstance(row[1], kinds):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
@@ -92,7 +92,7 @@ def show_differences(given: PyTree, expected: PyTree, most: int = 3) -> str:
 
 
 @contextlib.contextmanager
-def annotate_errors(what: str, **given: Any) -> Iterator[None]:
+def annotate_errors(what: str, **given: Any) -> Generator[None]:
     """Add a note to an error of a user's function: which one, and its arguments.
 
     Args:
