@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -809,7 +810,7 @@ def test_resume_raises_with_the_differences_of_another_engine(
             other.init(), train_iters=2, checkpoint=folder, resume=True, loggers=()
         )
     for difference in differences:
-        assert pytest.RaisesExc(ValueError, match=difference).matches(caught.value)
+        assert re.search(difference, str(caught.value))
 
 
 def test_resume_does_not_ask_for_the_order_of_problems(engine, tmp_path):
