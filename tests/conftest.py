@@ -37,7 +37,7 @@ def strict_promotion():
 
 
 # The files that take longest begin first, or one worker would be left with them.
-LONG = ("processes", "laws", "examples", "sharding", "tasks", "readme", "checkpoint")
+LONG = ("processes", "sharding", "laws", "examples", "tasks", "readme", "checkpoint")
 
 
 def pytest_collection_modifyitems(items):

@@ -891,9 +891,8 @@ def output(folder, *arguments):
     return text
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_lets_the_dispatch_end_and_saves(tmp_path, number):
     process = start(tmp_path, "1000000")
     for line in process.stdout:

@@ -70,6 +70,7 @@ def test_three_levels():
         assert len(row(lines, name)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "data", "file"),
     [

@@ -25,6 +25,7 @@ from .conftest import UNCACHED
 from .sharded import METHODS, assert_close, make_data, make_engine, select_arrays
 
 ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 TIMEOUT = 240
 """Seconds after which a job hangs; it takes a few."""
 
@@ -106,7 +107,7 @@ def four(folder, pair):
     return launch(4, folder / "4", *scenarios)
 
 
-@pytest.fixture(params=["pair", pytest.param("four", marks=pytest.mark.slow)])
+@pytest.fixture(params=["pair", "four"])
 def job(request, folder):
     """A job that has trained: its folder, and its processes."""
     processes = request.getfixturevalue(request.param)
@@ -216,7 +217,6 @@ def test_shard_and_run_raise_for_misplaced_states(folder):
             assert message.format(count=2) in text
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("four")
 def test_shard_raises_for_a_mesh_of_some_processes(folder):
     for process, text in enumerate(read(folder / "4", "misplace", 4)):
@@ -225,10 +225,7 @@ def test_shard_raises_for_a_mesh_of_some_processes(folder):
         assert f"processes [0, 1, 2], and this is process {process} of 4" in text
 
 
-KILLS = [
-    ("pair", "kill_in_data", 4),
-    pytest.param("four", "kill_in_validation", 2, marks=pytest.mark.slow),
-]
+KILLS = [("pair", "kill_in_data", 4), ("four", "kill_in_validation", 2)]
 
 
 @pytest.mark.parametrize(("job", "name", "cycle"), KILLS, indirect=["job"])
@@ -295,7 +292,6 @@ def assert_saved(found, saved):
     chex.assert_trees_all_equal(found, {name: saved[name] for name in found})
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("four")
 def test_restore_reads_a_checkpoint_of_two_processes_on_four(folder):
     saved = load(folder / "2/whole/end-0.npz")

@@ -12,14 +12,11 @@ from .job import KINDS as JOBS
 KINDS = list(JOBS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "drawn"),
     [
-        pytest.param(
-            KINDS[0],
-            [Moment(1, 0.2), Moment(9, 0.0), Moment(14, 0.005)],
-            marks=pytest.mark.slow,
-        ),
+        (KINDS[0], [Moment(1, 0.2), Moment(9, 0.0), Moment(14, 0.005)]),
         (KINDS[2], [Moment(8, 0.01)]),
     ],
     ids=["three kills", "one kill"],
