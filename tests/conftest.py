@@ -9,6 +9,8 @@ import pytest
 # Most programs of the tests run once: compiling them takes longer. Read by XLA when the
 # first array is made, and by the processes that tests start.
 CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if jax.__version_info__ < (0, 11):  # later ones know no other emitters, nor the flag
+    CHEAP += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", CHEAP)
 
 # One cache of compiled programs for all workers, the processes that tests start, and
