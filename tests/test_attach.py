@@ -74,6 +74,27 @@ def test_attach_maps_over_what_the_residual_closes_over(outer):
     np.testing.assert_allclose(found, xs ** (-2 / 3) / 3, rtol=1e-12)
 
 
+MATRIX = jnp.array([[2.0, 1.0], [-1.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("solver", "matrix"),
+    [
+        (None, MATRIX),
+        (mlox.GMRES(), MATRIX),
+        (mlox.Dense(), MATRIX),
+        (mlox.CG(), MATRIX @ MATRIX.T),  # without a system: that of the solver
+    ],
+)
+def test_attach_solves_the_system_that_its_solver_serves(solver, matrix):
+    def total(x):
+        found = jnp.linalg.solve(matrix, jax.lax.stop_gradient(x))
+        return mlox.attach(lambda y: matrix @ y - x, found, solver=solver)[0]
+
+    expected = jnp.linalg.inv(matrix)[0]
+    np.testing.assert_allclose(jax.grad(total)(jnp.ones(2)), expected, rtol=1e-10)
+
+
 def test_attach_differentiates_closure_and_argument_together():
     def value(a, b):
         found = jax.lax.stop_gradient(a * b)

@@ -1108,7 +1108,7 @@ class Own:
     [
         (3, "multiplier returned 3; expected a pair (multiplier, report)"),
         (((), 3), "expected a pair (multiplier, report), the report a dict"),
-        (((), {}), "multiplier returned (); expected a pytree like the cotangent"),
+        (((), {}), "multiplier returned a pytree that differs from the cotangent: "),
     ],
 )
 def test_multipliers_of_another_form(found, message):
@@ -1118,6 +1118,27 @@ def test_multipliers_of_another_form(found, message):
         "The error occurred in method of problem 'inner', Own("
         in caught.value.__notes__[0]
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Widens(Own):
+    """A method that returns one leaf of its multiplier in another shape."""
+
+    found: object = None
+
+    def multiplier(self, answer, cotangent, guess=None):
+        leaves, structure = jax.tree.flatten(cotangent)
+        return structure.unflatten([*leaves[:-1], leaves[-1][None]]), {}
+
+
+def test_multiplier_of_another_shape_is_named_among_many_leaves():
+    params = {f"block_{i:03}": jnp.ones(2) for i in range(100)}
+    loss = lambda p, batch, ctx: sum(jnp.sum(x**2) for x in jax.tree.leaves(p))
+    upper = problem("outer", loss_fn=lambda p, batch, ctx: loss(ctx.inner.params, 0, 0))
+    lower = problem("inner", params=params, loss_fn=loss, method=Widens())
+    with pytest.raises(ValueError, match="block_099") as caught:
+        traced(mlox.Engine([upper, lower], U2L, L2U))
+    assert len(str(caught.value)) <= 1000
 
 
 def test_a_metric_that_a_solver_reports():

@@ -476,6 +476,24 @@ class TestRollBack:
         assert state["low"].step == 1
         assert metrics["low/loss"].shape == (3,)
 
+    def test_the_step_for_good_starts_at_the_reset(self):
+        """Under the upper that has stepped, and where the next window starts."""
+        engine = two(
+            mlox.Unrolled(),
+            engine={"roll_back": True},
+            reset=lambda params, ctx: jax.tree.map(
+                lambda w: w * jnp.sum(ctx.up.params), params
+            ),
+        )
+        state, _ = jax.jit(engine.step)(engine.init(), NO_DATA)
+        v = flat(WEIGHTS)
+        outer = lambda x: jnp.sum((self.ahead(v * x.sum(), x) - 1) ** 2) + x @ x
+        x = X - 0.1 * jax.grad(outer)(X)
+        np.testing.assert_allclose(state["up"].params, x, rtol=1e-12)
+        np.testing.assert_allclose(
+            flat(state["low"].params), self.lower(v * x.sum(), x), rtol=1e-12
+        )
+
     def test_the_step_for_good_takes_the_last_batch(self):
         loss = lambda params, batch, ctx: batch * params - 0 * ctx.up.params
         engine = two(

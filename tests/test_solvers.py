@@ -556,6 +556,15 @@ def test_linear_solve_starts_derivatives_at_zero_for_any_guess():
     np.testing.assert_allclose(cotangent, expected)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_linear_solve_casts_its_guess_to_the_dtypes_of_b(symmetric):
+    A, b, guess = matrix("definite", 3), jnp.arange(3.0), jnp.arange(3)
+    solve = lambda guess: linear_solve(
+        GMRES(3), lambda x: A @ x, b, guess, symmetric=symmetric
+    )[0]
+    chex.assert_trees_all_equal(solve(guess), solve(guess.astype(b.dtype)))
+
+
 def test_identity_has_the_derivative_of_the_identity():
     def f(a):
         return linear_solve(Identity(), lambda x: a * x, 3 * a)[0]

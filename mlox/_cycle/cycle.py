@@ -117,8 +117,12 @@ class Cycle:
         if self.roll_back:
             window = partial(self.run_window, layer - 1)
             stepped = [after[n].step > run.state[n].step for n in names]
+            # Inner loops start again, under the problems that have stepped.
+            before = start_inner_loops(
+                self.plan, layer, {**state, **{n: after[n] for n in names}}
+            )
             after, history = roll_back(
-                self.graph, layer, window, state, after, history, batches, stepped
+                self.graph, layer, window, before, after, history, batches, stepped
             )
         metrics = {
             f"{n}/{key}": x for n, u in updates.items() for key, x in u.metrics.items()
@@ -142,8 +146,7 @@ class Cycle:
     ) -> LowerRun:
         """Run the rounds below a layer, with a pull-back where answers are unrolled."""
         names, lower = self.graph.layers[layer], self.graph.names_below(layer)
-        unrolled = {n: self.plan.responses[n].unrolled for n in names}
-        answers = {u for n in names for u in unrolled[n]}
+        answers = self.plan.unrolled_through(layer)
 
         def run(params: Params) -> tuple[Params, tuple[State, History, Metrics]]:
             moved = {
@@ -156,7 +159,7 @@ class Cycle:
             return {u: below[u].params for u in answers}, (below, kept, metrics)
 
         # The problems of one layer share the run; each pulls its own cotangents back.
-        params = {n: state[n].params for n in names if unrolled[n]}
+        params = {n: state[n].params for n in names if self.plan.responses[n].unrolled}
         if params:
             _, vjp, (below, kept, metrics) = jax.vjp(run, params, has_aux=True)
             pull = lambda cotangents: vjp(cotangents)[0]
@@ -199,13 +202,9 @@ class Cycle:
         grads = found.cotangents[name]
         unrolled = self.plan.responses[name].unrolled
         if unrolled:
-            answers = {
-                u
-                for n in self.graph.layers[layer]
-                for u in self.plan.responses[n].unrolled
-            }
             zeros = {
-                u: jax.tree.map(jnp.zeros_like, run.state[u].params) for u in answers
+                u: jax.tree.map(jnp.zeros_like, run.state[u].params)
+                for u in self.plan.unrolled_through(layer)
             }
             arrived = {u: combine(found.cotangents[u], zeros[u]) for u in unrolled}
             pulled = run.pull({**zeros, **arrived})

@@ -89,8 +89,7 @@ def _choose_rematerialization(
     plan: Plan, layer: int, state: State, rounds: int
 ) -> Rematerialization:
     """Return what needs the least memory among what the unrolled answers ask for."""
-    answers = (u for n in plan.graph.layers[layer] for u in plan.responses[n].unrolled)
-    methods = [state[u].method for u in answers]
+    methods = [state[u].method for u in plan.unrolled_through(layer)]
     asked = [m.rematerialization(rounds) for m in methods if isinstance(m, Unrolled)]
     for keep in ("segments", "step"):
         if keep in asked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -58,10 +58,7 @@ def _find_cuts(
     plan: Plan, layer: int, state: State, length: int
 ) -> Iterator[tuple[str, int]]:
     """Yield the round in which the derivative of each unrolled answer begins."""
-    names: Mapping[str, None] = dict.fromkeys(
-        u for n in plan.graph.layers[layer] for u in plan.responses[n].unrolled
-    )
-    for u in names:
+    for u in plan.unrolled_through(layer):
         method: Any = state[u].method
         here = plan.differentiated_at[u] == layer and isinstance(method, Unrolled)
         steps = method.last_steps if here else None

@@ -27,6 +27,7 @@ from mlox._problem.validation import as_key
 from mlox._run.run import run
 from mlox._sharding.layout import Layout, layout_of
 from mlox._utils.describe import summarize
+from mlox._utils.fields import FLAG, check, optional
 from mlox._utils.types import Batches, Metrics, PyTree, State
 
 
@@ -111,8 +112,8 @@ class Engine:
                 f"coupling is {coupling!r}; expected 'total' (exact at any depth) or "
                 "'direct' (each problem takes its lowers as fixed)."
             )
-        _check_flag("roll_back", roll_back, (True, False))
-        _check_flag("unroll_loops", unroll_loops, (True, False, None))
+        check("roll_back", roll_back, FLAG)
+        check("unroll_loops", unroll_loops, optional(FLAG))
         plan = build_plan(problems, u2l, l2u, coupling == "total")
         check_methods(plan, {p.name: p for p in problems})
         warn_if_slopes_are_infinite(plan, problems)
@@ -186,7 +187,7 @@ class Engine:
         Raises:
             TypeError: If `donate` is not a bool.
         """
-        _check_flag("donate", donate, (True, False))
+        check("donate", donate, FLAG)
         return _jitted(self.traced, donate, layout_of(like))
 
     def hypergradient(
@@ -301,10 +302,10 @@ class Engine:
 
 
 @functools.lru_cache(maxsize=16)
-def _jitted(value: Step | Evaluation, donate: bool, layout: Layout | None) -> Any:
+def _jitted(value: Any, donate: bool, layout: Layout | None) -> Any:
     """Jit a value; JAX itself forgets a function with the last reference to it."""
     donated = (0,) if donate else ()
-    if layout is None or isinstance(value, Evaluation):
+    if layout is None:
         return jax.jit(value, donate_argnums=donated)
 
     def step(state: State, batches: Batches) -> tuple[State, Metrics]:
@@ -312,9 +313,3 @@ def _jitted(value: Step | Evaluation, donate: bool, layout: Layout | None) -> An
         return layout.constrain(state), metrics
 
     return jax.jit(step, donate_argnums=donated)
-
-
-def _check_flag(what: str, value: Any, expected: tuple[bool | None, ...]) -> None:
-    if not any(value is choice for choice in expected):
-        choices = " or ".join(map(repr, expected))
-        raise TypeError(f"{what} is {value!r}; expected {choices}.")

@@ -143,12 +143,19 @@ class Plan:
         """The problems whose last window is run again inside a residual above."""
         return frozenset().union(*(r.replayed for r in self.responses.values()))
 
+    def unrolled_through(self, layer: int) -> tuple[str, ...]:
+        """List the unrolled answers that respond through the window of a layer."""
+        uppers = self.graph.layers[layer]
+        return tuple(
+            dict.fromkeys(u for n in uppers for u in self.responses[n].unrolled)
+        )
+
     @cached_property
     def differentiated_at(self) -> Mapping[str, int]:
         """The lowest layer through whose window each unrolled answer responds."""
         found: dict[str, int] = {}
-        for layer, names in enumerate(self.graph.layers):
-            for answer in (u for n in names for u in self.responses[n].unrolled):
+        for layer in range(len(self.graph.layers)):
+            for answer in self.unrolled_through(layer):
                 found.setdefault(answer, layer)
         return found
 

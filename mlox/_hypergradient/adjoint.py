@@ -19,7 +19,7 @@ from mlox._hypergradient.lagrangian import (
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.tasks import map_tasks
 from mlox._problem.optimizer import pull_update
-from mlox._utils.describe import annotate_errors, summarize
+from mlox._utils.describe import annotate_errors, show_differences, summarize
 from mlox._utils.tree import avoid_zero, shard_like
 from mlox._utils.types import Metrics, Params, PyTree
 from mlox.methods import Answer
@@ -149,8 +149,8 @@ def _check_multiplier(found: Any, cotangent: Unknowns) -> None:
         )
     if _shapes(found[0]) != _shapes(cotangent):
         raise ValueError(
-            f"multiplier returned {summarize(found[0])}; expected a pytree like the "
-            f"cotangent that it was given, {summarize(cotangent)}."
+            "multiplier returned a pytree that differs from the cotangent: "
+            f"{show_differences(found[0], cotangent)}. Return one like the cotangent."
         )
 
 

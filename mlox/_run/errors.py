@@ -109,7 +109,5 @@ def summarize_error(failure: BaseException) -> str:
     if quoted:  # of a callback on the device
         text += rest.strip().splitlines()[-1]
     notes = vars(failure).get("__notes__", ())
-    own = [
-        note for note in notes if not note.startswith("-----")
-    ]  # without the notes of JAX
+    own = [note for note in notes if not note.startswith("-----")]  # not those of JAX
     return "; ".join([type(failure).__name__ + (f": {text}" if text else ""), *own])

@@ -12,7 +12,7 @@ from jax.interpreters import ad, batching, mlir
 
 from mlox._utils.describe import show_differences, summarize
 from mlox._utils.types import PyTree
-from mlox.methods._base import Answer
+from mlox.methods._base import Answer, reach
 from mlox.methods._implicit import Implicit
 from mlox.solvers import Solver, System
 
@@ -25,7 +25,7 @@ def attach(
     answer: PyTree,
     *args: PyTree,
     solver: Solver | None = None,
-    system: System = System.GENERAL,
+    system: System | None = None,
 ) -> PyTree:
     r"""Give an answer the derivative of the implicit function theorem.
 
@@ -46,7 +46,9 @@ def attach(
         *args: What the answer responds to, pytrees.
         solver: How the linear system is solved; None picks one that fits `system`.
         system: The class of dG/dy, e.g. `System.DEFINITE` if G is the gradient of a
-            convex cost.
+            convex cost. None stands for the class that the solver serves, so that
+            `mlox.CG()` alone claims a definite system, and for `System.GENERAL` without
+            a solver.
 
     Returns:
         The answer.
@@ -54,7 +56,8 @@ def attach(
     Raises:
         TypeError: If `residual` is not a function, or `answer` holds a leaf that is not
             a floating array.
-        ValueError: If the residual differs from the answer in structure or shapes.
+        ValueError: If the residual differs from the answer in structure, shapes or
+            dtypes, or if the solver does not serve the system.
 
     References:
         Blondel et al., Efficient and Modular Implicit Differentiation, 2022.
@@ -70,6 +73,15 @@ def attach(
         -0.03125
     """
     method = Implicit(solver)
+    reached = reach(method)
+    if system is None:
+        system = reached or System.GENERAL
+    if System.NONE < reached < system:
+        raise ValueError(
+            f"attach: {solver} does not serve system={system!s}; expected a solver of "
+            "that class, such as mlox.GMRES(). If dG/dy is of the class of the solver, "
+            "leave system out."
+        )
     if not callable(residual):
         raise TypeError(
             f"attach: residual is {summarize(residual)}; expected a function (answer, "

@@ -11,9 +11,9 @@ from jax import lax
 from mlox._utils.convolutions import should_unroll
 from mlox._utils.fields import (
     COUNT,
+    FLAG,
     NOT_NEGATIVE,
     POSITIVE,
-    Kind,
     check_fields,
     optional,
 )
@@ -29,7 +29,7 @@ FIELDS = {
     "tolerance": NOT_NEGATIVE,
     "damping": NOT_NEGATIVE,
     "restart": optional(COUNT),
-    "unroll": Kind("True, False or None", lambda x: x is None or isinstance(x, bool)),
+    "unroll": optional(FLAG._replace(error=ValueError)),
 }
 
 

@@ -43,6 +43,8 @@ def linear_solve(
         `x`, a pytree like `b`, and the solver's report, without derivative.
 
     Raises:
+        TypeError: if `solver` or `matvec` is not a function, a leaf of `b` or `guess`
+            is not an array, or the solver does not return a pair.
         ValueError: if a leaf of `b` is not a real floating number, or if `guess`
             differs from `b` in structure or shapes.
 
@@ -71,6 +73,7 @@ def linear_solve(
         _check_like_b(
             "guess", guess, b, "Give a guess like b, or None to start at zero."
         )
+        guess = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), guess, b)
     if serves(solver) is System.NONE:
         return solver(matvec, b, guess)
     # The rule traces the map four to six times; jit keeps the first trace, which halves

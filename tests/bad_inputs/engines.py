@@ -178,7 +178,7 @@ def _options() -> list[Case]:
                 "unroll_loops='yes'",
                 lambda _: pair(unroll_loops="yes"),
                 TypeError,
-                "unroll_loops is 'yes';.*True or False",
+                "unroll_loops is 'yes';.*True, False or None",
             ),
             (
                 "unroll_steps that do not divide",

@@ -231,6 +231,14 @@ def _solves() -> list[Case]:
                 r"residual is float32\[2\].*function",
             ),
             (
+                "attach: a solver of another class of systems",
+                lambda _: rooted(
+                    lambda y, x: y - x, solver=SOLVER, system=mlox.System.GENERAL
+                ),
+                ValueError,
+                r"does not serve system=.*GMRES\(\)",
+            ),
+            (
                 "attach: a name for the solver",
                 lambda _: rooted(lambda y, x: y - x, solver="cg"),
                 TypeError,
