@@ -445,12 +445,6 @@ class TestWarmup:
         assert counts == [[0, 0, 6], [1, 2, 12], [2, 5, 18]]
 
 
-@pytest.mark.parametrize("option", ["roll_back", "unroll_loops"])
-def test_flags_that_are_none(option):
-    message = f"{option} is 'yes'; expected True or False"
-    assert_raises(message, lambda: two(engine={option: "yes"}))
-
-
 class TestRollBack:
     """Look ahead, update the upper, go back, and make one step for good."""
 

@@ -11,11 +11,13 @@ from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from mlox._utils.describe import show_differences, summarize
+from mlox._utils.fields import check, instance_of, optional
 from mlox._utils.types import PyTree
 from mlox.methods._base import Answer, reach
 from mlox.methods._implicit import Implicit
 from mlox.solvers import Solver, System
 
+SYSTEM = instance_of(System, "a mlox.System, e.g. mlox.System.DEFINITE")
 Leaves = Sequence[Any]
 Tangent = Callable[[Leaves, Leaves, Mapping[int, jax.Array]], Leaves]
 
@@ -54,8 +56,8 @@ def attach(
         The answer.
 
     Raises:
-        TypeError: If `residual` is not a function, or `answer` holds a leaf that is not
-            a floating array.
+        TypeError: If `residual` is not a function, `answer` holds a leaf that is not a
+            floating array, or `system` is not a `mlox.System`.
         ValueError: If the residual differs from the answer in structure, shapes or
             dtypes, or if the solver does not serve the system.
 
@@ -73,12 +75,13 @@ def attach(
         -0.03125
     """
     method = Implicit(solver)
+    check("attach: system", system, optional(SYSTEM))
     reached = reach(method)
     if system is None:
         system = reached or System.GENERAL
     if System.NONE < reached < system:
         raise ValueError(
-            f"attach: {solver} does not serve system={system!s}; expected a solver of "
+            f"attach: {solver} does not serve System.{system.name}; expected a solver of "
             "that class, such as mlox.GMRES(). If dG/dy is of the class of the solver, "
             "leave system out."
         )

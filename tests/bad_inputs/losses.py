@@ -328,7 +328,7 @@ def _methods() -> list[Case]:
                 "a method that returns another structure",
                 lambda _: method(_dropped),
                 ValueError,
-                r"multiplier returned \(\).*the cotangent.*method of problem 'fit'",
+                "multiplier.* differs from the cotangent.*method of problem 'fit'",
             ),
             (
                 "a method that raises",

@@ -236,7 +236,13 @@ def _solves() -> list[Case]:
                     lambda y, x: y - x, solver=SOLVER, system=mlox.System.GENERAL
                 ),
                 ValueError,
-                r"does not serve system=.*GMRES\(\)",
+                r"does not serve System.GENERAL.*GMRES\(\)",
+            ),
+            (
+                "attach: a name for the system",
+                lambda _: rooted(lambda y, x: y - x, system="definite"),
+                TypeError,
+                "system is 'definite'.*mlox.System.DEFINITE",
             ),
             (
                 "attach: a name for the solver",
