@@ -81,8 +81,8 @@ def attach(
         system = reached or System.GENERAL
     if System.NONE < reached < system:
         raise ValueError(
-            f"attach: {solver} does not serve System.{system.name}; expected a solver of "
-            "that class, such as mlox.GMRES(). If dG/dy is of the class of the solver, "
+            f"attach: {solver} does not serve System.{system.name}; expected a solver "
+            "that does, such as mlox.GMRES(). If dG/dy is of the class of the solver, "
             "leave system out."
         )
     if not callable(residual):
