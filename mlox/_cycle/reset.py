@@ -14,6 +14,13 @@ from mlox._problem.problem import Problem
 from mlox._utils.describe import annotate_errors
 from mlox._utils.types import PyTree, State
 
+# The window of an upper x starts at y_0 = reset(y, x), with a fresh optimizer. The
+# start is computed inside what the pull-back of the window differentiates, so
+#
+#     dy_T/dx = sum over the steps of their responses + dy_T/dy_0 dreset/dx,
+#
+# which for reset(y, x) = x alone is MAML (Finn, Abbeel and Levine 2017).
+
 
 def start_inner_loops(plan: Plan, layer: int, state: State) -> State:
     """Return the state at the start of the inner loops in a layer's window."""

@@ -16,6 +16,13 @@ from mlox._graph.graph import Graph
 from mlox._problem.problem import Problem
 from mlox._utils.types import Batches, Metrics, State
 
+# With y_T(x) the answer after the window from y_0, an upper x and one lower y make
+#
+#     x' = x - a d/dx C_x(x, y_T(x)),    y' = y_0 - b dC_y/dy (y_0, x'):
+#
+# the upper looks ahead, and the lower makes a single step, under the new upper (as in
+# architecture search: Liu, Simonyan and Yang, DARTS, 2019, algorithm 1).
+
 Round = Callable[[State, History, Batches], tuple[dict[str, Problem], History, Metrics]]
 
 

@@ -13,8 +13,12 @@ from mlox._utils.types import State
 from mlox.methods import Unrolled
 
 # With `last_steps=K` the derivative of an answer begins K steps before the end of the
-# window (Shaban et al. 2019): its state is a constant there. Answers of one window may
-# begin at different rounds, so the scan over the rounds falls into phases.
+# window (Shaban et al. 2019): its state is a constant there. If y_t = Phi(y_{t-1}, x),
+#
+#     dy_T/dx = sum_{t > T-K} dPhi/dy(y_{T-1}) ... dPhi/dy(y_t) dPhi/dx(y_{t-1}),
+#
+# the last K terms of the whole sum. Answers of one window may begin at different
+# rounds, so the scan over the rounds falls into phases.
 
 
 class Phase(NamedTuple):

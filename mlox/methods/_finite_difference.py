@@ -64,8 +64,13 @@ def central_difference(
     cost: Callable[[Any], jax.Array], point: Any, direction: Any, epsilon: float
 ) -> jax.Array:
     """Return <direction, d cost/dy> by two evaluations, 0 for a zero direction."""
-    # The perturbation has the length epsilon, however long the direction is: the error
-    # of the difference does not depend on the scale of the upper's loss.
+    # With d the direction and e = epsilon / ||d||,
+    #
+    #     [C(y + e d) - C(y - e d)] / 2e = <d, dC/dy> + e^2/6 d^3C/dy^3 [d, d, d] + ...,
+    #
+    # and rounding adds about eps |C| / e. The perturbation has the length epsilon,
+    # however long d is: the relative error does not depend on the scale of the upper's
+    # loss.
     with STANDARD_PROMOTION():
         norm = optax.tree.norm(direction)
     step = epsilon / jnp.where(norm > 0, norm, 1)

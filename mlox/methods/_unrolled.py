@@ -9,6 +9,9 @@ from mlox._utils.fields import COUNT, check_fields, one_of, optional
 
 Rematerialization = Literal["none", "step", "segments"]
 
+# In n segments of T/n rounds, reverse mode stores the n states at their ends and, while
+# one segment is recomputed, its T/n states: n + T/n is least for n = sqrt(T).
+#
 # Windows of at least this many rounds are cut into segments by default. In shorter
 # ones, recomputing segments doubles the time to compile, and saves little memory.
 MANY_ROUNDS = 16
