@@ -1,6 +1,7 @@
 """The host loop: right figures, nothing lost, nothing compiled twice, quiet."""
 
 import fcntl
+import gc
 import json
 import math
 import os
@@ -18,9 +19,12 @@ import optax
 import pytest
 
 import mlox
+from mlox._checkpoint.options import check_best
 from mlox._run.dispatch import Totals
-from mlox._run.metrics import mean_metrics, validate
-from mlox._run.run_state import Point
+from mlox._run.early_stopping import check_recorded
+from mlox._run.metrics import mean_metrics, record_means, validate
+from mlox._run.resume import restore_totals
+from mlox._run.run_state import Point, Rows, stack_columns, start_at
 
 from . import event_files
 from .trees import assert_close
@@ -282,9 +286,31 @@ def test_records_own_their_numbers():
     """A view of a fetched scalar would keep some kilobytes for every record."""
     totals = Totals({"x/loss": jnp.ones(())}, {"run/nonfinite": jnp.zeros((), int)})
     point = Point(1, {"x": jnp.ones(3)}, totals, 0)
-    scores = validate(lambda state: {"sum": state["x"].sum()}, point, (), False)
+    scores = validate(lambda state: {"sum": state["x"].sum()}, point, None, False)
     for name, value in {**scores, **mean_metrics(point)}.items():
         assert value.flags.owndata, name
+
+
+def test_recording_copies_no_earlier_record():
+    """Copying them all at every log point would make a run quadratic."""
+    totals = Totals({"x/loss": jnp.ones(())}, {})
+    first, _ = record_means(start_at(1, {}, totals=totals), totals, donate=False)
+    second, _ = record_means(first.reach(Point(2, {}, totals, 1)), totals, donate=False)
+    assert second.records.before is first.records
+    assert first.records.before is None
+    history = stack_columns(second.records)
+    assert history["cycle"].tolist() == [1, 2]
+
+
+def test_table_may_be_longer_than_the_recursion_limit():
+    table = None
+    for cycle in range(100 * sys.getrecursionlimit()):
+        table = Rows({"cycle": np.asarray(cycle)}, table)
+    gc.collect()
+    assert stack_columns(table)["cycle"].tolist() == list(range(cycle + 1))
+    assert jax.tree.leaves(table) == [table]
+    assert len(repr(table)) < 100
+    del table  # frees a row inside the one after it
 
 
 def test_validation_is_called_at_log_points_by_default(engine):
@@ -701,7 +727,7 @@ def test_run_error_of_a_resumed_run_names_a_metric_of_another_shape(tmp_path, si
     engine = mlox.Engine([problem])
     options = {"checkpoint": mlox.Checkpoint(tmp_path), "loggers": ()}
     engine.run(engine.init(), {"x": [np.ones(4)]}, 2, **options)
-    with pytest.raises(mlox.RunError, match="other metrics: x/each") as caught:
+    with pytest.raises(mlox.RunError, match=r"metrics: \['x/each'\]") as caught:
         engine.run(engine.init(), {"x": [np.ones(size)]}, 4, resume=True, **options)
     assert caught.value.cycle == 2
     assert caught.value.history["x/each"].shape == (2, 4)
@@ -721,3 +747,24 @@ def test_run_error_leaves_tracebacks_of_the_device_to_its_cause():
         broken.run(broken.init(), {"inner": BATCHES}, 1, loggers=())
     assert "Traceback" not in str(caught.value)
     assert "Traceback" in str(caught.value.__cause__)
+
+
+MANY = {f"classifier/metric_{i}": np.ones(()) for i in range(300)}
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        lambda: check_recorded(mlox.EarlyStopping("x/accuracy", "max"), MANY),
+        lambda: check_best(mlox.Checkpoint("runs", best="x/accuracy"), MANY),
+        lambda: validate(
+            lambda state: MANY, Point(1, {}, Totals({}, {}), 0), Rows({}), False
+        ),
+        lambda: restore_totals(Totals(MANY, {}), Totals({}, {})),
+    ],
+    ids=["early stopping", "best checkpoint", "validation", "resume"],
+)
+def test_errors_fit_a_screen_with_hundreds_of_metrics(fails):
+    with pytest.raises(ValueError, match="classifier/metric_0") as caught:
+        fails()
+    assert len(str(caught.value)) <= 1000

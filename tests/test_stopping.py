@@ -272,6 +272,17 @@ def test_resumed_run_returns_the_last_state_without_a_rule(engine, tmp_path):
     assert "best_cycle" not in history
 
 
+def test_resumed_run_goes_on_without_a_best_point(engine, tmp_path):
+    options = {
+        "checkpoint": mlox.Checkpoint(tmp_path, every=1),
+        "validation": score_from([NAN] * 7),
+    }
+    run(engine, score_rule(patience=3), 2, **options)
+    _, history = run(engine, score_rule(patience=3), 6, resume=True, **options)
+    assert history["cycle"].tolist() == [1, 2, 3]
+    assert history["best_cycle"] == 0
+
+
 def test_run_that_stopped_goes_on_with_more_patience(engine, tmp_path):
     values = [NAN, 1.0, 5.0, 3.0, 2.0, 4.0, 3.0, 6.0, 5.0]
     options = {

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from mlox._checkpoint.folder import CheckpointFolder
+from mlox._utils.describe import summarize
 from mlox._utils.fields import (
     COUNT,
     FLAG,
@@ -164,7 +165,7 @@ def check_best(checkpoint: Checkpoint | None, recorded: Iterable[str]) -> None:
         return
     raise ValueError(
         f"`checkpoint` keeps the best {checkpoint.best!r}, but no scalar is recorded "
-        f"under this name. There are {sorted(recorded)}."
+        f"under this name. There are {summarize(sorted(recorded), 500)}."
     )
 
 

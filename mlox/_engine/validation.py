@@ -18,17 +18,13 @@ from mlox._problem.optimizer import optimizer_of, pull_update, restart
 from mlox._problem.problem import Problem
 from mlox._problem.responsive import responsive_part
 from mlox._problem.validation import check_opt_state, check_params, check_parts
-from mlox._utils.fields import Kind, check, check_arrays
+from mlox._utils.fields import Kind, check, check_arrays, instance_of
 from mlox._utils.types import Batches, State
 from mlox.methods import Iterative, Unrolled, reach
 from mlox.solvers import System
 
-LIST = Kind("a list of problems", lambda x: isinstance(x, Sequence), TypeError)
-PROBLEM = Kind(
-    "a problem, made by mlox.Problem.create",
-    lambda x: isinstance(x, Problem),
-    TypeError,
-)
+LIST = instance_of(Sequence, "a list of problems")
+PROBLEM = instance_of(Problem, "a problem, made by mlox.Problem.create")
 INDEFINITE = {
     System.SYMMETRIC: "symmetric but indefinite, as lowers of its own respond",
     System.GENERAL: "not symmetric, a Nash game over a lower that its tops share",

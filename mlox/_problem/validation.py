@@ -20,6 +20,7 @@ from mlox._utils.fields import (
     check,
     check_function,
     check_like,
+    instance_of,
     is_int,
     optional,
 )
@@ -77,10 +78,8 @@ SEED = Kind(
 )
 KINDS = {
     "name": Kind(NAME, _is_name),
-    "tx": Kind(
-        "an optax transformation, e.g. optax.sgd(0.1)",
-        lambda x: isinstance(x, optax.GradientTransformation),
-        TypeError,
+    "tx": instance_of(
+        optax.GradientTransformation, "an optax transformation, e.g. optax.sgd(0.1)"
     ),
     "method": Kind(METHOD, _is_method, TypeError),
     "unroll_steps": COUNT,
@@ -107,7 +106,7 @@ FUNCTIONS = {
     "trainable": "(params) -> bools",
     "meta_trainable": "(params) -> bools",
 }
-BOOL = Kind("a bool", lambda x: isinstance(x, bool | np.bool_), TypeError)
+BOOL = instance_of(bool | np.bool_, "a bool")
 
 
 def check_parts(name: str, parts: Mapping[str, Any]) -> None:

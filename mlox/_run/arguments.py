@@ -10,7 +10,16 @@ from mlox._checkpoint.options import Checkpoint, check_checkpoint
 from mlox._run.dispatch import Step
 from mlox._run.early_stopping import EarlyStopping, check_rule
 from mlox._run.nonfinite import Policy
-from mlox._utils.fields import COUNT, FLAG, FUNCTION, PATH, Kind, check, optional
+from mlox._utils.fields import (
+    COUNT,
+    FLAG,
+    FUNCTION,
+    PATH,
+    Kind,
+    check,
+    instance_of,
+    optional,
+)
 from mlox._utils.types import Validation
 
 
@@ -74,11 +83,7 @@ KINDS: dict[str, Kind] = {
     "train_iters": COUNT,
     "validation": optional(FUNCTION),
     "valid_every": optional(COUNT),
-    "early_stopping": Kind(
-        "a mlox.EarlyStopping or None",
-        lambda x: x is None or isinstance(x, EarlyStopping),
-        TypeError,
-    ),
+    "early_stopping": optional(instance_of(EarlyStopping, "a mlox.EarlyStopping")),
     "log_every": optional(COUNT),
     "logdir": optional(PATH),
     "cycles_per_dispatch": COUNT,
@@ -108,9 +113,10 @@ def check_config(step: Step, config: RunConfig) -> RunConfig:
             f"`valid_every` is {config.valid_every}, but there is no `validation`: "
             "pass a function from a state to a dict of scalars, or drop `valid_every`."
         )
-    taken = {"validation": config.validation, "on_nonfinite": config.policy}
-    for option, value in taken.items():
-        name = {"validation": "validation", "on_nonfinite": "run"}[option]
+    for option, name, value in (
+        ("validation", "validation", config.validation),
+        ("on_nonfinite", "run", config.policy),
+    ):
         if value is not None and name in problems:
             raise ValueError(
                 f"a problem is called {name!r}, so its metrics would be mixed with "

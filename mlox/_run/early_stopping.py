@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from mlox._utils.describe import summarize
 from mlox._utils.fields import (
     COUNT,
     FLAG,
@@ -128,7 +129,9 @@ def check_rule(rule: EarlyStopping, problems: Iterable[str], validated: bool) ->
 def check_recorded(rule: EarlyStopping, recorded: Iterable[str]) -> None:
     """Raise ValueError if the metric of a rule is not among the scalars recorded."""
     names = sorted(name for name in recorded if "/" in name)
-    kind = Kind(f"a scalar that is recorded, one of {names}", names.__contains__)
+    kind = Kind(
+        f"a scalar that is recorded, one of {summarize(names, 500)}", names.__contains__
+    )
     check("`early_stopping`: metric", rule.metric, kind)
 
 

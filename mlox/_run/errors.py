@@ -8,6 +8,7 @@ from mlox._run.metrics import mean_metrics
 from mlox._run.run_state import (
     AHEAD,
     Phase,
+    Rows,
     RunState,
     find_last_good,
     history_of,
@@ -85,9 +86,9 @@ def make_run_error(
 ) -> RunError | RunInterrupted:
     """Return the error of a run: where it stopped, and what it has reached."""
     good, computed = find_last_good(reached)
-    if good.cycle > (reached.records[-1]["cycle"] if reached.records else 0):
+    if good.cycle > (reached.records.last["cycle"] if reached.records else 0):
         last = {"cycle": np.asarray(good.cycle), **mean_metrics(good)}
-        reached = reached._replace(records=(*reached.records, last))
+        reached = reached._replace(records=Rows(last, reached.records))
     where = f"cycle {computed}"
     if phase in AHEAD:
         first, end = computed + 1, min(computed + cycles_per_dispatch, train_iters)

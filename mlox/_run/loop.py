@@ -28,7 +28,7 @@ from mlox._run.arguments import Due, RunConfig
 from mlox._run.dispatch import Step, Totals
 from mlox._run.early_stopping import check_recorded, stop_reason
 from mlox._run.nonfinite import Policy
-from mlox._run.run_state import Phase, Point, RunState
+from mlox._run.run_state import Phase, Point, Rows, RunState
 from mlox._run.signals import catch_signals, preemption_message
 from mlox._sharding.layout import Layout
 from mlox._sharding.multihost import gather_positions, poll_preemption
@@ -175,7 +175,7 @@ def _handle_point(
         for logger in run.loggers:
             logger.log(cycle, dict(scalars))
         run.bar.set_postfix_str(format_losses(scalars), refresh=False)
-    if due.logs and config.policy is None:
+    if due.logs and reached.records and config.policy is None:
         losses = metrics.newly_nonfinite(reached.records)
         if losses:
             note = nonfinite.NOTE.format(losses=", ".join(losses))
@@ -229,7 +229,7 @@ def _measure(
         record = metrics.validate(
             config.validation, reached.point, before, run.multi_process
         )
-        reached = reached._replace(validations=(*before, record))
+        reached = reached._replace(validations=Rows(record, before))
         yield Phase.VALIDATION, reached
         scores = {n: float(x) for n, x in record.items() if n != "validation/cycle"}
         if config.checkpoint is not None and config.checkpoint.of_scores:

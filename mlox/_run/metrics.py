@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -12,9 +12,10 @@ from mlox._data import stacking as _data
 from mlox._run.dispatch import Totals, copy_state, scalar_names
 from mlox._run.early_stopping import EarlyStopping, check_recorded, update
 from mlox._run.nonfinite import CYCLES
-from mlox._run.run_state import Point, RunState
+from mlox._run.run_state import Point, Rows, RunState
 from mlox._sharding.multihost import mean_over_processes
-from mlox._utils.fields import Kind, check
+from mlox._utils.describe import summarize
+from mlox._utils.fields import Kind, check, instance_of
 from mlox._utils.types import Columns, Scalars, Validation
 
 
@@ -46,7 +47,7 @@ def record_means(
     record = {"cycle": np.asarray(point.cycle), **means}
     point = point._replace(totals=zeros, since=point.cycle)
     reached = reached._replace(
-        points=(*reached.points[:-1], point), records=(*reached.records, record)
+        points=(*reached.points[:-1], point), records=Rows(record, reached.records)
     )
     scalars = {name: float(means[name]) for name in scalar_names(means)}
     return keep_point(reached, donate), {"cycles_per_second": speed, **scalars}
@@ -74,22 +75,23 @@ def update_early_stopping(
     return reached._replace(best=best)
 
 
-def newly_nonfinite(records: Sequence[Columns]) -> list[str]:
+def newly_nonfinite(records: Rows) -> list[str]:
     """Return the losses that became non-finite in the last record."""
+    last, before = records.last, records.before
 
     def finite(record: Columns, name: str) -> bool:
         return bool(np.isfinite(record[name]).all())
 
     return [
         name
-        for name in records[-1]
+        for name in last
         if name.endswith("/loss")
-        and not finite(records[-1], name)
-        and all(finite(record, name) for record in records[-2:-1])
+        and not finite(last, name)
+        and (before is None or finite(before.last, name))
     ]
 
 
-RESULT = Kind("a dict of scalars", lambda x: isinstance(x, Mapping), TypeError)
+RESULT = instance_of(Mapping, "a dict of scalars")
 SCORE_NAME = Kind(
     "a string other than 'cycle', under which the history holds the cycles",
     lambda x: isinstance(x, str) and x != "cycle",
@@ -101,7 +103,7 @@ SCORE = Kind(
 
 
 def validate(
-    validation: Validation, point: Point, before: Sequence[Columns], multi_process: bool
+    validation: Validation, point: Point, before: Rows | None, multi_process: bool
 ) -> Columns:
     """Return the scores of a point, or their means over several processes.
 
@@ -126,9 +128,9 @@ def validate(
 
     scores = mean_over_processes(measure) if multi_process else measure()
     record = {"validation/cycle": np.asarray(point.cycle), **scores}
-    if before and set(record) != set(before[0]):
+    if before and set(record) != set(before.last):
         raise ValueError(
-            f"`validation` returned {sorted(record)}, but at first "
-            f"{sorted(before[0])}. Return the same names every time."
+            f"`validation` returned {summarize(sorted(record))}, but at first "
+            f"{summarize(sorted(before.last))}. Return the same names every time."
         )
     return record

@@ -16,8 +16,9 @@ from mlox._run.arguments import RunConfig
 from mlox._run.dispatch import Totals
 from mlox._run.early_stopping import Best, EarlyStopping
 from mlox._run.nonfinite import Policy
-from mlox._run.run_state import RunState, stack_columns, start_at
+from mlox._run.run_state import Rows, RunState, stack_columns, start_at
 from mlox._sharding.multihost import on_primary, select_positions
+from mlox._utils.describe import summarize
 from mlox._utils.types import Columns, PyTree, Scalars
 
 
@@ -52,7 +53,7 @@ def save(
     }
     notes = {
         "since": point.since,
-        "best": [best.cycle, repr(float(best.value)), best.waited],
+        "best": list(best),
         "rule": _describe_rule(rule),
         "has_best": reached.best_state is not None,
         "positions": dict(positions),
@@ -114,10 +115,8 @@ def resume(
         reached = reached._replace(rewind_to=restore_state("rewind_to", state))
     rule = config.early_stopping
     if rule is not None and notes["rule"] == _describe_rule(rule):
-        cycle, value, waited = notes["best"]
         best_state = restore_state("best", state) if notes["has_best"] else None
-        best = Best(cycle, float(value), waited)
-        reached = reached._replace(best=best, best_state=best_state)
+        reached = reached._replace(best=Best(*notes["best"]), best_state=best_state)
     return reached
 
 
@@ -132,12 +131,12 @@ def restore_totals(saved: Totals, zeros: Totals) -> Totals:
     there, here = (
         {n: x.shape for t in y for n, x in t.items()} for y in (saved, zeros)
     )
-    names = ", ".join(sorted({name for name, _ in there.items() ^ here.items()}))
+    names = sorted({name for name, _ in there.items() ^ here.items()})
     if names:
         raise ValueError(
-            f"the run that is resumed recorded other metrics: {names} on one side "
-            "only, or of another shape. Pass the losses, the `on_nonfinite` and the "
-            "size of batches with which it began."
+            f"the run that is resumed recorded other metrics: {summarize(names)} "
+            "on one side only, or of another shape. Pass the losses, the "
+            "`on_nonfinite` and the size of batches with which it began."
         )
     return restore_into(zeros, name_leaves(saved))
 
@@ -149,6 +148,8 @@ def _describe_rule(rule: EarlyStopping | None) -> list[Any] | None:
     return [rule.metric, rule.mode, float(rule.min_delta), rule.restore_best]
 
 
-def _rows(columns: Columns) -> tuple[Columns, ...]:
-    rows = zip(*columns.values(), strict=True)
-    return tuple(dict(zip(columns, map(np.array, row), strict=True)) for row in rows)
+def _rows(columns: Columns) -> Rows | None:
+    table = None
+    for row in zip(*columns.values(), strict=True):
+        table = Rows(dict(zip(columns, map(np.array, row), strict=True)), table)
+    return table

@@ -28,7 +28,7 @@ from mlox._run.resume import resume as resume_run
 from mlox._run.run_state import Phase, RunState, history_of, start_at
 from mlox._sharding.layout import Layout, check_placement, layout_of
 from mlox._sharding.multihost import annotate_device_error, is_device_error
-from mlox._utils.fields import Kind, check
+from mlox._utils.fields import Kind, check, instance_of
 from mlox._utils.types import State
 
 StateT = TypeVar("StateT", bound=Mapping[str, Any])
@@ -39,9 +39,7 @@ LOGGERS = Kind(
     lambda x: isinstance(x, Iterable) and not isinstance(x, Logger),
     TypeError,
 )
-LOGGER = Kind(
-    "a logger, with `log` and `close`", lambda x: isinstance(x, Logger), TypeError
-)
+LOGGER = instance_of(Logger, "a logger, with `log` and `close`")
 
 
 class Runnable(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -41,6 +42,18 @@ class Point(NamedTuple):
     since: int
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Rows:
+    """A table as its last row and the rows before, so that appending copies nothing.
+
+    It is not a tuple, since it is as deep as it is long: what recurses into tuples
+    (pytrees, `repr`, comparisons) would reach the recursion limit.
+    """
+
+    last: Columns
+    before: Rows | None = None
+
+
 class RunState(NamedTuple):
     """The state of a run, which is returned with an error if the next line fails.
 
@@ -61,8 +74,8 @@ class RunState(NamedTuple):
     points: tuple[Point, ...]
     fallback: Point
     positions: Mapping[str, Any]
-    records: tuple[Columns, ...] = ()
-    validations: tuple[Columns, ...] = ()
+    records: Rows | None = None
+    validations: Rows | None = None
     best: Best = Best()
     best_state: PyTree = None
     rewind_to: PyTree = None
@@ -109,10 +122,20 @@ def find_last_good(reached: RunState) -> tuple[Point, int]:
     return good, computed
 
 
-def stack_columns(records: tuple[Columns, ...]) -> Columns:
-    """Return the columns of a table of records."""
-    names = records[0] if records else ()
-    return {name: np.stack([record[name] for record in records]) for name in names}
+def list_rows(table: Rows | None) -> list[Columns]:
+    """Return the rows of a table, the first one first."""
+    rows: list[Columns] = []
+    while table is not None:
+        rows.append(table.last)
+        table = table.before
+    return rows[::-1]
+
+
+def stack_columns(table: Rows | None) -> Columns:
+    """Return the columns of a table."""
+    rows = list_rows(table)
+    names = rows[0] if rows else ()
+    return {name: np.stack([row[name] for row in rows]) for name in names}
 
 
 def history_of(reached: RunState) -> Columns:
