@@ -12,6 +12,8 @@ import pytest
 
 import mlox
 
+from . import event_files
+
 
 def read(path):
     with path.open(newline="") as table:
@@ -134,6 +136,73 @@ def test_resume_raises_for_a_row_without_a_cycle(tmp_path):
     path.write_text("cycle,a\n1,0.5\ntwo,0.25\n")
     with pytest.raises(ValueError, match=r"m.csv' has the row 'two,0.25'; expected"):
         mlox.csv_logger(path).resume(1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"epoch": 3}',
+        b'{"cycle": "a"}',
+        b"null",
+        b"[1]",
+        b"\0\0\0\0\0",
+        b"\xff",
+        b'{"cycle": 1, "x/lo',
+    ],
+)
+def test_resume_raises_for_a_line_without_a_cycle_and_leaves_it(tmp_path, line):
+    path = tmp_path / "m.jsonl"
+    content = b'{"cycle": 1}\n' + line + b'\n{"cycle": 2}\n'
+    path.write_bytes(content)
+    message = r"^json_logger: .*m.jsonl' has the row .*; expected a row"
+    with pytest.raises(ValueError, match=message):
+        mlox.json_logger(path).resume(1)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("torn", [b'{"cycle": 2, "x/lo', b"\0\0\0\0\0"])
+def test_resume_drops_a_last_line_that_was_cut_off(tmp_path, torn):
+    path = tmp_path / "m.jsonl"
+    logger = mlox.json_logger(path)
+    path.write_bytes(b'{"cycle": 1}\n' + torn)
+    logger.resume(2)
+    assert path.read_bytes() == b'{"cycle": 1}\n'
+
+
+def test_files_stay_in_their_folder_when_the_working_folder_changes(
+    tmp_path, monkeypatch
+):
+    other = tmp_path / "other"
+    other.mkdir()
+    problem = mlox.Problem.create(
+        name="x",
+        params=jnp.ones(()),
+        tx=optax.sgd(0.1),
+        loss_fn=lambda params, batch, ctx: params**2,
+    )
+    engine = mlox.Engine([problem])
+
+    def validation(state):
+        monkeypatch.chdir(other)
+        return {"a": 1.0}
+
+    monkeypatch.chdir(tmp_path)
+    loggers = [mlox.csv_logger("m.csv"), mlox.json_logger("m.jsonl")]
+    engine.run(
+        engine.init(),
+        train_iters=3,
+        log_every=1,
+        validation=validation,
+        loggers=loggers,
+        logdir="logs",
+    )
+    loggers[0].resume(2)
+    loggers[1].resume(2)
+    assert [*other.iterdir()] == []
+    assert [row["cycle"] for row in read(tmp_path / "m.csv")] == ["1", "2"]
+    assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "logs/metrics.jsonl").read_text().splitlines()) == 3
+    assert sorted(event_files.scalars(tmp_path / "logs")["x/loss"]) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("columns", ["a", [1], 3])

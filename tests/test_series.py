@@ -1,7 +1,9 @@
 """Several series for one problem, and calls at the ends of their passes."""
 
 import itertools
+import weakref
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax.numpy as jnp
@@ -92,6 +94,53 @@ def test_series_of_another_kind_raises_for_a_position(before, after):
     position = open_series("data of 'x'", before).position()
     with pytest.raises(ValueError, match="data of 'x' is another kind of series than"):
         open_series("data of 'x'", after, position)
+
+
+#
+# Shuffled arrays
+#
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_shuffled_draws_every_pass_in_the_order_of_seed_and_pass(size):
+    arrays = {"x": np.arange(7.0), "y": np.arange(14).reshape(7, 2)}
+    expected = []
+    for epoch in range(4):
+        order = np.random.default_rng((5, epoch)).permutation(7)
+        for i in range(7 // size):
+            chosen = order[i * size : (i + 1) * size]
+            expected.append({"x": arrays["x"][chosen], "y": arrays["y"][chosen]})
+    series = mlox.shuffled(arrays, size, seed=5)
+    chex.assert_trees_all_equal(take(series, len(expected)), expected)
+    for count in range(len(expected)):
+        source = open_series("data of 'x'", series)
+        for _ in range(count):
+            next(source)
+        part = open_series("data of 'x'", series, source.position())
+        following = list(itertools.islice(part, len(expected) - count))
+        chex.assert_trees_all_equal(following, expected[count:])
+
+
+def test_shuffled_holds_one_permutation_at_a_time(monkeypatch):
+    made = []
+
+    class Generator:
+        def __init__(self, seed):
+            self.seed = seed
+
+        def permutation(self, length):
+            assert all(order() is None for _, order in made)
+            order = np.arange(length)
+            made.append((self.seed, weakref.ref(order)))
+            return order
+
+    monkeypatch.setattr(np.random, "default_rng", Generator)
+    series = iter(mlox.shuffled(np.arange(5), 2, seed=3))
+    for _ in range(8):
+        next(series)
+    assert [seed for seed, _ in made] == [(3, 0), (3, 1), (3, 2), (3, 3)]
+    del series
+    assert all(order() is None for _, order in made)
 
 
 #

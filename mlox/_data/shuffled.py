@@ -1,7 +1,7 @@
 """Batches from arrays, in a new order in every pass."""
 
-import functools
 import itertools
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +61,7 @@ def shuffled(arrays: PyTree, batch_size: int, *, seed: int = 0) -> Iterable[Any]
 
 @dataclass(frozen=True, eq=False)
 class Shuffled:
-    """An endless series of batches of arrays, with random access."""
+    """An endless series of batches of arrays, which can start at any of them."""
 
     arrays: PyTree
     size: int
@@ -73,16 +73,14 @@ class Shuffled:
 
     def start_at(self, number: int) -> Iterator[Any]:
         """Iterate over the batches, from a number on."""
-        return map(self.batch, itertools.count(number))
+        begin, first = divmod(number, self.length // self.size)
+        for epoch in itertools.count(begin):
+            yield from self._draw_pass(epoch, first)
+            first = 0
 
-    def batch(self, number: int) -> Any:
-        """Return the batch with a number."""
-        epoch, i = divmod(number, self.length // self.size)
-        order = _permutation(self.seed, epoch, self.length)
-        chosen = order[i * self.size : (i + 1) * self.size]
-        return jax.tree.map(lambda x: x[chosen], self.arrays)
-
-
-@functools.lru_cache(maxsize=16)
-def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(length)
+    def _draw_pass(self, epoch: int, first: int) -> Iterator[Any]:
+        """Draw the batches of a pass, from one on; its order is freed at the end."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        for i in range(first, self.length // self.size):
+            chosen = order[i * self.size : (i + 1) * self.size]
+            yield jax.tree.map(operator.itemgetter(chosen), self.arrays)

@@ -8,18 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlox._data.iterators import END
 from mlox._utils.describe import show_differences, summarize
-from mlox._utils.fields import Kind, check
+from mlox._utils.fields import check, instance_of
 from mlox._utils.types import PyTree
 
-END = object()
-DICT = Kind(
-    "a dict {name of a problem: iterable of batches}",
-    lambda x: isinstance(x, Mapping),
-    TypeError,
-)
-ITERABLE = Kind("an iterable of batches", lambda x: isinstance(x, Iterable), TypeError)
-ITERATOR = Kind("an iterator", lambda x: isinstance(x, Iterator), TypeError)
+DICT = instance_of(Mapping, "a dict {name of a problem: iterable of batches}")
+ITERABLE = instance_of(Iterable, "an iterable of batches")
+ITERATOR = instance_of(Iterator, "an iterator")
 
 
 def check_data(names: Iterable[str], data: Mapping[str, Any]) -> None:

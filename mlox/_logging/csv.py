@@ -107,8 +107,5 @@ def _check_is_table(file: pathlib.Path) -> None:
 def _cycle(file: pathlib.Path, row: Sequence[str]) -> int:
     """Return the cycle of a row."""
     if not row or not row[0].isdecimal():
-        raise ValueError(
-            f"csv_logger: {str(file)!r} has the row {','.join(row)!r}; expected a row "
-            "that begins with a cycle. Correct the row, or move the file away."
-        )
+        raise files.error_of_row("csv_logger", file, ",".join(row))
     return int(row[0])

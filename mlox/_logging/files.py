@@ -8,10 +8,15 @@ from collections.abc import Generator
 from mlox._utils.fields import PATH, check
 
 
+def absolute_path(label: str, path: str | os.PathLike[str]) -> pathlib.Path:
+    """Return a path that stays the same when the working folder changes."""
+    check(label, path, PATH)
+    return pathlib.Path(path).absolute()
+
+
 def prepare_file(logger: str, path: str | os.PathLike[str]) -> pathlib.Path:
     """Create a file and its folder if they do not exist; raise if that fails."""
-    check(f"{logger}: path", path, PATH)
-    file = pathlib.Path(path)
+    file = absolute_path(f"{logger}: path", path)
     with annotate_os_error(logger, file):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.open("a").close()
@@ -30,6 +35,14 @@ def drop_torn_line(file: pathlib.Path, prefix: bytes) -> None:
     whole, end, torn = file.read_bytes().rpartition(b"\n")
     if torn and torn.startswith(prefix):
         replace_content(file, whole + end)
+
+
+def error_of_row(logger: str, file: pathlib.Path, row: str) -> ValueError:
+    """Return the error for a row of a file that is not of a log point."""
+    return ValueError(
+        f"{logger}: {str(file)!r} has the row {row[:80]!r}; expected a row that begins "
+        "with a cycle. Correct the row, or move the file away."
+    )
 
 
 @contextlib.contextmanager

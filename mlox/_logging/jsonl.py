@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pathlib
 
 from mlox._logging import files
 from mlox._logging.base import FunctionLogger, Logger
@@ -12,8 +13,9 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
     r"""Return a logger that appends one JSON object per log point to a file.
 
     Every line is in the file when `log` returns, and the file is open only meanwhile.
-    A run that is resumed removes the lines after its checkpoint. A last line that was
-    cut off is dropped. JSON has no NaN and no infinity: such a value becomes null.
+    A run that is resumed removes the lines after its checkpoint, and raises ValueError
+    for a line of something else. A last line that was cut off is dropped. JSON has no
+    NaN and no infinity: such a value becomes null.
 
     Args:
         path: The file; its folder is made if it does not exist.
@@ -42,14 +44,22 @@ def json_logger(path: str | os.PathLike[str]) -> Logger:
 
     def resume(step: int) -> None:
         lines = file.read_bytes().splitlines(keepends=True)
-        files.replace_content(file, b"".join(x for x in lines if _is_until(step, x)))
+        kept = [line for line in lines if _is_until(file, step, line)]
+        files.replace_content(file, b"".join(kept))
 
     return FunctionLogger(log, resume=resume)
 
 
-def _is_until(step: int, line: bytes) -> bool:
+def _is_until(file: pathlib.Path, step: int, line: bytes) -> bool:
     """Return whether a line is complete, and of a log point up to a step."""
     try:
-        return json.loads(line)["cycle"] <= step
-    except json.JSONDecodeError:
-        return False
+        match json.loads(line):
+            case {"cycle": int(cycle)}:
+                return cycle <= step
+            case _:
+                pass
+    except ValueError:  # not JSON, or not text
+        if not line.endswith(b"\n"):  # the last one, cut off
+            return False
+    row = line.decode(errors="replace").rstrip()
+    raise files.error_of_row("json_logger", file, row)

@@ -7,8 +7,7 @@ import time
 from typing import Any
 
 from mlox._logging.base import FunctionLogger, Logger
-from mlox._logging.files import annotate_os_error
-from mlox._utils.fields import PATH, check
+from mlox._logging.files import absolute_path, annotate_os_error
 
 
 def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
@@ -35,8 +34,7 @@ def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
         ...     len(list(pathlib.Path(folder).glob("events.out.tfevents.*")))
         1
     """
-    check("tensorboard_logger: logdir", logdir, PATH)
-    folder = pathlib.Path(logdir)
+    folder = absolute_path("tensorboard_logger: logdir", logdir)
     with annotate_os_error("tensorboard_logger", folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
