@@ -13,10 +13,12 @@ if jax.__version_info__ < (0, 11):  # later ones know no other emitters, nor the
     CHEAP += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", CHEAP)
 
-# One cache of compiled programs for all workers, the processes that tests start, and
-# the next run: it costs a first run nothing, and saves the next one half its time.
+# A cache of compiled programs for each worker, the processes that its tests start, and
+# the next run: it costs a first run nothing, and saves the next one half its time. JAX
+# does not write an entry at once, so that workers who share one read torn entries.
 CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "one")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / WORKER)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -26,8 +28,9 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Without that cache, for processes on a mesh: on CPU (JAX 0.10) a program that is read
-# from it has lost the order of its collectives, and the devices wait for each other.
+# Without that cache, for processes that may not write all of an entry, and for those on
+# a mesh: on CPU (JAX 0.10) a program that is read from it has lost the order of its
+# collectives, and the devices wait for each other.
 UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 

@@ -26,6 +26,7 @@ from mlox._checkpoint.folder import CheckpointFolder
 from mlox._checkpoint.save import open_writer
 
 from . import event_files
+from .conftest import UNCACHED
 
 # A read that fails leaves TensorStore with answers for an event loop that Orbax closed.
 pytestmark = pytest.mark.filterwarnings(
@@ -881,7 +882,7 @@ def start(folder, *arguments):
         [sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), *arguments],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, **UNCACHED, "JAX_PLATFORMS": "cpu"},
     )
 
 

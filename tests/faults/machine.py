@@ -137,11 +137,15 @@ def _disks() -> list[Fault]:
 def _room(size: int) -> Iterator[None]:
     """Let no file grow beyond a size, as a full disk would."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    shortest = jax.config.jax_persistent_cache_min_compile_time_secs
+    # No program is written to the cache of JAX meanwhile: its entry would be torn.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
 
 
 def _full_of_checkpoints(folder: pathlib.Path) -> Outcome:
