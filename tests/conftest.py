@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import hypothesis
 import jax
 import pytest
 
@@ -32,6 +33,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # a mesh: on CPU (JAX 0.10) a program that is read from it has lost the order of its
 # collectives, and the devices wait for each other.
 UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+
+
+# The same examples in every run, and no limit that a busy machine can break.
+hypothesis.settings.register_profile(
+    "same",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

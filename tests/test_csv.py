@@ -71,7 +71,7 @@ def test_table_warns_once_of_a_metric_that_appears_later(tmp_path):
     values=st.lists(st.lists(st.floats(), min_size=4, max_size=4), max_size=6),
     resumed=st.integers(0, 6),
 )
-@hypothesis.settings(deadline=None, max_examples=50)
+@hypothesis.settings(max_examples=50)
 def test_table_gives_back_every_value(tmp_path_factory, columns, values, resumed):
     path = tmp_path_factory.mktemp("table") / "m.csv"
     loggers = [mlox.csv_logger(path)]

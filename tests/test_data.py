@@ -77,7 +77,7 @@ class Stateful(Rewinding):
     shape=st.lists(st.integers(0, 3), max_size=2),
     dtype=st.sampled_from(["float64", "float32", "int8", "bool", "bfloat16"]),
 )
-@hypothesis.settings(deadline=None, max_examples=30)
+@hypothesis.settings(max_examples=30)
 def test_stack_batches_places_every_batch(steps, cycles, shape, dtype):
     kind = jnp.dtype(dtype)
     draw = np.random.default_rng(0)

@@ -217,7 +217,7 @@ def simulate(names, l2u, steps, until):
     return ticks
 
 
-@hypothesis.settings(derandomize=True, deadline=None, max_examples=200)
+@hypothesis.settings(max_examples=200)
 @hypothesis.given(programs())
 def test_schedule_agrees_with_a_simulation(program):
     names, l2u, steps = program

@@ -32,7 +32,7 @@ def take(series, count):
 
 
 @hypothesis.given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3))
-@hypothesis.settings(deadline=None, max_examples=20)
+@hypothesis.settings(max_examples=20)
 def test_together_starts_every_series_again_on_its_own(lengths):
     whole = mlox.together(*(range(length) for length in lengths))
     expected = [tuple(i % length for length in lengths) for i in range(9)]

@@ -370,7 +370,7 @@ def test_dense_returns_the_solution_of_a_damped_singular_system():
 # Properties
 
 
-PROPERTY = hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
+PROPERTY = hypothesis.settings(max_examples=15)
 
 
 @PROPERTY
