@@ -23,6 +23,13 @@ STATE, RUN, NOTES = "state", "run", "mlox"
 
 _CYCLE = re.compile(r"cycle_(0|[1-9][0-9]*)")
 _UNFINISHED = re.compile(_CYCLE.pattern + r"\.orbax-checkpoint-tmp(-\d+)?")
+# The paths in a checkpoint, also while Orbax and TensorStore write them.
+_CONTENT = re.compile(
+    rf"_CHECKPOINT_METADATA|commit_success\.txt"
+    rf"|({STATE}|{RUN}|{NOTES})(\.orbax-checkpoint-tmp)?"
+    r"(/(_METADATA|_sharding|array_metadatas|commit_success\.txt|d|[0-9a-f]{32}"
+    r"|manifest\.ocdbt|metadata|(ocdbt\.)?process_\d+)(\.__lock)?)*"
+)
 _QUARANTINED = re.compile(r"broken-\d+-\d+")
 
 
@@ -32,10 +39,15 @@ class DamagedError(ValueError):
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path) -> Generator[None]:
-    """Convert errors of reading a checkpoint to a `DamagedError` that names it."""
+    """Convert errors of reading a checkpoint to a `DamagedError` that names it.
+
+    If it no longer exists, as a run has deleted it, raise FileNotFoundError instead.
+    """
     try:
         yield
     except Exception as error:
+        if not path.exists():
+            raise FileNotFoundError(f"Checkpoint {str(path)!r} is gone.") from error
         first = (str(error).splitlines() or [""])[0][:200]
         raise DamagedError(
             f"Checkpoint {str(path)!r} is broken ({type(error).__name__}: {first})."
@@ -68,7 +80,7 @@ class CheckpointFolder:
         return self.path / f"cycle_{cycle}"
 
     def read_notes(self, cycle: int) -> dict[str, Any]:
-        """Read the notes of a checkpoint, or raise a `DamagedError`."""
+        """Read the notes of a checkpoint, or raise an error as in `reading`."""
         with reading(self.locate(cycle)):
             read = json.loads((self.locate(cycle) / NOTES / "metadata").read_bytes())
             if read["checksum"] != with_checksum(read["notes"])["checksum"]:
@@ -83,6 +95,8 @@ class CheckpointFolder:
         for cycle in self.cycles:
             try:
                 notes[cycle] = self.read_notes(cycle)
+            except FileNotFoundError:  # deleted in the meantime
+                return self.read_all_notes(tell)
             except DamagedError as error:
                 tell(str(error))
         return notes
@@ -154,8 +168,7 @@ def with_checksum(notes: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_unfinished(path: pathlib.Path) -> bool:
     """Return whether a run of mlox was writing or deleting a checkpoint here."""
-    if not (_UNFINISHED.fullmatch(path.name) and path.is_dir()):
+    if not _UNFINISHED.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
         return False
-    # Until they are complete, Orbax gives these folders a suffix as well.
-    folders = {p.name.partition(".")[0] for p in path.iterdir() if p.is_dir()}
-    return folders <= {STATE, RUN, NOTES}
+    content = (p.relative_to(path).as_posix() for p in path.rglob("*"))
+    return all(map(_CONTENT.fullmatch, content))

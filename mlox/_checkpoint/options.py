@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import pathlib
@@ -22,6 +23,7 @@ from mlox._utils.fields import (
     Kind,
     check,
     check_fields,
+    instance_of,
     is_int,
     one_of,
     optional,
@@ -98,9 +100,9 @@ class Checkpoint:
         """Whether the best checkpoint is chosen by a score of the validation."""
         return self.best is not None and self.best.startswith("validation/")
 
-    @property
+    @functools.cached_property
     def path(self) -> pathlib.Path:
-        """The folder, as an absolute path."""
+        """The folder, as an absolute path: at first use, whatever `os.chdir` does."""
         return pathlib.Path(self.directory).absolute()
 
 
@@ -195,15 +197,12 @@ def _are_parts(value: Any) -> bool:
 
 
 _DIRECTORY = PATH._replace(accepts=lambda x: PATH.accepts(x) and str(x) != "")
-_CHECKPOINT = Kind(
-    "a mlox.Checkpoint, e.g. mlox.Checkpoint('runs/first', every=100)",
-    lambda x: isinstance(x, Checkpoint),
-    TypeError,
+_CHECKPOINT = instance_of(
+    Checkpoint, "a mlox.Checkpoint, e.g. mlox.Checkpoint('runs/first', every=100)"
 )
-_ARRAY = Kind(
+_ARRAY = instance_of(
+    jax.Array | np.ndarray | np.generic,
     "arrays only, as in a state like the one that was saved, e.g. engine.init()",
-    lambda x: isinstance(x, jax.Array | np.ndarray | np.generic),
-    TypeError,
 )
 _CYCLE = Kind(
     "'newest', 'best', or a number of cycles",

@@ -55,6 +55,8 @@ def read_newest(folder: CheckpointFolder, match: Match) -> Restored | None:
     for cycle in reversed(folder.cycles):
         try:
             found = read(folder, cycle, match)
+        except FileNotFoundError:  # deleted in the meantime
+            return read_newest(folder, match)
         except DamagedError as error:
             damaged.append(str(error))
             continue
@@ -69,7 +71,7 @@ def read_newest(folder: CheckpointFolder, match: Match) -> Restored | None:
 
 
 def read(folder: CheckpointFolder, cycle: int, match: Match) -> Restored:
-    """Read a checkpoint, or raise a `DamagedError`.
+    """Read a checkpoint, or raise an error as in `reading`.
 
     If arrays are split over processes, all processes call this function, and it fails
     on all of them if it fails on one.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from mlox._checkpoint.folder import RUN, STATE, CheckpointFolder
 from mlox._checkpoint.leaves import name_leaves, restore_into
 from mlox._checkpoint.options import Checkpoint, check_restore, find_best
-from mlox._checkpoint.read import Match, Saved, read, read_newest
+from mlox._checkpoint.read import Match, Restored, Saved, read, read_newest
 from mlox._utils.describe import summarize
 from mlox._utils.types import PyTree
 
@@ -36,8 +36,9 @@ def restore(
         partial: None for the whole state. Otherwise the names of the parts to restore:
             problems, `["classifier"]`, or parts of them, `["classifier.params"]`; or a
             dict from names in `state` to names in the checkpoint,
-            `{"student.params": "teacher.params"}`. The rest of `state` is returned
-            unchanged, and may belong to another graph.
+            `{"student.params": "teacher.params"}`. A key with a dot, "a.b", is
+            written "a%2Eb". The rest of `state` is returned unchanged, and may belong
+            to another graph.
 
     Returns:
         The saved state; with `partial`, `state` with the restored parts.
@@ -79,19 +80,29 @@ def restore(
         given = partial if isinstance(partial, Mapping) else {n: n for n in partial}
         parts = {f"{STATE}.{h}": f"{STATE}.{t}" for h, t in given.items()}
     match = match_parts(state, parts)
-    found = None
-    if cycle == "newest":
-        found = read_newest(folder, match)
-    else:
-        which = _find_best(folder) if cycle == "best" else cycle
-        if which in folder.cycles:
-            found = read(folder, which, match)
+    found = _read(folder, cycle, match)
     if found is None:
         raise FileNotFoundError(
             f"No checkpoint {cycle!r} in {str(folder.parent)!r}: there are "
             f"{folder.cycles}."
         )
     return restore_into({STATE: state}, found.arrays)[STATE]
+
+
+def _read(
+    folder: CheckpointFolder, cycle: int | Literal["newest", "best"], match: Match
+) -> Restored | None:
+    """Read the checkpoint that `mlox.restore` is asked for; None if there is none."""
+    if cycle == "newest":
+        return read_newest(folder, match)
+    if cycle == "best":
+        which = _find_best(folder)
+    else:
+        which = cycle if cycle in folder.cycles else None
+    try:
+        return None if which is None else read(folder, which, match)
+    except FileNotFoundError:  # deleted in the meantime
+        return _read(folder, cycle, match)
 
 
 def match_parts(state: PyTree, parts: Mapping[str, str]) -> Match:
@@ -185,6 +196,12 @@ def _find_best(folder: CheckpointFolder) -> int | None:
     if not notes:
         return None
     best, mode = notes[max(notes)]["best"]
+    if best is None:
+        raise FileNotFoundError(
+            f"No checkpoint 'best' in {str(folder.parent)!r}: the run kept no best "
+            f"one; there are {folder.cycles}. Pass `best=` to the mlox.Checkpoint of "
+            "the run."
+        )
     asked = Checkpoint(folder.parent, best=best, mode=mode)
     return find_best(asked, {cycle: x["scalars"] for cycle, x in notes.items()})
 
