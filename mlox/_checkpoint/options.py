@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import pathlib
@@ -100,9 +99,9 @@ class Checkpoint:
         """Whether the best checkpoint is chosen by a score of the validation."""
         return self.best is not None and self.best.startswith("validation/")
 
-    @functools.cached_property
+    @property
     def path(self) -> pathlib.Path:
-        """The folder, as an absolute path: at first use, whatever `os.chdir` does."""
+        """The folder, as an absolute path."""
         return pathlib.Path(self.directory).absolute()
 
 

@@ -99,7 +99,7 @@ HINTS = {
 
 
 def check_config(step: Step, config: RunConfig) -> RunConfig:
-    """Validate the arguments of a run, and return them with plain integers.
+    """Validate the arguments of a run; return plain integers and an absolute folder.
 
     Raises:
         TypeError: If one has a wrong type.
@@ -131,8 +131,12 @@ def check_config(step: Step, config: RunConfig) -> RunConfig:
         check_rule(config.early_stopping, problems, validated)
     valid_every = config.valid_interval if validated else None
     check_checkpoint(config.checkpoint, config.resume, config.log_interval, valid_every)
+    checkpoint = config.checkpoint
+    if checkpoint is not None:
+        checkpoint = dataclasses.replace(checkpoint, directory=checkpoint.path)
     return dataclasses.replace(
         config,
+        checkpoint=checkpoint,
         train_iters=int(config.train_iters),
         log_every=int(config.log_interval),
         valid_every=int(config.valid_interval),
