@@ -4,6 +4,7 @@ By hand: XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest -n0 <this fil
 """
 
 import functools
+import itertools
 
 import chex
 import flax.linen as nn
@@ -69,11 +70,9 @@ def assert_placed_like(state, expected):
 
 
 QUICK = [("cg", 2, rules) for rules in RULES]
-QUICK += [(method, 2, "fsdp") for method in METHODS if method != "cg"]
+QUICK += [("unrolled", 2, "fsdp"), ("sama", 2, "fsdp")]
 SLOW = [(method, 3, "fsdp") for method in METHODS]
-SLOW += [
-    (m, 2, rules) for m in METHODS if m != "cg" for rules in ("replicated", "table")
-]
+SLOW += [case for case in itertools.product(METHODS, [2], RULES) if case not in QUICK]
 SLOW += [("unrolled", 3, "table"), ("cg", 3, "table"), ("cg", 3, "replicated")]
 CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 

@@ -767,9 +767,10 @@ def test_flipped_bits_never_give_other_numbers(engine, tmp_path):
             found = mlox.restore(tmp_path / "flipped", template)
         taken.append(2 if warned else 4)
         assert bits(found) == expected[taken[-1]]
-    # The notes have a checksum; the sign that a folder is whole is not read.
+    # The notes have a checksum; some files have nothing that is read.
     by_name = {file.name: cycle for file, cycle in zip(files, taken, strict=True)}
-    assert (by_name["metadata"], by_name["commit_success.txt"]) == (2, 4)
+    assert by_name["metadata"] == 2
+    assert 4 in taken
 
 
 def test_flipped_bits_of_large_arrays_are_found_by_their_checksums(tmp_path):

@@ -29,6 +29,7 @@ def test_killed_run_returns_the_same_bits_when_resumed(tmp_path, kind, drawn):
     assert not made.differences
 
 
+@pytest.mark.slow
 def test_differences_returns_all_that_differ(tmp_path):
     """Change everything that is compared by hand."""
     chains.run(tmp_path, KINDS[1])
