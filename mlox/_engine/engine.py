@@ -16,6 +16,7 @@ from mlox._engine import explain as _explain
 from mlox._engine.build import Edges, build_plan
 from mlox._engine.evaluate import Evaluation
 from mlox._engine.step import Step
+from mlox._engine.summary import summarize_engine
 from mlox._engine.validation import (
     check_methods,
     check_problems,
@@ -31,7 +32,7 @@ from mlox._utils.fields import FLAG, check, optional
 from mlox._utils.types import Batches, Metrics, PyTree, State
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Engine:
     """Compile a graph of problems into one step.
 
@@ -285,6 +286,9 @@ class Engine:
     def mermaid(self) -> str:
         """Return the graph as a Mermaid diagram, for Markdown."""
         return _explain.mermaid(self.cycle.plan, self.problems)
+
+    def __repr__(self) -> str:
+        return summarize_engine(self.cycle.plan, self.problems, self.cycle.roll_back)
 
     def _known(self, task: str, name: str | Problem) -> str:
         name = name.name if isinstance(name, Problem) else name

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mlox._graph.dependencies import Block, Plan
 from mlox._problem.problem import Problem
+from mlox._utils.describe import count, show_call
 from mlox.methods import Iterative
 from mlox.solvers import System
 
@@ -20,7 +21,7 @@ MAX_PATHS = 12
 def explain(plan: Plan, problems: Sequence[Problem]) -> str:
     """Describe graph, schedule, methods, linear systems and paths in a text."""
     cycle = max(plan.graph.period.values())
-    lines = [f"{_count(len(problems), 'problem')}, {_count(cycle, 'tick')} in a cycle"]
+    lines = [f"{count(len(problems), 'problem')}, {count(cycle, 'tick')} in a cycle"]
     by_name = {problem.name: problem for problem in problems}
     for name in reversed(plan.graph.order):
         lines += ["", *_problem_lines(plan, by_name[name])]
@@ -38,7 +39,7 @@ def mermaid(plan: Plan, problems: Sequence[Problem]) -> str:
         if problem.tasks is not None:
             label += f", {problem.tasks} tasks"
         if problem.name in plan.responsive:
-            label += f"<br/>{problem.method}".replace('"', "'")
+            label += f"<br/>{show_call(problem.method)}".replace('"', "'")
         lines.append(f'  {key[problem.name]}["{label}"]')
     lines += [f"  {key[c]} -->|answer| {key[p]}" for c, p in plan.graph.l2u]
     lines += [f"  {key[p]} -.->|parameters| {key[c]}" for p, c in plan.graph.u2l]
@@ -65,7 +66,7 @@ def _problem_lines(plan: Plan, problem: Problem) -> list[str]:
 def _answer(plan: Plan, problem: Problem) -> str:
     if problem.name not in plan.responsive:
         return ""
-    text = f"{problem.method}"
+    text = show_call(problem.method)
     if problem.name in plan.towers:
         return f"{text}, to its total objective: its lowers respond"
     if plan.movers[problem.name] and not isinstance(problem.method, Iterative):
@@ -92,7 +93,3 @@ def _times(steps: int) -> str:
 
 def _every(ticks: int) -> str:
     return "every tick" if ticks == 1 else f"every {ticks} ticks"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

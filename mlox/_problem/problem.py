@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from mlox._problem.context import Context
+from mlox._problem.summary import show_problem
 from mlox._problem.transformation import build_transformation
 from mlox._problem.validation import (
     as_key,
@@ -31,7 +32,7 @@ from mlox.methods import Implicit, Iterative, Method
 # `__init__` checks nothing, because JAX calls it with placeholders instead of arrays
 # when it rebuilds the pytree.
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False, kw_only=True, match_args=False)
+@dataclass(frozen=True, eq=False, kw_only=True, match_args=False, repr=False)
 class Problem:
     """One optimization problem with its state; make one with `Problem.create`.
 
@@ -236,6 +237,9 @@ class Problem:
             )
         check_static(self.name, {n: x for n, x in changes.items() if static[n]})
         return dataclasses.replace(self, **changes)
+
+    def __repr__(self) -> str:
+        return show_problem(vars(self))
 
 
 def _stack(tree: PyTree, tasks: int | None) -> PyTree:

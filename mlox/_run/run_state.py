@@ -12,6 +12,7 @@ import numpy as np
 
 from mlox._run.dispatch import Totals
 from mlox._run.early_stopping import Best
+from mlox._run.history import History
 from mlox._utils.types import Columns, PyTree
 
 
@@ -138,10 +139,10 @@ def stack_columns(table: Rows | None) -> Columns:
     return {name: np.stack([row[name] for row in rows]) for name in names}
 
 
-def history_of(reached: RunState) -> Columns:
+def history_of(reached: RunState) -> History:
     """Return the history of a run: columns of mean metrics and of scores."""
     means = stack_columns(reached.records) or {"cycle": np.zeros((0,), int)}
-    history = means | stack_columns(reached.validations)
+    history = History(means | stack_columns(reached.validations))
     if reached.best.cycle or reached.best.waited:
         history["best_cycle"] = np.asarray(reached.best.cycle)
     return history

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
+import operator
+import re
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -35,7 +39,41 @@ def summarize(tree: Any, limit: int = 200) -> str:
             text = repr(jax.tree.map(shown, tree))
         except ValueError:  # JAX cannot sort the keys of a dict
             text = repr(tree)
+    text = re.sub(r"\s*\n\s*", " ", text)  # a problem shows itself on a few lines
     return text if len(text) <= limit else text[:limit] + "..."
+
+
+def count(number: int, what: str) -> str:
+    """Show a number of things.
+
+    Example:
+        >>> count(1, "step"), count(1200, "step")
+        ('1 step', '1,200 steps')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def show_call(value: Any) -> str:
+    """Show a frozen value as the call that makes it, without what is off by default.
+
+    Example:
+        >>> import mlox
+        >>> show_call(mlox.Implicit(mlox.CG(iterations=5)))
+        'Implicit(solver=CG(iterations=5))'
+        >>> show_call(mlox.Implicit())
+        'Implicit()'
+    """
+    if inspect.isroutine(value):
+        return value.__name__
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    fields = [
+        (f, operator.attrgetter(f.name)(value)) for f in dataclasses.fields(value)
+    ]
+    given = ", ".join(
+        f"{f.name}={show_call(part)}" for f, part in fields if part or part != f.default
+    )
+    return f"{type(value).__name__}({given})"
 
 
 def find_non_array(tree: Any) -> str | None:

@@ -1,0 +1,44 @@
+"""Show an engine on a line, and a line for each problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlox._graph.dependencies import Plan
+from mlox._problem.problem import Problem
+from mlox._problem.summary import count_numbers
+from mlox._utils.describe import count, show_call
+
+MOST = 16
+
+
+def summarize_engine(plan: Plan, problems: Sequence[Problem], roll_back: bool) -> str:
+    """Show the steps, parameters, neighbours and method of each problem."""
+    ticks = max(plan.graph.period.values())
+    head = [count(len(problems), "problem"), f"{count(ticks, 'tick')} in a cycle"]
+    options = [
+        *([] if plan.total else ["coupling='direct'"]),
+        *(["roll_back=True"] if roll_back else []),
+    ]
+    rows = [_row(plan, problem) for problem in problems[:MOST]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    more = len(problems) - len(rows)
+    tail = [f"and {more} more: see engine.explain()"] if more else []
+    return "\n  ".join([f"Engine({', '.join([*head, *options])})", *lines, *tail])
+
+
+def _row(plan: Plan, problem: Problem) -> tuple[str, ...]:
+    graph, name = plan.graph, problem.name
+    tasks = "" if problem.tasks is None else f", {problem.tasks} tasks"
+    reads = ", ".join(graph.reads(name))
+    return (
+        name,
+        f"{count(graph.steps_per_cycle[name], 'step')} per cycle{tasks}",
+        count(count_numbers(problem.params), "parameter"),
+        f"reads {reads}" if reads else "",
+        show_call(problem.method) if name in plan.responsive else "",
+    )
