@@ -439,6 +439,7 @@ def cycle_by_hand(method, txs, state, batches):
         return params, opt_state, jnp.stack(losses)
 
     params, opt_state, losses = run(outer)
+    reports = {}
     if isinstance(method, mlox.Unrolled):
         objective = lambda outer: outer_cost(outer, run(outer)[0], outer_batch)
         loss, grads = jax.value_and_grad(objective)(outer)
@@ -447,8 +448,8 @@ def cycle_by_hand(method, txs, state, batches):
             outer, params, outer_batch
         )
         e = EPSILON / optax.tree.norm(v)
-        up, down = (
-            jax.grad(inner_cost, argnums=1)(
+        (high, up), (low, down) = (
+            jax.value_and_grad(inner_cost, argnums=1)(
                 jax.tree.map(lambda p, d, s=s: p + s * e * d, params, v),
                 outer,
                 inner_batches[-1],
@@ -456,8 +457,9 @@ def cycle_by_hand(method, txs, state, batches):
             for s in (1, -1)
         )
         grads = grads - (up - down) / (2 * e)
+        reports = {"outer/inner/gap": (high - low)[None] / (2 * e)}
     outer, outer_opt = descend(txs["outer"], outer, outer_opt, grads)
-    metrics = {"outer/loss": loss[None], "inner/loss": losses}
+    metrics = {"outer/loss": loss[None], "inner/loss": losses, **reports}
     return ((outer, outer_opt), (params, opt_state)), metrics
 
 
@@ -703,10 +705,12 @@ def test_metrics_have_the_leading_axis_of_their_problem():
         "t/params": (1, 2),
         "t/p/residual": (1,),
         "t/p/iterations": (1,),
+        "t/p/gap": (1,),
         "p/loss": (2,),
         "p/params": (2, 2),
         "p/c/residual": (2,),
         "p/c/iterations": (2,),
+        "p/c/gap": (2,),
         "c/loss": (6,),
         "c/params": (6, 2),
     }
@@ -1109,6 +1113,7 @@ class Own:
         (3, "multiplier returned 3; expected a pair (multiplier, report)"),
         (((), 3), "expected a pair (multiplier, report), the report a dict"),
         (((), {}), "multiplier returned a pytree that differs from the cotangent: "),
+        (((), {"gap": 0}), "multiplier returned a report with the key 'gap', under"),
     ],
 )
 def test_multipliers_of_another_form(found, message):

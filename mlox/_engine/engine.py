@@ -165,7 +165,9 @@ class Engine:
         Returns:
             The state after, of the same structure, and the metrics: a flat dict
             "problem/metric" -> array with a leading axis of `steps_per_cycle`. Solvers
-            report "upper/lower/residual" and "upper/lower/iterations".
+            report "upper/lower/residual" and "upper/lower/iterations". For each block
+            of implicit answers, named by its top, "upper/lower/gap" is about by how
+            much the loss of the upper is larger than at the solved answer.
 
         Raises:
             ValueError: If the state or the batches do not fit the engine, or a loss

@@ -39,13 +39,22 @@ from mlox.solvers import Info
 #
 # One sweep from the highest block to the lowest visits every edge of the graph once;
 # a sum over the paths of the graph would be exponential in its depth.
+#
+# An answer that is not solved has G_b != 0. As L_k is stationary in the answers, and
+# equals C_k at the solved ones, to first order
+#
+#     C_k(theta_k, y) - C_k(theta_k, y(theta_k)) = sum_b <lambda_b, G_b>,
+#
+# the dual-weighted residual of finite elements (Becker and Rannacher, An optimal
+# control approach to a posteriori error estimation, 2001). Its terms are the values of
+# the pairings that are differentiated anyway: the *gap* of each block.
 
 
 class Hypergradient(NamedTuple):
     """The outcome of one hypergradient.
 
     Attributes:
-        metrics: What the loss returned, and the solvers' reports.
+        metrics: What the loss returned, the solvers' reports, and the gaps.
         model_state: The mutable state after.
         cotangents: The gradient of the problem, and what arrived at the unrolled
             answers that respond through its own window.
@@ -86,7 +95,7 @@ def hypergradient(
         # ... leaves as -d<lambda_b, G_b>/dtheta_j at everything that G_b reads.
         v = {n: slope for n, slope in v.items() if n not in b.names}
         reads = v.keys() if windows else v.keys() & plan.reads_of(b)
-        d_pairing = jax.grad(
+        value, d_pairing = jax.value_and_grad(
             lambda theta, b=b, lam=lam: pairing(plan, b, lam, at(theta))
         )({n: theta[n] for n in v if n in reads})
         v |= {n: jax.tree.map(jnp.subtract, v[n], d) for n, d in d_pairing.items()}
@@ -94,6 +103,8 @@ def hypergradient(
             {**multipliers.params, **lam.params},
             {**multipliers.multipliers, **lam.multipliers},
         )
+        # Losses are means over tasks, and L_k is a sum.
+        report = {**report, "gap": value / (point.inputs[k].problem.tasks or 1)}
         metrics |= _name_report(k, b.tops[0], report, metrics)
     return Hypergradient(metrics, model_state, v, multipliers)
 
@@ -147,6 +158,11 @@ def _check_multiplier(found: Any, cotangent: Unknowns) -> None:
             f"multiplier returned {summarize(found)}; expected a pair (multiplier, "
             "report), the report a dict of scalars."
         )
+    if "gap" in found[1]:
+        raise ValueError(
+            "multiplier returned a report with the key 'gap', under which the engine "
+            "reports the value of the pairing. Choose another key."
+        )
     if _shapes(found[0]) != _shapes(cotangent):
         raise ValueError(
             "multiplier returned a pytree that differs from the cotangent: "
@@ -159,11 +175,11 @@ def _shapes(tree: PyTree) -> tuple[Any, list[tuple[int, ...]]]:
 
 
 def _name_report(k: str, lower: str, report: Info, metrics: Metrics) -> Metrics:
-    """Return a solver's report as metrics of the upper k, "lower/key"."""
+    """Return the report on an answer as metrics of the upper k, "lower/key"."""
     named = {f"{lower}/{key}": jnp.asarray(x) for key, x in report.items()}
     for key in sorted(set(named).intersection(metrics)):
         raise ValueError(
             f"loss_fn of problem {k!r} returned the metric {key!r}, which is the name "
-            f"of a report of the solver of {lower!r}. Rename the metric."
+            f"of a report on the answer of {lower!r}. Rename the metric."
         )
     return named

@@ -331,6 +331,12 @@ def _methods() -> list[Case]:
                 "multiplier.* differs from the cotangent.*method of problem 'fit'",
             ),
             (
+                "a method that reports a gap",
+                lambda _: method(lambda v: (v, {"gap": 0.0})),
+                ValueError,
+                "multiplier returned a report.*'gap'.*another key.*problem 'fit'",
+            ),
+            (
                 "a method that raises",
                 lambda _: method(raises),
                 KeyError,
