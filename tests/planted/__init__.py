@@ -1,0 +1,1 @@
+"""Programs in which one thing is wrong, or nothing, for what must tell which."""

@@ -1,0 +1,19 @@
+"""All planted faults, and all healthy programs."""
+
+from . import (
+    edge_faults,
+    healthy,
+    healthy_loops,
+    loop_faults,
+    loss_faults,
+    solver_faults,
+)
+from .case import Case
+
+FAULTS: list[Case] = [
+    *solver_faults.CASES,
+    *edge_faults.CASES,
+    *loss_faults.CASES,
+    *loop_faults.CASES,
+]
+HEALTHY: list[Case] = [*healthy.CASES, *healthy_loops.CASES]
