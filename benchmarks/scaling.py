@@ -107,7 +107,7 @@ def engine_of(method: Any) -> mlox.Engine:
     fit = mlox.Problem.create(
         name="fit",
         params=layers(SIZES),
-        tx=optax.adam(1e-3, eps_root=1e-8),
+        tx=optax.adam(1e-3, eps_root=1e-16),
         loss_fn=fit_loss,
         method=method,
         unroll_steps=STEPS,

@@ -48,7 +48,7 @@ def make_engine(method, levels=2, dtype="float64", size=SIZE):
     fit = mlox.Problem.create(
         name="fit",
         params={"w": jnp.zeros((size, size), dtype), "b": jnp.zeros((1, size), dtype)},
-        tx=optax.adam(0.05, eps_root=1e-8),
+        tx=optax.adam(0.05, eps_root=1e-16),
         loss_fn=fit_loss,
         method=method,
         unroll_steps=2,

@@ -31,6 +31,16 @@ def alone_loss(params: Any, batch: Any, ctx: mlox.Context) -> Any:
     return jnp.sum((params - 1) ** 2)
 
 
+def clip_smoothly(limit: float) -> optax.GradientTransformation:
+    """Clip by the norm of a gradient, with a derivative at a zero gradient, too."""
+
+    def clip(gradient: Any, _: Any) -> Any:
+        norm = jnp.sqrt(optax.tree.norm(gradient, squared=True) + 1e-16)
+        return optax.tree.scale(jnp.minimum(1.0, limit / norm), gradient)
+
+    return optax.stateless(clip)
+
+
 def problem(name: Any = "fit", **parts: Any) -> mlox.Problem:
     """Make a problem that reads no other, with some parts of its own."""
     given = {"params": ZEROS, "tx": SGD, "loss_fn": alone_loss, **parts}

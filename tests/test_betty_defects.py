@@ -131,6 +131,7 @@ class TestIterativeDifferentiation:
             hypergradient(self.unrolled(tx)), jax.jit(jax.grad(by_hand))(X), 1e-9
         )
 
+    @pytest.mark.filterwarnings("ignore:.* takes a norm that has no derivative")
     def test_an_optimizer_that_goes_by_the_loss_is_differentiated(self):
         """B1, B2: no optimizer is; here the loss that it is given counts, too."""
         low = lambda w, batch, ctx: low_cost(w, batch, ctx) + 3.0

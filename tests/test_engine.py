@@ -19,6 +19,7 @@ import pytest
 
 import mlox
 
+from .small import clip_smoothly
 from .test_graph import ladder, simulate
 
 SGD = optax.sgd(0.1)
@@ -205,17 +206,37 @@ class TestUnrolledChecks:
     def test_adam_without_eps_root_warns(self, tx):
         message = (
             "problem 'inner' is Unrolled, but its optimizer has an infinite derivative "
-            "where a gradient is zero"
+            "where an entry of the gradient is zero"
         )
         with pytest.warns(UserWarning, match=message) as caught:
             self.engine(tx, mlox.Unrolled())
-        assert "Pass eps_root=1e-8 to optax.adam" in str(caught[0].message)
+        remedy = "Pass eps_root to optax.adam, about eps squared (eps_root=1e-16"
+        assert remedy in str(caught[0].message)
+
+    @pytest.mark.parametrize(
+        "tx",
+        [
+            optax.chain(optax.clip_by_global_norm(1.0), SGD),
+            optax.chain(optax.adaptive_grad_clip(0.1), SGD),
+            optax.chain(optax.normalize_by_update_norm(), SGD),
+            optax.novograd(0.1, eps_root=1e-16),
+        ],
+        ids=["clip_by_global_norm", "adaptive_grad_clip", "normalize", "novograd"],
+    )
+    def test_norm_without_a_derivative_at_zero_warns(self, tx):
+        message = "problem 'inner' is Unrolled, but its optimizer takes a norm"
+        with pytest.warns(UserWarning, match=message) as caught:
+            self.engine(tx, mlox.Unrolled())
+        assert "never zero, sqrt(|g|^2 + 1e-16)" in str(caught[0].message)
 
     @pytest.mark.parametrize(
         ("tx", "method"),
         [
-            (optax.adam(0.1, eps_root=1e-8), mlox.Unrolled()),
+            (optax.adam(0.1, eps_root=1e-16), mlox.Unrolled()),
             (SGD, mlox.Unrolled()),
+            (optax.chain(clip_smoothly(1.0), SGD), mlox.Unrolled()),
+            (optax.clip_by_global_norm(1.0), mlox.Detached()),
+            (optax.clip_by_global_norm(1.0), mlox.SAMA()),
             (ROOT_FREE, mlox.Implicit()),
             (ROOT_FREE, mlox.SAMA()),
         ],
@@ -369,7 +390,7 @@ class TestLosses:
         assert set(seen) == {(None, None, None, "inner", jnp.dtype("int32"))}
 
 
-INNER_ADAM = optax.adam(0.05, eps_root=1e-8)
+INNER_ADAM = optax.adam(0.05, eps_root=1e-16)
 INNER_MOMENTUM = optax.sgd(0.1, momentum=0.9)
 OUTER_ADAM = optax.adam(0.02)
 OUTER_MOMENTUM = optax.sgd(0.3, momentum=0.5)

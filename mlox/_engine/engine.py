@@ -15,13 +15,10 @@ from mlox._data import stacking as _data
 from mlox._engine import explain as _explain
 from mlox._engine.build import Edges, build_plan
 from mlox._engine.evaluate import Evaluation
+from mlox._engine.slopes import warn_if_slopes_are_infinite
 from mlox._engine.step import Step
 from mlox._engine.summary import summarize_engine
-from mlox._engine.validation import (
-    check_methods,
-    check_problems,
-    warn_if_slopes_are_infinite,
-)
+from mlox._engine.validation import check_methods, check_problems
 from mlox._graph.graph import Graph
 from mlox._problem.problem import Problem
 from mlox._problem.validation import as_key

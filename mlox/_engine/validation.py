@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from mlox._graph.dependencies import Block, Plan
 from mlox._graph.graph import Graph
-from mlox._problem.optimizer import optimizer_of, pull_update, restart
+from mlox._problem.optimizer import optimizer_of
 from mlox._problem.problem import Problem
-from mlox._problem.responsive import responsive_part
 from mlox._problem.validation import check_opt_state, check_params, check_parts
 from mlox._utils.fields import Kind, check, check_arrays, instance_of
 from mlox._utils.types import Batches, State
@@ -99,32 +95,6 @@ def _check_block(block: Block, upper: str, problems: Mapping[str, Problem]) -> N
             f"the system of {', '.join(reversed(block.names))} is "
             f"{INDEFINITE[block.system]}. {REMEDY.format(name=repr(first))}"
         )
-
-
-def warn_if_slopes_are_infinite(plan: Plan, problems: Sequence[Problem]) -> None:
-    """Warn if an unrolled optimizer has no derivative where a gradient is zero."""
-    for problem in problems:
-        unrolled = isinstance(problem.method, Unrolled)
-        if not unrolled or problem.name not in plan.responsive:
-            continue
-        # Some entries only: clipping by a norm has no derivative where all are zero.
-        sparse = jax.tree.map(
-            lambda x: (jnp.arange(x.size) % 2).reshape(x.shape).astype(x.dtype),
-            problem.params,
-        )
-        ones = jax.tree.map(jnp.ones_like, problem.params)
-        fresh = restart(problem, problem.params)
-        slopes = jax.jit(functools.partial(pull_update, fresh))(
-            sparse, responsive_part(fresh, ones), 0.0
-        )
-        if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(slopes)):
-            warnings.warn(
-                f"problem {problem.name!r} is Unrolled, but its optimizer has an "
-                "infinite derivative where a gradient is zero (Adam's square root of a "
-                "zero second moment): one such entry makes the hypergradient NaN. "
-                "Pass eps_root=1e-8 to optax.adam, or use mlox.Implicit().",
-                stacklevel=3,
-            )
 
 
 def check_state(plan: Plan, state: State) -> None:

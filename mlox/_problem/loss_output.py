@@ -37,19 +37,11 @@ def split_loss(
         ValueError: If the output is neither a floating scalar, nor a dict with one as
             "loss".
     """
-    label = f"loss of {name!r}"
+    label = _label(name)
     parts = as_dict(returned)
     if "model_state" in parts:
         new_state = parts.pop("model_state")
-        check_like(
-            f"{label}: model_state",
-            new_state,
-            model_state,
-            "the one that it got",
-            "Pass the first one to Problem.create(model_state=), and return the same "
-            "structure, shapes and dtypes.",
-        )
-        model_state = jax.tree.map(jnp.asarray, new_state)
+        model_state = check_model_state(name, new_state, model_state)
     metrics: Metrics = {}
     for key, value in parts.items():
         if str(key) in metrics:
@@ -70,3 +62,20 @@ def split_loss(
             "array, e.g. by jnp.mean."
         )
     return loss, metrics, model_state
+
+
+def check_model_state(name: str, new: Any, old: PyTree) -> PyTree:
+    """Return the mutable state that a loss returned; raise unless it fits the old."""
+    check_like(
+        f"{_label(name)}: model_state",
+        new,
+        old,
+        "the one that it got",
+        "Pass the first one to Problem.create(model_state=), and return the same "
+        "structure, shapes and dtypes.",
+    )
+    return jax.tree.map(jnp.asarray, new)
+
+
+def _label(name: str) -> str:
+    return f"loss of {name!r}"

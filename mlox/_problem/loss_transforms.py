@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mlox._problem.context import Context
-from mlox._problem.loss_output import as_dict
+from mlox._problem.loss_output import as_dict, check_model_state
 from mlox._problem.validation import LOSS
 from mlox._utils.convolutions import should_unroll
 from mlox._utils.describe import find_non_array
@@ -36,7 +36,8 @@ class Accumulated:
             be a multiple of it.
 
     Raises:
-        ValueError: If it is not, while tracing.
+        ValueError: If it is not, or if the loss returns a mutable state that differs in
+            structure, shapes or dtypes from the one that it got; while tracing.
 
     Example:
         >>> import jax.numpy as jnp, mlox, optax
@@ -67,7 +68,10 @@ class Accumulated:
             rng = None if ctx.rng is None else jax.random.fold_in(ctx.rng, i)
             part_ctx = dataclasses.replace(ctx, rng=rng, model_state=model_state)
             returned = as_dict(self.loss_fn(params, part, part_ctx))
-            return returned.pop("model_state", model_state), returned
+            if "model_state" in returned:
+                new_state = returned.pop("model_state")
+                model_state = check_model_state(ctx.name, new_state, model_state)
+            return model_state, returned
 
         inputs = jnp.arange(self.steps), parts
         first = jax.tree.map(lambda x: x[0], inputs)

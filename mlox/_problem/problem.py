@@ -236,7 +236,11 @@ class Problem:
                 f"the attributes {', '.join(static)}."
             )
         check_static(self.name, {n: x for n, x in changes.items() if static[n]})
-        return dataclasses.replace(self, **changes)
+        changed = dataclasses.replace(self, **changes)
+        masks = {"trainable", "meta_trainable"}.intersection(changes)
+        for part in sorted(masks):
+            check_mask(self.name, part, changes[part], _first(changed))
+        return changed
 
     def __repr__(self) -> str:
         return show_problem(vars(self))
@@ -247,6 +251,11 @@ def _stack(tree: PyTree, tasks: int | None) -> PyTree:
     if tasks is None:
         return tree
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (tasks, *x.shape)), tree)
+
+
+def _first(problem: Problem) -> PyTree:
+    """Return the params that the functions of a problem see: those of one task."""
+    return jax.tree.map(lambda x: x if problem.tasks is None else x[0], problem.params)
 
 
 def _as_arrays(loss_scale: Any) -> Any:

@@ -218,6 +218,12 @@ def _methods() -> list[Case]:
                 "'fit'.*Unrolled.*eps_root",
             ),
             (
+                "clipping by a norm, unrolled",
+                lambda _: _unrolled(optax.clip_by_global_norm(1.0)),
+                UserWarning,
+                "'fit'.*Unrolled.*norm.*optax.clip",
+            ),
+            (
                 "CG for a tower",
                 lambda _: _chain(mlox.Implicit(mlox.CG())),
                 ValueError,

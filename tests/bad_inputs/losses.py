@@ -385,6 +385,14 @@ def _methods() -> list[Case]:
                 r"'fit'.*Accumulated\(steps=4\).*\[2\].*leading axis",
             ),
             (
+                "Accumulated: a model_state of another shape",
+                lambda _: _fit(
+                    mlox.Accumulated(_widens, 2), model_state={"mean": jnp.float32(0.0)}
+                ),
+                ValueError,
+                r"'fit': model_state.*\['mean'\] is float32\[1\], expected float32\[\]",
+            ),
+            (
                 "MixedPrecision: a string for the loss",
                 lambda _: _fit(mlox.MixedPrecision(lambda p, b, ctx: "low")),
                 ValueError,
@@ -402,6 +410,11 @@ def _methods() -> list[Case]:
 
 def _mean(params: Any, batch: Any, ctx: Any) -> Any:
     return jnp.mean((params[0] - batch) ** 2)
+
+
+def _widens(params: Any, batch: Any, ctx: mlox.Context) -> Any:
+    mean = ctx.model_state["mean"].reshape(1)
+    return {"loss": _mean(params, batch, ctx), "model_state": {"mean": mean}}
 
 
 def _stateful(params: Any, batch: Any, ctx: Any) -> Any:

@@ -337,6 +337,20 @@ def _replaced() -> list[Case]:
                 "'my fit'.*identifier",
             ),
             (
+                "trainable of another structure",
+                lambda _: problem(params={"w": ZEROS}).replace(
+                    trainable=lambda p: {"v": True}
+                ),
+                ValueError,
+                r"'fit': trainable\(params\).*{'v': True}.*prefix",
+            ),
+            (
+                "meta_trainable nowhere, for tasks",
+                lambda _: problem(tasks=3).replace(meta_trainable=lambda p: False),
+                ValueError,
+                r"'fit': meta_trainable\(params\).*False",
+            ),
+            (
                 "an attribute set",
                 lambda _: _set(problem()),
                 dataclasses.FrozenInstanceError,
