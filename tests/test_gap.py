@@ -105,19 +105,16 @@ def test_gap_is_first_order_estimate_over_unrolled_answers(make):
 
 
 def pair(upper=None, lower=None, dtype=jnp.float64):
-    """Make F = sum (y - 1)^2 over C = h (y - x)^2 / 2, both sums over two entries."""
-    options = {"params": jnp.zeros(2, dtype), "tx": optax.sgd(0.0)}
-    x = mlox.Problem.create(
-        name="x",
-        loss_fn=lambda params, batch, ctx: jnp.sum((ctx.y.params - 1) ** 2),
-        **{**options, **(upper or {})},
-    )
-    y = mlox.Problem.create(
-        name="y",
-        loss_fn=lambda params, batch, ctx: 1.5 * jnp.sum((params - ctx.x.params) ** 2),
-        method=mlox.Implicit(mlox.CG(iterations=4)),
-        **{**options, "params": jnp.array([0.5, 0.25], dtype), **(lower or {})},
-    )
+    """Make F = sum (y - 1)^2 over C = sum 1.5 (y - x)^2, of two entries."""
+    of_both = {"params": jnp.zeros(2, dtype), "tx": optax.sgd(0.0)}
+    of_x = {"loss_fn": lambda params, batch, ctx: jnp.sum((ctx.y.params - 1) ** 2)}
+    of_y = {
+        "loss_fn": lambda y, batch, ctx: 1.5 * jnp.sum((y - ctx.x.params) ** 2),
+        "params": jnp.array([0.5, 0.25], dtype),
+        "method": mlox.Implicit(mlox.CG(iterations=4)),
+    }
+    x = mlox.Problem.create(name="x", **(of_both | of_x | (upper or {})))
+    y = mlox.Problem.create(name="y", **(of_both | of_y | (lower or {})))
     return mlox.Engine([x, y], u2l={"x": ["y"]}, l2u={"y": ["x"]})
 
 

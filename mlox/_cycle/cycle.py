@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mlox._cycle.batches import first_window, restore_axes, squeeze_batches
+from mlox._cycle.confirm import confirm
 from mlox._cycle.history import History, LowerRun
 from mlox._cycle.last_step import point_at_last_steps
 from mlox._cycle.overflow import back_off_movers
@@ -25,6 +26,7 @@ from mlox._hypergradient.adjoint import Hypergradient, hypergradient
 from mlox._hypergradient.attach import prepare_point
 from mlox._hypergradient.cost import cost
 from mlox._hypergradient.point import EvaluationPoint
+from mlox._hypergradient.refine import report_actual
 from mlox._hypergradient.tasks import losses_of
 from mlox._problem.problem import Problem
 from mlox._utils.tree import combine
@@ -77,12 +79,29 @@ class Cycle:
         self, state: State, batches: Batches, name: str
     ) -> tuple[jax.Array, PyTree]:
         """Return the loss and the hypergradient of a problem's first step."""
+        run, batches = self.run_first_window(state, batches, name)
+        layer = self.graph.layer_of[name]
+        found, grads = self.differentiate(layer, name, run, batches)
+        return losses_of(state[name], found.metrics), grads
+
+    def confirm(
+        self, state: State, batches: Batches, name: str
+    ) -> dict[str, jax.Array]:
+        """Return how far the answers below a problem are, see `mlox._cycle.confirm`."""
+        run, batches = self.run_first_window(state, batches, name)
+        point = self.point(self.graph.layer_of[name], name, run, batches)
+        return confirm(
+            self.plan, name, point, lambda p: self.differentiate_at(name, run, p)[1]
+        )
+
+    def run_first_window(
+        self, state: State, batches: Batches, name: str
+    ) -> tuple[LowerRun, Batches]:
+        """Run what is below a problem's first step, and return the batches of it."""
         layer = self.graph.layer_of[name]
         batches = first_window(self.graph, name, batches)
         run = self.run_lowers(layer, state, self.start_history(state), batches)
-        batches = sample_batches(self.plan, layer, run.state, batches)
-        found, grads = self.differentiate(layer, name, run, batches)
-        return losses_of(state[name], found.metrics), grads
+        return run, sample_batches(self.plan, layer, run.state, batches)
 
     def cost(self, state: State, batches: Batches, name: str) -> jax.Array:
         """Return the cost of a problem alone, to inspect its program."""
@@ -195,16 +214,24 @@ class Cycle:
         self, layer: int, name: str, run: LowerRun, batches: Batches
     ) -> tuple[Hypergradient, PyTree]:
         """Return the hypergradient of a problem after the rounds below its layer."""
+        actual = self.point(layer, name, run, batches)
+        point = prepare_point(self.plan, name, actual)
+        found, grads = self.differentiate_at(name, run, point)
+        return report_actual(self.plan, name, actual, found), grads
+
+    def differentiate_at(
+        self, name: str, run: LowerRun, point: EvaluationPoint
+    ) -> tuple[Hypergradient, PyTree]:
+        """Return the hypergradient of a problem at a prepared point."""
         # dL_k/dtheta_k at fixed answers, and the part of the unrolled answers: their
         # cotangents, pulled back through the window that led to them.
-        point = prepare_point(self.plan, name, self.point(layer, name, run, batches))
         found = hypergradient(self.plan, name, point, replay=False)
         grads = found.cotangents[name]
         unrolled = self.plan.responses[name].unrolled
         if unrolled:
             zeros = {
                 u: jax.tree.map(jnp.zeros_like, run.state[u].params)
-                for u in self.plan.unrolled_through(layer)
+                for u in self.plan.unrolled_through(self.graph.layer_of[name])
             }
             arrived = {u: combine(found.cotangents[u], zeros[u]) for u in unrolled}
             pulled = run.pull({**zeros, **arrived})

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 
 from mlox._cycle.cycle import Cycle
 from mlox._data import stacking as _data
+from mlox._engine import explain as _explain
 from mlox._engine.build import Edges, build_plan
-from mlox._engine.draw import draw
 from mlox._engine.evaluate import Evaluation
-from mlox._engine.explain import explain, mermaid
-from mlox._engine.html import to_html
+from mlox._engine.refine import warn_if_refined_on_samples
 from mlox._engine.slopes import warn_if_slopes_are_infinite
 from mlox._engine.step import Step
 from mlox._engine.summary import summarize_engine
@@ -117,6 +116,7 @@ class Engine:
         plan = build_plan(problems, u2l, l2u, coupling == "total")
         check_methods(plan, {p.name: p for p in problems})
         warn_if_slopes_are_infinite(plan, problems)
+        warn_if_refined_on_samples(plan, problems)
         object.__setattr__(self, "problems", tuple(problems))
         cycle = Cycle(plan, unroll=bool(unroll_loops), roll_back=roll_back)
         object.__setattr__(self, "cycle", cycle)
@@ -279,11 +279,17 @@ class Engine:
         return _data.stack_batches(self.steps_per_cycle, iterators)
 
     run = run
-    explain = explain
-    mermaid = mermaid
-    draw = draw
-    __repr__ = summarize_engine
-    _repr_html_ = to_html
+
+    def explain(self) -> str:
+        """Return a readable text of graph, periods, paths, methods and steps."""
+        return _explain.explain(self.cycle.plan, self.problems)
+
+    def mermaid(self) -> str:
+        """Return the graph as a Mermaid diagram, for Markdown."""
+        return _explain.mermaid(self.cycle.plan, self.problems)
+
+    def __repr__(self) -> str:
+        return summarize_engine(self.cycle.plan, self.problems, self.cycle.roll_back)
 
     def _known(self, task: str, name: str | Problem) -> str:
         name = name.name if isinstance(name, Problem) else name

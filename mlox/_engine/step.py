@@ -67,6 +67,21 @@ class Step:
             for name, problem in to.items()
         }
 
+    def confirm(self, state: State, batches: Batches, name: str) -> Metrics:
+        """Return how far the answers below a problem are from where they should be.
+
+        A pure function, which needs one solve for each block of answers beside the
+        hypergradient of the problem's first step.
+
+        Returns:
+            For each block of implicit answers, by its top, "name/lower/distance", the
+            length of a Newton step relative to the answer; and if there is any,
+            "name/norm_ratio" and "name/cosine" between the hypergradient as configured
+            and that after this step, which is right to second order in the distance.
+            Blocks without a linear system are left out.
+        """
+        return self.prepare(state, batches).confirm(state, batches, name)
+
     def check(self, state: Any) -> None:
         """Raise if a state does not fit the engine, or was donated."""
         check_state(self.cycle.plan, state)

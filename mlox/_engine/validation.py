@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from mlox._engine.refine import check_refined
 from mlox._graph.dependencies import Block, Plan
 from mlox._graph.graph import Graph
 from mlox._problem.optimizer import optimizer_of
@@ -59,6 +60,7 @@ def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
     for upper, response in plan.responses.items():
         for block in response.blocks:
             _check_block(block, upper, problems)
+    check_refined(plan, problems)
     for upper, run, shared, solved in plan.conflicts:
         raise ValueError(
             f"problems {run!r} and {solved!r} lead {shared!r}, which they share, and "

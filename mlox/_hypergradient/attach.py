@@ -7,6 +7,7 @@ import jax
 from mlox._graph.dependencies import Block, Plan
 from mlox._hypergradient.adjoint import hypergradient, solve_adjoint
 from mlox._hypergradient.lagrangian import residual
+from mlox._hypergradient.newton import Steps, configured_steps, follow, take_steps
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox.methods import attach_answer
 
@@ -20,11 +21,21 @@ from mlox.methods import attach_answer
 # is not differentiated costs nothing.
 
 
-def prepare_point(plan: Plan, k: str, point: EvaluationPoint) -> EvaluationPoint:
-    """Return the point with multipliers of towers and attached answers below k."""
+def prepare_point(
+    plan: Plan, k: str, point: EvaluationPoint, steps: Steps = configured_steps
+) -> EvaluationPoint:
+    """Return the point with multipliers of towers and attached answers below k.
+
+    `steps` says how many Newton steps an answer makes before it is attached.
+    """
     point = with_multipliers(plan, k, point)
     for b in plan.attached[k]:
+        count = steps(b, point)
+        if count:
+            point = point.at(take_steps(plan, b, point, count).select(b))
         point = _attach_block(plan, b, point)
+        if count:
+            point = follow(plan, b, point)
     return point
 
 

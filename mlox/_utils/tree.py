@@ -30,6 +30,50 @@ def vdot(x: Tree, y: Tree) -> jax.Array:
     return jnp.asarray(found)
 
 
+def norm(x: Tree) -> jax.Array:
+    """Return `||x||` over all leaves, also where squares overflow or underflow.
+
+    Example:
+        >>> print(norm({"w": jnp.array([3e-30, 4e-30], jnp.float32)}))
+        5e-30
+    """
+    leaves = [widen(leaf) for leaf in jax.tree.leaves(x) if jnp.size(leaf)]
+    if not leaves:
+        return jnp.zeros(())
+    with STANDARD_PROMOTION():
+        largest = functools.reduce(jnp.maximum, [jnp.abs(x).max() for x in leaves])
+        size = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+        return size * optax.tree.norm([leaf / size for leaf in leaves])
+
+
+def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return `x / y`, and 1 for `0 / 0`: how many times as large x is.
+
+    Example:
+        >>> print(ratio(0.0, 0.0), ratio(3.0, 2.0))
+        1.0 1.5
+    """
+    with STANDARD_PROMOTION():
+        nothing = (x == 0) & (y == 0)
+        return jnp.where(nothing, 1.0, x / jnp.where(nothing, 1.0, y))
+
+
+def cosine(x: Tree, y: Tree) -> jax.Array:
+    """Return `<x, y> / (||x|| ||y||)`, 0 if one of the two is zero, 1 if both are.
+
+    Example:
+        >>> print(cosine((jnp.ones(1),), (-3 * jnp.ones(1),)))
+        -1.0
+    """
+    lengths = norm(x), norm(y)
+    unit = [
+        scale(1 / jnp.where(length > 0, length, 1), tree)
+        for tree, length in zip((x, y), lengths, strict=True)
+    ]
+    both_zero = (lengths[0] == 0) & (lengths[1] == 0)
+    return jnp.where(both_zero, 1.0, vdot(*unit))
+
+
 def add_scaled(x: Tree, scale: jax.Array | float, y: Tree) -> Tree:
     """Return `x + scale * y`, each leaf in the dtype of the leaf of `x`.
 

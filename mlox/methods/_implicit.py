@@ -9,7 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlox._utils.fields import FUNCTION, check, optional
+from mlox._utils.fields import (
+    COUNT_OR_ZERO,
+    FUNCTION,
+    check,
+    check_fields,
+    optional,
+)
 from mlox.methods._base import Answer, exact_pairing, reach
 from mlox.solvers import CG, GMRES, Info, Solver, System, linear_solve, serves
 
@@ -34,6 +40,16 @@ class Implicit:
             gradients if the matrix is symmetric and positive definite at a minimum, and
             GMRES otherwise, each to a relative residual of ten machine epsilons in at
             most 100 products.
+        refine: The number of Newton steps y <- y - (dG/dy)^{-1} G on the answer before
+            it is differentiated, each one more solve. The error of a hypergradient at
+            an unsolved answer, of first order in its distance, becomes one of second
+            order. Parameters, loss, metrics and mutable state stay those of the actual
+            answer. For lowers that see the same data in every step: with mini-batches a
+            step solves for the noise of the last one, and a settled lower's
+            hypergradient gets worse (an error of 0.4 became 1.0 at 50 of 2000 rows). An
+            engine raises ValueError where it is not defined: without a linear system,
+            for an answer that is projected, and for a problem with responsive lowers
+            under `coupling="direct"`.
 
     References:
         Lorraine, Vicol and Duvenaud, Optimizing Millions of Hyperparameters by Implicit
@@ -47,6 +63,7 @@ class Implicit:
     """
 
     solver: Solver | None = None
+    refine: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, type):
@@ -59,6 +76,7 @@ class Implicit:
             "A solver is a value such as mlox.CG(), or (matvec, b, guess) -> (x, info)."
         )
         check("Implicit: solver", self.solver, optional(FUNCTION), hint)
+        check_fields(self, refine=COUNT_OR_ZERO)
 
     def multiplier(
         self, answer: Answer, cotangent: Any, guess: Any | None = None

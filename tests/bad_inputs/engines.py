@@ -15,7 +15,7 @@ A, B, C = (problem(name) for name in "abc")
 
 
 def cases() -> list[Case]:
-    return [*_problems(), *_edges(), *_options(), *_methods(), *_pictures()]
+    return [*_problems(), *_edges(), *_options(), *_methods()]
 
 
 def _problems() -> list[Case]:
@@ -248,6 +248,30 @@ def _methods() -> list[Case]:
                 "'b' and 'c'.*'b' is unrolled.*'direct'",
             ),
             (
+                "refine without a linear system",
+                lambda _: _refined(mlox.Identity()),
+                ValueError,
+                "'b'.*refine=1.* to 'a'.*no linear system.*CG.*leave refine out",
+            ),
+            (
+                "refine with direct coupling",
+                lambda _: _refined(mlox.GMRES(), coupling="direct"),
+                ValueError,
+                "'b'.*refine=1.* to 'a'.*lowers fixed.*coupling='total'",
+            ),
+            (
+                "refine of a projected answer",
+                lambda _: _refined(mlox.GMRES(), project=lambda params: params),
+                ValueError,
+                "'b'.*refine=1.* to 'a'.*project=.*loss",
+            ),
+            (
+                "refine of an answer with new samples in each step",
+                lambda _: _refined(None, sample=lambda params, ctx: params, rng=0),
+                UserWarning,
+                "'b' samples another batch.*refine=1.*noise.*Leave refine out",
+            ),
+            (
                 "last_steps across a round",
                 lambda _: _cut(mlox.Unrolled(last_steps=3)),
                 ValueError,
@@ -266,6 +290,16 @@ def _chain(middle: Any) -> mlox.Engine:
         [A, problem("b", method=middle), C],
         u2l={"a": ["b"], "b": ["c"]},
         l2u={"b": ["a"], "c": ["b"]},
+    )
+
+
+def _refined(solver: Any, coupling: Any = "total", **parts: Any) -> mlox.Engine:
+    """Refine an answer that has a lower of its own."""
+    return mlox.Engine(
+        [A, problem("b", method=mlox.Implicit(solver, refine=1), **parts), C],
+        u2l={"a": ["b"], "b": ["c"]},
+        l2u={"b": ["a"], "c": ["b"]},
+        coupling=coupling,
     )
 
 
@@ -292,30 +326,4 @@ def _cut(method: Any) -> mlox.Engine:
         [A, problem("b", unroll_steps=3), lower],
         u2l={"a": ["c"]},
         l2u={"b": ["a"], "c": ["b"]},
-    )
-
-
-def _pictures() -> list[Case]:
-    return table(
-        "Engine.draw",
-        [
-            (
-                "file=True",
-                lambda _: pair().draw(True),
-                TypeError,
-                "file is True;.*path",
-            ),
-            (
-                "a file that is no SVG",
-                lambda folder: pair().draw(folder / "graph.png"),
-                ValueError,
-                r"'FOLDER/graph.png'; expected.*\.svg",
-            ),
-            (
-                "a folder that does not exist",
-                lambda folder: pair().draw(folder / "none" / "graph.svg"),
-                FileNotFoundError,
-                "no folder 'FOLDER/none'.*Create it",
-            ),
-        ],
     )

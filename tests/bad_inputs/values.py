@@ -41,6 +41,12 @@ def _methods() -> list[Case]:
                 "class CG.*value",
             ),
             (
+                "Implicit that is refined by half a step",
+                lambda _: mlox.Implicit(refine=0.5),
+                ValueError,
+                "refine is 0.5; expected an int, 0 or more",
+            ),
+            (
                 "Implicit of a name",
                 lambda _: mlox.Implicit("cg"),
                 TypeError,

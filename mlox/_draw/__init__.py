@@ -1,1 +1,0 @@
-"""Pictures of graphs, as SVG, without any other program."""
