@@ -89,14 +89,14 @@ def add_scaled(x: Tree, scale: jax.Array | float, y: Tree) -> Tree:
 
 
 def scale(factor: jax.Array | float, x: Tree) -> Tree:
-    """Return `factor * x`, each leaf in the wider dtype of both.
+    """Return `factor * x`, each leaf in its own dtype.
 
     Example:
         >>> print(scale(2.0, (jnp.ones(2),))[0])
         [2. 2.]
     """
     with STANDARD_PROMOTION():
-        return jax.tree.map(lambda leaf: factor * leaf, x)
+        return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), x)
 
 
 def ravel(tree: Tree) -> tuple[jax.Array, Callable[[jax.Array], Tree]]:
@@ -120,6 +120,41 @@ def epsilon(tree: Tree) -> float:
     """
     leaves = jax.tree.leaves(tree)
     return max((float(jnp.finfo(leaf.dtype).eps) for leaf in leaves), default=0.0)
+
+
+def largest(tree: Tree) -> jax.Array:
+    """Return the largest absolute value in a pytree, 0 if there is none.
+
+    Example:
+        >>> print(largest((jnp.array([1.0, -3.0]), jnp.zeros(1))))
+        3.0
+    """
+    leaves = [widen(leaf) for leaf in jax.tree.leaves(tree) if jnp.size(leaf)]
+    sizes = [jnp.max(jnp.abs(leaf)) for leaf in leaves]
+    with STANDARD_PROMOTION():
+        return functools.reduce(jnp.maximum, sizes, jnp.float32(0))
+
+
+def find_unit(tree: Tree) -> jax.Array:
+    """Return a power of two of the size of the largest number in a pytree.
+
+    In such units the squares of a vector neither underflow nor overflow, which in
+    float32 they do below 1e-19 and above 1e19, and to divide by the unit is exact. It
+    is 1 for zeros, and for numbers that are not finite.
+
+    Example:
+        >>> print(find_unit((jnp.array([3e-30, -5e-30]), jnp.zeros(1))) * 2.0**97)
+        1.0
+        >>> print(find_unit(jnp.zeros(2)))
+        1.0
+    """
+    size = jax.lax.stop_gradient(largest(tree))
+    # The unit and its inverse are normal numbers: the hardware takes others for zero.
+    precision = jnp.finfo(size.dtype)
+    least = 4 * float(precision.tiny)
+    usable = (size > 0) & jnp.isfinite(size)
+    clipped = jnp.where(usable, jnp.clip(size, least, 1 / least), 1)
+    return jax.lax.reduce_precision(clipped, precision.nexp, 0)
 
 
 def avoid_zero(leaf: jax.Array) -> jax.Array:

@@ -6,10 +6,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlox._utils.tree import add_scaled, epsilon, scale, vdot
+from mlox._utils.tree import add_scaled, epsilon, find_unit, largest, scale, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec
-from mlox.solvers._iterate import check_solver, divide, iterate, report, start
+from mlox.solvers._iterate import (
+    Start,
+    check_solver,
+    divide,
+    iterate,
+    report,
+    start,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +59,18 @@ class BiCGStab:
         self, matvec: MatVec, b: Tree, guess: Tree | None = None
     ) -> tuple[Tree, Info]:
         """Return the last iterate and its report, see `Solver`."""
-        product, x, r, rr, bb, used, unroll = start(self, matvec, b, guess)
-        enough = max(self.tolerance, epsilon(r)) ** 2 * bb
+        first = start(self, matvec, b, guess)
+        r, rr = first.r, first.rr
+        enough = max(self.tolerance, epsilon(r)) ** 2 * first.bb
         active = (rr > enough) & jnp.isfinite(rr)
         state = iterate(
-            lambda state: _step(product, r, enough, state),
-            _State(x, r, r, rr, rr, active, jnp.int32(used)),
+            lambda state: _step(first, enough, state),
+            _State(first.zeros(), r, r, rr, rr, active, jnp.int32(first.used)),
             self.iterations,
             (lambda state: state.active) if self.tolerance else None,
-            unroll,
+            first.unroll,
         )
-        return state.x, report(state.rr, bb, state.used)
+        return first.finish(state.x), report(state.rr, first.bb, state.used)
 
 
 class _State(NamedTuple):
@@ -77,7 +85,7 @@ class _State(NamedTuple):
     used: jax.Array
 
 
-def _step(product: MatVec, shadow: Tree, enough: jax.Array, state: _State) -> _State:
+def _step(first: Start, enough: jax.Array, state: _State) -> _State:
     """Make one iteration, or none if the state is final."""
     # In the letters of van der Vorst, with the first residual as the shadow residual:
     #
@@ -88,19 +96,24 @@ def _step(product: MatVec, shadow: Tree, enough: jax.Array, state: _State) -> _S
     #
     # r = b - A x holds for any alpha and omega, so a zero denominator only skips its
     # part of the step: without alpha it is a step of minimal residual, after which p
-    # starts anew. A step that overflows is not taken.
+    # starts anew. A step that overflows is not taken. As <t, t> has the square of the
+    # scale of A, it is computed in units of t.
+    product, shadow = first.product, first.r
     x, r, p, rho, _, active, used = state
     v = product(p)
     alpha = divide(rho, vdot(shadow, v))
     s = add_scaled(r, -alpha, v)
     t = product(s)
-    omega = divide(vdot(t, s), vdot(t, t))
-    r_next = add_scaled(s, -omega, t)
+    unit = find_unit(t)
+    t = scale(1 / unit, t)
+    omega_t = divide(vdot(t, s), vdot(t, t))
+    omega = omega_t / unit
+    r_next = add_scaled(s, -omega_t, t)
     rho_next = vdot(shadow, r_next)
     rr_next = vdot(r_next, r_next)
     beta = divide(rho_next, rho) * divide(alpha, omega)
     change = add_scaled(scale(alpha, p), omega, s)
-    finite = jnp.isfinite(rr_next) & jnp.isfinite(vdot(change, change))
+    finite = jnp.isfinite(rr_next) & jnp.isfinite(first.unit * largest(change))
     sound = active & finite
     taken = _State(
         add_scaled(x, 1.0, change),

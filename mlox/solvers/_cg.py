@@ -1,7 +1,7 @@
 """Conjugate gradients."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ class CG:
 
     Attributes:
         iterations: the number of iterations. With `tolerance=0` exactly that many are
-            made, unless the residual becomes zero.
+            made, unless the residual becomes zero (in float32, below 2.5e-8 of `b`).
         tolerance: stop at a residual of `tolerance` times the norm of `b`.
         damping: added to the diagonal of `A`.
         unroll: whether to write the loop out; None: on CPU, around a convolution.
@@ -56,17 +56,18 @@ class CG:
         self, matvec: MatVec, b: Tree, guess: Tree | None = None
     ) -> tuple[Tree, Info]:
         """Return the last iterate and its report, see `Solver`."""
-        product, x, r, rr, bb, used, unroll = start(self, matvec, b, guess)
-        enough = self.tolerance**2 * bb
+        first = start(self, matvec, b, guess)
+        r, rr = first.r, first.rr
+        enough = max(self.tolerance**2, _nothing(rr.dtype)) * first.bb
         pp = jnp.where((rr > enough) & jnp.isfinite(rr), rr, 0)
         state = iterate(
-            lambda state: _step(product, enough, state),
-            _State(x, r, r, rr, pp, jnp.int32(used)),
+            lambda state: _step(first.product, first.unit, enough, state),
+            _State(first.zeros(), r, r, rr, pp, jnp.int32(first.used)),
             self.iterations,
             (lambda state: state.pp > 0) if self.tolerance else None,
-            unroll,
+            first.unroll,
         )
-        return state.x, report(state.rr, bb, state.used)
+        return first.finish(state.x), report(state.rr, first.bb, state.used)
 
 
 class _State(NamedTuple):
@@ -80,38 +81,49 @@ class _State(NamedTuple):
     used: jax.Array
 
 
-def _step(product: MatVec, enough: jax.Array, state: _State) -> _State:
+def _nothing(dtype: Any) -> float:
+    """Return the part of `<b, b>` below which `<r, r>` counts as zero.
+
+    In float32 it is 6e-16, a residual of 2.5e-8, less than the rounding errors of one
+    product. So `<p, A p>` is exact for eigenvalues of `A` down to 1e-20.
+    """
+    return float(jnp.finfo(dtype).tiny) ** 0.4
+
+
+def _step(product: MatVec, unit: jax.Array, enough: jax.Array, state: _State) -> _State:
     """Make one iteration, or none if the state is final."""
     # Equations (3:1) of Hestenes and Stiefel, whose a and b are called alpha and beta:
     #
     #     alpha = |r|^2 / <p, A p>      x' = x + alpha p      r' = r - alpha A p
     #     beta = |r'|^2 / |r|^2         p' = r' + beta p
     #
-    # All guards are on scalars, so a vector costs what it costs without them. A final
-    # state has alpha = 0 for good. It is reached at a small residual, at a direction
-    # without curvature (also if <p, A p> underflows), and before x overflows:
+    # The guards are on scalars. A final state has p = 0, hence alpha = 0, for good. It
+    # is reached at a small residual, at a direction without curvature (also if
+    # <p, A p> underflows), and before x or <r', r'> overflows:
     #
     #     |r' + beta p|^2 <= 2 (|r'|^2 + beta^2 |p|^2) = 2 pp,
     #
-    # so alpha^2 pp bounds the change of x. (Both without the 2 if A is definite, since
-    # then r' and p are orthogonal.) What a final step makes of r may be large, and A r
-    # must not overflow: it does not up to |A| = 4e9 in float32, the fourth root of its
-    # largest number.
+    # so alpha sqrt(pp) bounds the change of x. (Both without the 2 if A is definite,
+    # since then r' and p are orthogonal.) In a final state r may be infinite, so p must
+    # be selected, not multiplied by zero.
     x, r, p, rr, pp, used = state
     active = pp > 0
     Ap = product(p)
     alpha = divide(rr, vdot(p, Ap))
-    sound = active & (alpha != 0) & jnp.isfinite(alpha**2 * pp)
-    alpha = jnp.where(sound, alpha, 0)
-    x = add_scaled(x, alpha, p)
     r = add_scaled(r, -alpha, Ap)
     rr_next = vdot(r, r)
+    change = alpha * jnp.sqrt(pp)
+    finite = jnp.isfinite(change) & jnp.isfinite(unit * change) & jnp.isfinite(rr_next)
+    sound = active & (alpha != 0) & finite
+    x = add_scaled(x, jnp.where(sound, alpha, 0), p)
     beta = divide(rr_next, rr)
     pp = rr_next + beta**2 * pp
     proceed = sound & (rr_next > enough) & jnp.isfinite(pp)
-    p = add_scaled(r, jnp.where(proceed, beta, 0), p)
+    p = add_scaled(r, beta, p)
+    p = jax.tree.map(lambda leaf: jnp.where(proceed, leaf, 0), p)
     pp = jnp.where(proceed, pp, 0)
-    return _State(x, r, p, rr_next, pp, used + active.astype(used.dtype))
+    rr = jnp.where(sound, rr_next, rr)
+    return _State(x, r, p, rr, pp, used + active.astype(used.dtype))
 
 
 serves.register(CG, lambda solver: System.DEFINITE)

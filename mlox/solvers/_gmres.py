@@ -9,10 +9,24 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
-from mlox._utils.tree import STANDARD_PROMOTION, add_scaled, epsilon, scale, vdot
+from mlox._utils.tree import (
+    STANDARD_PROMOTION,
+    add_scaled,
+    epsilon,
+    find_unit,
+    scale,
+    vdot,
+)
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec
-from mlox.solvers._iterate import check_solver, divide, iterate, report, start
+from mlox.solvers._iterate import (
+    Start,
+    check_solver,
+    divide,
+    iterate,
+    report,
+    start,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,34 +82,35 @@ class GMRES:
         self, matvec: MatVec, b: Tree, guess: Tree | None = None
     ) -> tuple[Tree, Info]:
         """Return the last iterate and its report, see `Solver`."""
-        product, x, r, rr, bb, used, unroll = start(self, matvec, b, guess)
-        budget = self.iterations - used
-        unknowns = sum(leaf.size for leaf in jax.tree.leaves(r))
+        first = start(self, matvec, b, guess)
+        budget = self.iterations - first.used
+        unknowns = sum(leaf.size for leaf in jax.tree.leaves(first.r))
         length = min(self.restart or budget, budget, unknowns)
-        if length == 0:
-            return x, report(rr, bb, used)
-        cycles = 1 if self.restart is None else -(-budget // length)
-        enough = max(self.tolerance, epsilon(r)) * jnp.sqrt(bb)
+        norm, norm_b = jnp.sqrt(first.rr), jnp.sqrt(first.bb)
+        enough = max(self.tolerance, epsilon(first.r)) * norm_b
+        active = (norm > enough) & jnp.isfinite(norm)
+        state = _State(first.zeros(), first.r, norm, active, jnp.int32(first.used))
 
         def cycle(state: _State) -> _State:
             left = self.iterations - state.used
             space = iterate(
-                lambda space: _extend(product, left, state.norm, enough, space),
+                lambda space: _extend(first.product, left, state.norm, enough, space),
                 _begin_space(state, length),
                 length,
                 lambda space: space.active,
-                unroll,
+                first.unroll,
             )
-            return _correct(state, space, left, enough)
+            return _correct(first, state, space, left, enough)
 
-        norm = jnp.sqrt(rr)
-        active = (norm > enough) & jnp.isfinite(norm)
-        state = _State(x, r, norm, active, jnp.int32(used))
-        if cycles == 1:
-            state = cycle(state)
-        else:
-            state = iterate(cycle, state, cycles, lambda state: state.active, unroll)
-        return state.x, report(state.norm**2, bb, state.used)
+        if length > 0:
+            cycles = 1 if self.restart is None else -(-budget // length)
+            if cycles == 1:
+                state = cycle(state)
+            else:
+                active = lambda state: state.active
+                state = iterate(cycle, state, cycles, active, first.unroll)
+        info = report(state.norm**2, first.bb, state.used)
+        return first.finish(state.x), info
 
 
 class _State(NamedTuple):
@@ -116,19 +131,21 @@ class _State(NamedTuple):
 # whose norm is |r| |e_1 - H y|. Givens rotations of the product Q turn H into an upper
 # triangle R over a row of zeros: with g = Q e_1 the minimizer is y = R^-1 g[:k], and
 # the least norm |r| |g[k]|. Rows that are not reached yet are zero in V, and those of
-# the identity in Q and R.
+# the identity in Q and R. Each column of H and R is in units of its own, of the size of
+# A times that row of V, whose squares neither underflow nor overflow; so is y.
 
 
 class _Space(NamedTuple):
     """A Krylov space of dimension `k`, and the least-squares problem on it.
 
-    The leaves of `V` are [length + 1, ...], `Q` is [length + 1, length + 1], and `RT`,
-    the transpose of R, [length, length].
+    The leaves of `V` are [length + 1, ...], `Q` is [length + 1, length + 1], `RT`, the
+    transpose of R, [length, length], and `units` [length].
     """
 
     V: Tree
     Q: jax.Array
     RT: jax.Array
+    units: jax.Array
     k: jax.Array
     active: jax.Array
     used: jax.Array
@@ -148,6 +165,7 @@ def _begin_space(state: _State, length: int) -> _Space:
         ),
         Q=jnp.eye(length + 1, dtype=dtype),
         RT=jnp.eye(length, dtype=dtype),
+        units=jnp.ones(length, dtype),
         k=jnp.int32(0),
         active=state.active,
         used=jnp.int32(0),
@@ -160,8 +178,10 @@ def _extend(
     """Add one dimension, or none if the space is final."""
     # One step of Arnoldi's process. Classical Gram-Schmidt, twice, is as exact as the
     # modified form, and all in matrix products (Giraud et al., Numer. Math., 2005).
-    V, Q, RT, k, active, used = space
+    V, Q, RT, units, k, active, used = space
     w = product(jax.tree.map(lambda rows: rows[k], V))
+    unit = find_unit(w)
+    w = scale(1 / unit, w)
     tiny = epsilon(V) * jnp.sqrt(vdot(w, w))
     h, w = _orthogonalize(V, w)
     again, w = _orthogonalize(V, w)
@@ -183,14 +203,15 @@ def _extend(
     V = jax.tree.map(lambda rows, row: _put(rows, row, k + 1), V, w)
     Q = jnp.where(sound, lax.dynamic_update_slice_in_dim(Q, rows, k, 0), Q)
     RT = jnp.where(sound, _put(RT, _put(column, diagonal, k), k), RT)
+    units = jnp.where(sound, _put(units, unit, k), units)
     k, used = k + sound.astype(k.dtype), used + active.astype(used.dtype)
     # |g[k]| = |Q[k, 0]| is the residual of the least-squares problem.
     active = sound & (used < left) & (norm * jnp.abs(Q[k, 0]) > enough)
-    return _Space(V, Q, RT, k, active, used)
+    return _Space(V, Q, RT, units, k, active, used)
 
 
 def _correct(
-    state: _State, space: _Space, left: jax.Array, enough: jax.Array
+    first: Start, state: _State, space: _Space, left: jax.Array, enough: jax.Array
 ) -> _State:
     """Add a minimizer over the space to the iterate."""
     # One solve gives the minimizer y_j over the first j dimensions for every j, since
@@ -200,23 +221,32 @@ def _correct(
     #
     # Rounding adds about eps |R| |y| to the residual. On a singular A the last y may be
     # huge and nothing but rounding: so j is the largest whose sum of both is small.
-    V, Q, RT, k, _, used = space
+    V, Q, RT, units, k, _, used = space
     index = jnp.arange(len(Q), dtype=k.dtype)
     g = jnp.where(index <= k, Q[:, 0], 0)
+    # From here on R and y are in one unit, of the size of A.
+    reached = index[:-1, None] < k
+    unit_A = jnp.max(jnp.where(reached, units[:, None], 0))
+    units = jnp.where(reached, divide(units[:, None], unit_A), 1)
     identity = jnp.eye(len(RT), dtype=RT.dtype)
     inverse = solve_triangular(RT, identity, trans="T", lower=True)
     solutions = jnp.cumsum(jnp.pad(inverse * g[None, :-1], ((0, 0), (1, 0))), axis=1)
-    size = jnp.sum(jnp.where(index[:-1, None] < k, RT, 0) ** 2)
+    solutions = solutions / units
+    size = jnp.sum(jnp.where(reached, RT * units, 0) ** 2)
     rounding = epsilon(V) ** 2 * size * jnp.sum(solutions**2, axis=0)
     errors = jnp.cumsum(g[::-1] ** 2)[::-1] + rounding
-    errors = jnp.where((index <= k) & jnp.isfinite(errors), errors, jnp.inf)
-    j = jnp.max(jnp.where(errors <= 4 * jnp.min(errors), index, 0))
 
     # All of it is in units of |r|.
     unit = jnp.where(state.active, state.norm, 0)
+    changes = unit * divide(solutions, unit_A)
+    largest = first.unit * jnp.max(jnp.abs(changes), axis=0)
+    finite = jnp.isfinite(errors) & jnp.isfinite(largest)
+    errors = jnp.where((index <= k) & finite, errors, jnp.inf)
+    j = jnp.max(jnp.where(errors <= 4 * jnp.min(errors), index, 0))
+
     norm = jnp.where(state.active, unit * jnp.sqrt(errors[j]), state.norm)
     return _State(
-        x=add_scaled(state.x, unit, _combine(solutions[:, j], V)),
+        x=add_scaled(state.x, 1.0, _combine(changes[:, j], V)),
         r=_combine(unit * _dot(jnp.where(index < j, 0, g), Q), V),
         norm=norm,
         active=(j > 0) & (norm > enough) & (used < left),

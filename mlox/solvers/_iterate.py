@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from mlox._utils.fields import (
     check_fields,
     optional,
 )
-from mlox._utils.tree import add_scaled, vdot
+from mlox._utils.tree import add_scaled, find_unit, scale, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec
 
@@ -46,27 +46,57 @@ def add_damping(matvec: MatVec, damping: float) -> MatVec:
     return lambda x: add_scaled(matvec(x), damping, x)
 
 
-def start(
-    solver: Any, matvec: MatVec, b: Tree, guess: Tree | None
-) -> tuple[MatVec, Tree, Tree, jax.Array, jax.Array, int, bool]:
-    """Return where a solver with the fields `damping` and `unroll` starts.
+class Start(NamedTuple):
+    """Where a solver starts, its vectors and norms in units of the right-hand side.
 
-    A product is made only for a guess: from zero the residual is `b`.
-
-    Returns:
-        The map `x -> (A + damping I) x`; the first iterate `x` and its residual
-        `r = b - A x`; `<r, r>` and `<b, b>`; the number of products that were made;
-        and whether loops are written out.
+    Attributes:
+        product: The map `x -> (A + damping I) x`.
+        r: The first residual.
+        rr: `<r, r>`.
+        bb: `<b, b>`.
+        unit: A power of two of the size of `b`.
+        guess: The first iterate, not in units; zero if None.
+        used: The number of products that were made: one for a guess, since from zero
+            the residual is `b`.
+        unroll: Whether loops are written out.
     """
+
+    product: MatVec
+    r: Tree
+    rr: jax.Array
+    bb: jax.Array
+    unit: jax.Array
+    guess: Tree | None
+    used: int
+    unroll: bool
+
+    def zeros(self) -> Tree:
+        """Return the first iterate in units, counted from the guess."""
+        return jax.tree.map(jnp.zeros_like, self.r)
+
+    def finish(self, x: Tree) -> Tree:
+        """Return the solution for an iterate in units, counted from the guess."""
+        if self.guess is None:
+            return scale(self.unit, x)
+        return add_scaled(self.guess, self.unit, x)
+
+
+def start(solver: Any, matvec: MatVec, b: Tree, guess: Tree | None) -> Start:
+    """Return where a solver with the fields `damping` and `unroll` starts."""
+    # The solver finds z of A z = r / unit, and x = guess + unit z. In these units the
+    # squares in inner products neither underflow nor overflow; and since the unit is a
+    # power of two, a scaled right-hand side takes the same iterations to the last bit.
     product = add_damping(matvec, solver.damping)
     unroll = should_unroll(matvec, b) if solver.unroll is None else solver.unroll
     b = jax.tree.map(jnp.asarray, b)
-    bb = vdot(b, b)
+    unit = find_unit(b)
+    scaled = scale(1 / unit, b)
+    bb = vdot(scaled, scaled)
     if guess is None:
-        return product, jax.tree.map(jnp.zeros_like, b), b, bb, bb, 0, unroll
-    x = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), guess, b)
-    r = add_scaled(b, -1.0, product(x))
-    return product, x, r, vdot(r, r), bb, 1, unroll
+        return Start(product, scaled, bb, bb, unit, None, 0, unroll)
+    guess = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), guess, b)
+    r = scale(1 / unit, add_scaled(b, -1.0, product(guess)))
+    return Start(product, r, vdot(r, r), bb, unit, guess, 1, unroll)
 
 
 def iterate(

@@ -55,15 +55,17 @@ class Neumann:
         #
         #     A a (t_0 + ... + t_(k-1)) = sum of (t_i - t_(i+1)) = b - t_k.
         del guess
-        product, _, b, _, bb, _, unroll = start(self, matvec, b, None)
+        first = start(self, matvec, b, None)
 
         def step(state: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
             total, term = state
-            term = add_scaled(term, -self.step, product(term))
+            term = add_scaled(term, -self.step, first.product(term))
             return add_scaled(total, 1.0, term), term
 
-        total, term = iterate(step, (b, b), self.iterations, None, unroll)
-        return scale(self.step, total), report(vdot(term, term), bb, self.iterations)
+        terms = (first.r, first.r)
+        total, term = iterate(step, terms, self.iterations, None, first.unroll)
+        info = report(vdot(term, term), first.bb, self.iterations)
+        return scale(self.step * first.unit, total), info
 
 
 serves.register(Neumann, lambda solver: System.DEFINITE)
