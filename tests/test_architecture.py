@@ -30,6 +30,7 @@ BELOW = {
     "_problem": {"_utils", "methods"},
     "_hypergradient": {"_utils", "solvers", "methods", "_graph", "_problem"},
     "_cycle": {"_utils", "methods", "_graph", "_problem", "_hypergradient"},
+    "_draw": {"_utils"},
     "_data": {"_utils"},
     "_logging": {"_utils"},
     "_sharding": {"_utils"},

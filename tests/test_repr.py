@@ -27,7 +27,7 @@ SHOWN = """\
 Problem('net', step=0, params={'b': float32[4], 'w': float32[3, 4]} (16 numbers),
     model_state={'mean': float32[4]}, loss_fn=fit_loss,
     tx=chain(clip, scale_by_adam, add_decayed_weights),
-    method=Implicit(solver=CG(iterations=7)), unroll_steps=20)"""
+    method=Implicit(CG(iterations=7)), unroll_steps=20)"""
 
 
 def test_a_problem_shows_shapes_and_what_was_chosen():
@@ -121,7 +121,7 @@ def test_an_engine_shows_a_line_for_each_problem():
         "Engine(2 problems, 2 ticks in a cycle, coupling='direct', roll_back=True)",
         "  penalty  1 step per cycle   2 parameters  reads fit",
         "  fit      2 steps per cycle  2 parameters  reads penalty  "
-        "Implicit(solver=CG(iterations=7))",
+        "Implicit(CG(iterations=7))",
     ]
 
 

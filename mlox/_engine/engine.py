@@ -12,9 +12,11 @@ import jax.numpy as jnp
 
 from mlox._cycle.cycle import Cycle
 from mlox._data import stacking as _data
-from mlox._engine import explain as _explain
 from mlox._engine.build import Edges, build_plan
+from mlox._engine.draw import draw
 from mlox._engine.evaluate import Evaluation
+from mlox._engine.explain import explain, mermaid
+from mlox._engine.html import to_html
 from mlox._engine.refine import warn_if_refined_on_samples
 from mlox._engine.slopes import warn_if_slopes_are_infinite
 from mlox._engine.step import Step
@@ -279,17 +281,11 @@ class Engine:
         return _data.stack_batches(self.steps_per_cycle, iterators)
 
     run = run
-
-    def explain(self) -> str:
-        """Return a readable text of graph, periods, paths, methods and steps."""
-        return _explain.explain(self.cycle.plan, self.problems)
-
-    def mermaid(self) -> str:
-        """Return the graph as a Mermaid diagram, for Markdown."""
-        return _explain.mermaid(self.cycle.plan, self.problems)
-
-    def __repr__(self) -> str:
-        return summarize_engine(self.cycle.plan, self.problems, self.cycle.roll_back)
+    explain = explain
+    mermaid = mermaid
+    draw = draw
+    __repr__ = summarize_engine
+    _repr_html_ = to_html
 
     def _known(self, task: str, name: str | Problem) -> str:
         name = name.name if isinstance(name, Problem) else name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mlox._engine.described import Described
 from mlox._graph.dependencies import Block, Plan
 from mlox._problem.problem import Problem
 from mlox._utils.describe import count, show_call
@@ -18,18 +19,35 @@ SYSTEMS = {
 MAX_PATHS = 12
 
 
-def explain(plan: Plan, problems: Sequence[Problem]) -> str:
-    """Describe graph, schedule, methods, linear systems and paths in a text."""
-    cycle = max(plan.graph.period.values())
-    lines = [f"{count(len(problems), 'problem')}, {count(cycle, 'tick')} in a cycle"]
-    by_name = {problem.name: problem for problem in problems}
-    for name in reversed(plan.graph.order):
-        lines += ["", *_problem_lines(plan, by_name[name])]
+Rows = list[tuple[str, str]]
+
+
+def explain(self: Described) -> str:
+    """Return a readable text of graph, periods, paths, methods and steps."""
+    plan, problems = self.cycle.plan, self.problems
+    lines = [title(plan)]
+    for name, rows in describe_problems(plan, problems).items():
+        width = max(len(key) for key, _ in rows)
+        lines += ["", name, *(f"  {key:<{width}}  {value}" for key, value in rows)]
     return "\n".join(lines)
 
 
-def mermaid(plan: Plan, problems: Sequence[Problem]) -> str:
-    """Draw the graph as a Mermaid diagram: solid l2u edges, dotted u2l edges."""
+def title(plan: Plan) -> str:
+    """Count problems and ticks."""
+    ticks = max(plan.graph.period.values())
+    problems = count(len(plan.graph.names), "problem")
+    return f"{problems}, {count(ticks, 'tick')} in a cycle"
+
+
+def describe_problems(plan: Plan, problems: Sequence[Problem]) -> dict[str, Rows]:
+    """Describe each problem in rows of a key and a text, the highest one first."""
+    by_name = {problem.name: problem for problem in problems}
+    return {name: _describe(plan, by_name[name]) for name in reversed(plan.graph.order)}
+
+
+def mermaid(self: Described) -> str:
+    """Return the graph as a Mermaid diagram, for Markdown."""
+    plan, problems = self.cycle.plan, self.problems
     lines = ["graph BT"]
     # Names may be keywords of Mermaid, such as `end`: they are labels only.
     key = {problem.name: f"p{i}" for i, problem in enumerate(problems)}
@@ -46,7 +64,7 @@ def mermaid(plan: Plan, problems: Sequence[Problem]) -> str:
     return "\n".join(lines)
 
 
-def _problem_lines(plan: Plan, problem: Problem) -> list[str]:
+def _describe(plan: Plan, problem: Problem) -> Rows:
     graph, name = plan.graph, problem.name
     steps = graph.steps_per_cycle[name]
     rows = [
@@ -59,8 +77,7 @@ def _problem_lines(plan: Plan, problem: Problem) -> list[str]:
         *(("solves", _block(b)) for b in plan.responses[name].blocks),
         *(("path", text) for text in _paths(graph.paths[name])),
     ]
-    width = max(len(key) for key, _ in rows)
-    return [name, *(f"  {key:<{width}}  {value}" for key, value in rows if value)]
+    return [(key, value) for key, value in rows if value]
 
 
 def _answer(plan: Plan, problem: Problem) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from mlox._engine.described import Described
+from mlox._engine.explain import title
 from mlox._graph.dependencies import Plan
 from mlox._problem.problem import Problem
 from mlox._problem.summary import count_numbers
@@ -12,13 +12,13 @@ from mlox._utils.describe import count, show_call
 MOST = 16
 
 
-def summarize_engine(plan: Plan, problems: Sequence[Problem], roll_back: bool) -> str:
+def summarize_engine(self: Described) -> str:
     """Show the steps, parameters, neighbours and method of each problem."""
-    ticks = max(plan.graph.period.values())
-    head = [count(len(problems), "problem"), f"{count(ticks, 'tick')} in a cycle"]
-    options = [
+    plan, problems = self.cycle.plan, self.problems
+    head = [
+        title(plan),
         *([] if plan.total else ["coupling='direct'"]),
-        *(["roll_back=True"] if roll_back else []),
+        *(["roll_back=True"] if self.cycle.roll_back else []),
     ]
     rows = [_row(plan, problem) for problem in problems[:MOST]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -28,7 +28,7 @@ def summarize_engine(plan: Plan, problems: Sequence[Problem], roll_back: bool) -
     ]
     more = len(problems) - len(rows)
     tail = [f"and {more} more: see engine.explain()"] if more else []
-    return "\n  ".join([f"Engine({', '.join([*head, *options])})", *lines, *tail])
+    return "\n  ".join([f"Engine({', '.join(head)})", *lines, *tail])
 
 
 def _row(plan: Plan, problem: Problem) -> tuple[str, ...]:

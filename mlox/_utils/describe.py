@@ -59,7 +59,7 @@ def show_call(value: Any) -> str:
     Example:
         >>> import mlox
         >>> show_call(mlox.Implicit(mlox.CG(iterations=5)))
-        'Implicit(solver=CG(iterations=5))'
+        'Implicit(CG(iterations=5))'
         >>> show_call(mlox.Implicit())
         'Implicit()'
     """
@@ -67,13 +67,16 @@ def show_call(value: Any) -> str:
         return value.__name__
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-    fields = [
-        (f, operator.attrgetter(f.name)(value)) for f in dataclasses.fields(value)
-    ]
-    given = ", ".join(
-        f"{f.name}={show_call(part)}" for f, part in fields if part or part != f.default
-    )
-    return f"{type(value).__name__}({given})"
+    given: list[str] = []
+    for field in dataclasses.fields(value):
+        part = operator.attrgetter(field.name)(value)
+        if part or part != field.default:
+            # As one writes it: Implicit(CG(iterations=5)).
+            plain = given or isinstance(part, bool | int | float | str)
+            given.append(
+                f"{field.name}={show_call(part)}" if plain else show_call(part)
+            )
+    return f"{type(value).__name__}({', '.join(given)})"
 
 
 def find_non_array(tree: Any) -> str | None:

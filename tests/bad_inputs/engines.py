@@ -15,7 +15,7 @@ A, B, C = (problem(name) for name in "abc")
 
 
 def cases() -> list[Case]:
-    return [*_problems(), *_edges(), *_options(), *_methods()]
+    return [*_problems(), *_edges(), *_options(), *_methods(), *_pictures()]
 
 
 def _problems() -> list[Case]:
@@ -326,4 +326,30 @@ def _cut(method: Any) -> mlox.Engine:
         [A, problem("b", unroll_steps=3), lower],
         u2l={"a": ["c"]},
         l2u={"b": ["a"], "c": ["b"]},
+    )
+
+
+def _pictures() -> list[Case]:
+    return table(
+        "Engine.draw",
+        [
+            (
+                "file=True",
+                lambda _: pair().draw(True),
+                TypeError,
+                "file is True;.*path",
+            ),
+            (
+                "a file that is no SVG",
+                lambda folder: pair().draw(folder / "graph.png"),
+                ValueError,
+                r"'FOLDER/graph.png'; expected.*\.svg",
+            ),
+            (
+                "a folder that does not exist",
+                lambda folder: pair().draw(folder / "none" / "graph.svg"),
+                FileNotFoundError,
+                "no folder 'FOLDER/none'.*Create it",
+            ),
+        ],
     )

@@ -1,0 +1,1 @@
+"""Pictures of graphs, as SVG, without any other program."""

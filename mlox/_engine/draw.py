@@ -1,0 +1,62 @@
+"""Draw the graph of an engine, and write the picture into a file."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from mlox._draw.picture import draw_graph
+from mlox._engine.described import Described
+from mlox._graph.dependencies import Plan
+from mlox._problem.problem import Problem
+from mlox._utils.describe import count, show_call
+from mlox._utils.fields import PATH, check
+
+
+def draw(self: Described, file: str | os.PathLike[str] | None = None) -> str:
+    """Return the graph as an SVG picture, and write it into a file if one is given.
+
+    Uppers stand above their lowers; solid l2u edges lead up, dashed u2l edges down.
+
+    Args:
+        self: The engine.
+        file: A path that ends in .svg, in a folder that exists.
+
+    Returns:
+        The text of the SVG document.
+
+    Raises:
+        TypeError: If `file` is not a path.
+        ValueError: If its name does not end in .svg.
+        FileNotFoundError: If its folder does not exist.
+    """
+    plan = self.cycle.plan
+    texts = {problem.name: _box_lines(plan, problem) for problem in self.problems}
+    svg = draw_graph(texts, plan.graph.depth, plan.graph.u2l, plan.graph.l2u)
+    if file is not None:
+        _write(svg, file)
+    return svg
+
+
+def _write(svg: str, file: str | os.PathLike[str]) -> None:
+    check("draw: file", file, PATH)
+    path = pathlib.Path(file)
+    if path.suffix.lower() != ".svg":
+        raise ValueError(
+            f"draw: file is {str(path)!r}; expected a name that ends in .svg, such as "
+            f"'graph.svg'. Browsers and notebooks show SVG."
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"draw: file is {str(path)!r}, but there is no folder "
+            f"{str(path.parent)!r}. Create it first."
+        )
+    path.write_text(svg, encoding="utf-8")
+
+
+def _box_lines(plan: Plan, problem: Problem) -> list[str]:
+    name = problem.name
+    tasks = "" if problem.tasks is None else f", {count(problem.tasks, 'task')}"
+    steps = count(plan.graph.steps_per_cycle[name], "step")
+    method = [show_call(problem.method)] if name in plan.responsive else []
+    return [name, f"{steps} per cycle{tasks}", *method]
