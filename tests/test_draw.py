@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import itertools
+import pathlib
 import random
 import re
 import xml.etree.ElementTree as ET
@@ -16,6 +17,7 @@ from mlox._draw.picture import draw_graph
 
 from .small import pair, problem
 
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"
 NUMBER = r"-?\d+(?:\.\d+)?"
 SHAPES = {
@@ -225,6 +227,15 @@ def test_picture_needs_no_arrays_that_exist():
     changed = [p.replace(params=deleted) for p in engine.problems]
     l2u = {"fit": ["penalty"]}
     assert mlox.Engine(changed, {"penalty": ["fit"]}, l2u).draw() == engine.draw()
+
+
+def test_the_picture_of_the_docs_is_that_of_their_program():
+    page = DOCS.joinpath("index.md").read_text(encoding="utf-8")
+    program = re.search(r"```python\n(.*?)state, _ = ", page, re.DOTALL)[1]
+    names = {}
+    exec(program, names)
+    kept = DOCS.joinpath("graph.svg").read_text(encoding="utf-8")
+    assert names["engine"].draw() == kept, "run engine.draw('docs/graph.svg') again"
 
 
 class Tags(html.parser.HTMLParser):
