@@ -1,5 +1,11 @@
 """Multilevel optimization in JAX: a graph of problems, one compiled step."""
 
+from mlox._check.check import check as check
+from mlox._check.compare import compare as compare
+from mlox._check.comparison import Comparison as Comparison
+from mlox._check.finding import Cause as Cause
+from mlox._check.finding import Finding as Finding
+from mlox._check.report import Report as Report
 from mlox._checkpoint.options import Checkpoint as Checkpoint
 from mlox._checkpoint.restore import restore as restore
 from mlox._data.combinators import on_epoch_end as on_epoch_end

@@ -37,6 +37,16 @@ BELOW = {
     "_checkpoint": {"_utils", "_sharding"},
     "_run": {"_utils", "_data", "_logging", "_sharding", "_checkpoint"},
     "flax": {"_utils", "_problem"},
+    "_check": {
+        "_utils",
+        "solvers",
+        "methods",
+        "_graph",
+        "_problem",
+        "_hypergradient",
+        "_cycle",
+        "_engine",
+    },
 }
 MATHEMATICS = {"_graph", "solvers", "methods", "_problem", "_hypergradient", "_cycle"}
 HOST = {"_data", "_logging", "_sharding", "_checkpoint", "_run"}

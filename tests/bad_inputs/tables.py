@@ -1,7 +1,27 @@
 """All tables of bad inputs."""
 
-from . import batches, checkpoints, engines, losses, modules, problems, runs, values
+from . import (
+    batches,
+    checkpoints,
+    checks,
+    engines,
+    losses,
+    modules,
+    problems,
+    runs,
+    values,
+)
 from .case import Case
 
-TABLES = (problems, engines, values, losses, batches, runs, checkpoints, modules)
+TABLES = (
+    problems,
+    engines,
+    values,
+    losses,
+    batches,
+    runs,
+    checkpoints,
+    modules,
+    checks,
+)
 CASES: list[Case] = [case for table in TABLES for case in table.cases()]

@@ -1,0 +1,1 @@
+"""Checks of hypergradients on the user's own problem: measured, and said in words."""

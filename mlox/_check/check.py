@@ -1,0 +1,174 @@
+"""Check a hypergradient on the user's own problem."""
+
+from __future__ import annotations
+
+from mlox._check.budget import DEFAULT
+from mlox._check.diagnose import diagnose
+from mlox._check.diagnose_edges import find_reversed
+from mlox._check.figures import Figures
+from mlox._check.measure import Measured, measure
+from mlox._check.report import Report, Row
+from mlox._check.setting import Setting
+from mlox._engine.engine import Engine
+from mlox._problem.problem import Problem
+from mlox._utils.fields import COUNT_OR_ZERO, POSITIVE, instance_of, optional
+from mlox._utils.fields import check as check_value
+from mlox._utils.types import Batches, State
+
+ENGINE = instance_of(Engine, "an engine, made by mlox.Engine")
+
+
+def check(
+    engine: Engine,
+    state: State,
+    batches: Batches,
+    name: str | Problem,
+    *,
+    budget: float | None = None,
+    seed: int = 0,
+) -> Report:
+    r"""Check the hypergradient of a problem, and say what is wrong with it.
+
+    The lowers run first, as in `engine.hypergradient`. At the answers that they reach,
+    the hypergradient is compared with references, in float64. Each difference has a
+    cause of its own:
+
+        configured - exact solve at the same answer         the solver, or the method
+        exact there - exact at the solved answer            a lower that is not solved
+        exact there - differences of the re-solved loss     the loss itself
+        configured - exact unroll of the window             truncation
+        unrolled - differences of the very program          the loss, or chaos
+        configured - the same in another precision          rounding
+
+    "Exact" is a dense solve for up to 256 unknowns, and a long one beyond. A solved
+    answer is found by Newton's method, over all batches and keys of the window at once.
+    Differences are central ones, along random directions (all of a small space). Beside
+    them the losses are probed: whether they read their neighbours, whether their
+    derivatives are those of their values, whether two traces agree, whether they jump;
+    and the optimizers of the lowers. An error of 0.05 counts as wrong.
+
+    Check a state that a run has reached: at its start a lower is rarely solved. Use
+    large batches: the hypergradient of a small one is noise, and so is its error.
+
+    Args:
+        engine: The engine.
+        state: {name: Problem}; it does not change.
+        batches: The batches of one cycle, as for `engine.step`.
+        name: The problem with lowers whose hypergradient is checked, or its name.
+        budget: The most that the references may cost, in gradients of losses (a step
+            of an optimizer takes one, a product with a Hessian two); those beyond it
+            are left out and listed. None means 100,000.
+        seed: The seed of random directions.
+
+    Returns:
+        A `mlox.Report`: `report.findings` says what is wrong, with the remedies, and
+        `print(report)` shows it all.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If the problem is unknown or has no lowers that respond to it, or
+            as for `engine.step`.
+
+    References:
+        Pedregosa, Hyperparameter optimization with approximate
+        gradient, ICML 2016; Becker and Rannacher, An optimal control approach to a
+        posteriori error estimation, 2001 (the gap).
+
+    Example:
+        Two steps of a solver are not enough for a condition of 100:
+
+        >>> import jax.numpy as jnp, mlox, optax
+        >>> scales = jnp.array([1.0, 4.0, 100.0])
+        >>> pull = mlox.Problem.create(
+        ...     name="pull", params=jnp.ones(3), tx=optax.sgd(0.1),
+        ...     loss_fn=lambda params, batch, ctx: ((ctx.fit.params - 2.0) ** 2).sum())
+        >>> fit = mlox.Problem.create(
+        ...     name="fit", params=jnp.ones(3), tx=optax.sgd(0.01),
+        ...     method=mlox.Implicit(mlox.CG(iterations=1)),
+        ...     loss_fn=lambda params, batch, ctx:
+        ...         (scales * (params - ctx.pull.params) ** 2).sum())
+        >>> engine = mlox.Engine([pull, fit], {"pull": ["fit"]}, {"fit": ["pull"]})
+        >>> batches = {"pull": None, "fit": None}
+        >>> report = mlox.check(engine, engine.init(), batches, "pull")
+        >>> [finding.cause.name for finding in report.findings]
+        ['SOLVER_TOO_SHORT']
+    """
+    check_value("check: engine", engine, ENGINE)
+    check_value("check: budget", budget, optional(POSITIVE))
+    check_value("check: seed", seed, COUNT_OR_ZERO)
+    name = known_problem("check", engine, name)
+    if not engine.cycle.plan.movers[name]:
+        return Report(name, (), {}, (find_reversed(engine, name),), {}, {})
+    setting = Setting(engine.traced.prepare(state, batches), name)
+    measured = measure(
+        setting, state, batches, DEFAULT if budget is None else budget, seed
+    )
+    return make_report(measured)
+
+
+def known_problem(task: str, engine: Engine, name: str | Problem) -> str:
+    """Return the name of a problem of the engine; raise ValueError for another one."""
+    name = name.name if isinstance(name, Problem) else name
+    if name not in engine.names:
+        raise ValueError(
+            f"{task} of {name!r}: no such problem; the engine has "
+            f"{sorted(engine.names)}."
+        )
+    return name
+
+
+def make_report(measured: Measured) -> Report:
+    """Return the report of what was measured."""
+    figures = measured.figures
+    return Report(
+        name=figures.name,
+        rows=make_rows(figures),
+        figures=name_figures(figures),
+        findings=diagnose(figures),
+        costs={part.value: cost for part, cost in measured.costs.items()},
+        left_out={part.value: cost for part, cost in measured.left.items()},
+    )
+
+
+def make_rows(figures: Figures) -> tuple[Row, ...]:
+    """Return the comparisons that were made."""
+    d = figures.differences
+    rows = (
+        ("configured - exact solve, same answer", d.solver, "solver or method"),
+        ("direct - total coupling", d.coupling, "coupling"),
+        ("same answer - solved answer", d.lower, "lower unsolved"),
+        ("solved answer - differences, re-solved", d.loss, "loss"),
+        ("configured - whole window", d.window, "truncation"),
+        ("unrolled - differences of the program", d.program, "loss, or chaos"),
+        (
+            f"configured - in float{32 if figures.double else 64}",
+            d.precision,
+            "rounding",
+        ),
+    )
+    return tuple(
+        Row(name, x.cosine, x.ratio, x.error, cause)
+        for name, x, cause in rows
+        if x is not None
+    )
+
+
+def name_figures(figures: Figures) -> dict[str, float]:
+    """Return the numbers that were measured, by names to print."""
+    named = {
+        "loss": figures.loss,
+        "gap": figures.gap,
+        "stationarity": figures.stationarity,
+        "noise over batches and keys": figures.noise,
+        "metasmoothness": figures.metasmoothness,
+    }
+    for lower in figures.lowers:
+        low, high = lower.eigenvalues or (None, None)
+        named |= {
+            f"{lower.name}: residual of the solver": lower.residual,
+            f"{lower.name}: products of the solver": lower.iterations,
+            f"{lower.name}: distance to the solved answer": lower.distance,
+            f"{lower.name}: smallest eigenvalue": low,
+            f"{lower.name}: largest eigenvalue": high,
+        }
+    return {key: value for key, value in named.items() if value is not None}

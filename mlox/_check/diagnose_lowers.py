@@ -1,0 +1,146 @@
+"""Diagnose answers: waiting, optimizers, projections, loops, unsolved lowers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlox._check.figures import Figures, Lower
+from mlox._check.finding import Cause, Finding
+from mlox._check.kinds import is_approximate
+
+WRONG = 0.05
+CLIPPED = 0.9
+
+
+def diagnose_schedule(figures: Figures) -> Iterator[Finding]:
+    """Yield answers for which the upper waits."""
+    for lower in figures.lowers:
+        if lower.waits > 0:
+            yield Finding(
+                Cause.WARMUP,
+                lower.name,
+                f"{figures.name!r} waits until {lower.name!r} has made "
+                f"{lower.waits} more steps, {_cycles(lower)}: until then it does not "
+                "move.",
+                "Lower warmup_steps, or check a state after the warm-up.",
+            )
+
+
+def _cycles(lower: Lower) -> str:
+    count = -(-lower.waits // max(lower.steps, 1))
+    return "one more cycle" if count == 1 else f"{count} more cycles"
+
+
+def diagnose_optimizers(figures: Figures) -> Iterator[Finding]:
+    """Yield unrolled optimizers whose eps_root is too small or too large."""
+    for lower in figures.lowers:
+        updates = lower.updates
+        if not lower.unrolled or updates is None or is_approximate(lower.method):
+            continue
+        if updates.infinite:
+            then = "is" if not figures.finite else "can be"
+            yield Finding(
+                Cause.EPS_ROOT,
+                lower.name,
+                f"{lower.name!r} is Unrolled, and its optimizer has an infinite "
+                "derivative where a gradient is zero (the square root of Adam): the "
+                f"hypergradient {then} NaN.",
+                "Pass eps_root=1e-16 to the optimizer (about eps squared), or use "
+                "mlox.Implicit().",
+            )
+        floor = updates.floor
+        if floor is not None and floor >= 1e-5 and updates.typical < 100 * floor:
+            yield Finding(
+                Cause.EPS_ROOT,
+                lower.name,
+                f"The optimizer of {lower.name!r} takes gradients below {floor:.0e} "
+                f"for small ones, and those here are about {updates.typical:.0e}: its "
+                "eps or eps_root shortens the steps. An eps_root acts like an eps of "
+                "its square root.",
+                "Pass eps_root=1e-16 (about eps squared).",
+            )
+
+
+def diagnose_loops(figures: Figures) -> Iterator[Finding]:
+    """Yield unrolled loops that are cut short or chaotic."""
+    d = figures.differences
+    for lower in figures.lowers:
+        if not lower.unrolled:
+            continue
+        approximate = is_approximate(lower.method)
+        if d.window is not None and not approximate and not d.window.error < WRONG:
+            yield Finding(
+                Cause.TRUNCATED,
+                lower.name,
+                f"{lower.method} differentiates a part of the {lower.steps} steps: the "
+                f"hypergradient is {d.window.error:.0%} off that of the whole window "
+                f"(cosine {d.window.cosine:.2f}).",
+                "Use more last_steps, or mlox.Unrolled() with "
+                "checkpoint='segments' if memory is short.",
+            )
+    smooth = figures.metasmoothness
+    chaotic = smooth is not None and smooth < 0.5
+    if figures.finite and d.program is not None and not min(d.steps) < WRONG:
+        chaotic = chaotic or max(d.steps) > 10
+    loop = [n.name for n in figures.lowers]
+    if chaotic and loop:
+        yield Finding(
+            Cause.CHAOTIC,
+            loop[0],
+            f"The inner loop of {loop[0]!r} is chaotic: metasmoothness "
+            f"{'-' if smooth is None else format(smooth, '.2f')} (1 is smooth, 0 is "
+            "chaos), so the end of the loop does not move steadily with the upper.",
+            "Use a smaller learning rate or fewer steps in the loop.",
+        )
+
+
+def diagnose_answers(figures: Figures) -> Iterator[Finding]:
+    """Yield answers that are not those of their costs, and why."""
+    distance = figures.differences.lower
+    if distance is None or distance.error < WRONG:
+        return
+    judged = [n for n in figures.lowers if n.top and not is_approximate(n.method)]
+    explained = False
+    for lower in judged:
+        updates = lower.updates
+        if updates is None:
+            continue
+        if updates.projected > 1e-3:
+            explained = True
+            yield Finding(
+                Cause.PROJECTION,
+                lower.name,
+                f"The projection of {lower.name!r} is active at its answer: it moves "
+                f"the next step by {updates.projected:.0%} of its length. There the "
+                "gradient is not zero, which the implicit formula takes for granted.",
+                "Use mlox.Unrolled(), which differentiates through the projection, or "
+                "parameters without constraints, e.g. jax.nn.softplus of them.",
+            )
+        elif updates.clipped is not None and updates.clipped < CLIPPED:
+            explained = True
+            yield Finding(
+                Cause.CLIPPED,
+                lower.name,
+                f"The optimizer of {lower.name!r} clips: its steps have "
+                f"{updates.clipped:.1%} of the length that the gradient asks for, and "
+                f"the answer is {_far(lower)} the solved one.",
+                "Raise the bound of the clipping, or make more steps: unroll_steps=.",
+            )
+    if explained or not judged:
+        return
+    worst = max(judged, key=lambda lower: lower.distance or 0.0)
+    yield Finding(
+        Cause.LOWER_UNSOLVED,
+        worst.name,
+        f"{worst.name!r} has not reached its answer: it is {_far(worst)} the solved "
+        f"one, where the hypergradient differs by {distance.error:.0%} (cosine "
+        f"{distance.cosine:.2f}).",
+        "Make more steps (unroll_steps=) or longer ones, or use mlox.Unrolled(), which "
+        "is exact for the steps that are made.",
+    )
+
+
+def _far(lower: Lower) -> str:
+    if lower.distance is None:
+        return "away from"
+    return f"{lower.distance:.2g} of its norm away from"

@@ -1,0 +1,138 @@
+"""Diagnose methods and solvers: what they return at the answer that they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mlox._check.figures import Figures, Lower
+from mlox._check.finding import Cause, Finding
+from mlox._check.kinds import is_approximate, is_foreign, needs_definite
+from mlox._check.vectors import Distance
+from mlox.methods import Implicit
+from mlox.solvers import Neumann
+
+WRONG = 0.05
+
+
+def diagnose_coupling(figures: Figures) -> Iterator[Finding]:
+    """Yield direct coupling where it leaves out something that counts."""
+    distance = figures.differences.coupling
+    if distance is not None and figures.direct and not distance.error < WRONG:
+        yield Finding(
+            Cause.COUPLING,
+            figures.name,
+            f"coupling='direct' takes the lowers of each problem as fixed: the "
+            f"hypergradient is {distance.error:.0%} off the one in which they respond "
+            f"(cosine {distance.cosine:.2f}).",
+            "Use coupling='total', which is exact at any depth.",
+        )
+
+
+def diagnose_curvature(figures: Figures) -> Iterator[Finding]:
+    """Yield Hessians that are indefinite where a method needs a definite one."""
+    differences = figures.differences
+    errors = [x.error for x in (differences.solver, differences.lower) if x]
+    if all(error < WRONG for error in errors):
+        return
+    for lower in figures.lowers:
+        low, high = lower.eigenvalues or (0.0, 0.0)
+        if needs_definite(lower.method) and low < -1e-3 * abs(high):
+            yield Finding(
+                Cause.INDEFINITE,
+                lower.name,
+                f"{lower.method} needs a positive definite Hessian, but the smallest "
+                f"eigenvalue of that of {lower.name!r} is {low:.3g} (the largest "
+                f"{high:.3g}): the answer is no minimum.",
+                f"Solve the lower further, add damping of more than {-low:.2g}, or use "
+                "mlox.GMRES().",
+            )
+
+
+def diagnose_methods(figures: Figures) -> Iterator[Finding]:
+    """Yield methods and solvers that do not solve their systems."""
+    distance, indirect = figures.differences.solver, figures.differences.indirect
+    if distance is None or indirect is None:
+        if figures.differences.window is not None:
+            yield from _diagnose_directions(figures, figures.differences.indirect)
+        return
+    yield from _diagnose_directions(figures, indirect)
+    if distance.error < WRONG:
+        return
+    judged = [n for n in figures.lowers if n.top and not is_approximate(n.method)]
+    found = [f for lower in judged for f in _diagnose_system(lower, distance)]
+    yield from found
+    foreign = [n for n in judged if is_foreign(n.method)]
+    if not found and foreign:
+        yield _blame_method(foreign[0], distance, indirect)
+    elif not found and judged:
+        yield _blame_solver(max(judged, key=lambda n: n.residual or 0.0), distance)
+
+
+def _diagnose_directions(
+    figures: Figures, indirect: Distance | None
+) -> Iterator[Finding]:
+    """Yield approximations that point the wrong way."""
+    for lower in figures.lowers:
+        if is_approximate(lower.method) and indirect and indirect.cosine < 0:
+            yield Finding(
+                Cause.METHOD_WRONG,
+                lower.name,
+                f"{lower.method} leaves out the inverse Hessian of {lower.name!r}, and "
+                f"here that turns its part of the hypergradient round (cosine "
+                f"{indirect.cosine:.2f} with the exact one).",
+                "Use mlox.Implicit() or mlox.Unrolled().",
+            )
+
+
+def _diagnose_system(lower: Lower, distance: Distance) -> Iterator[Finding]:
+    """Yield why a solver cannot solve the system of an answer."""
+    if lower.eigenvalues is None:
+        return
+    high = lower.eigenvalues[1]
+    method = lower.method
+    solver = method.solver if isinstance(method, Implicit) else None
+    if isinstance(solver, Neumann):
+        most = high + solver.damping
+        if solver.step * most >= 2:
+            yield Finding(
+                Cause.STEP_TOO_LARGE,
+                lower.name,
+                f"Neumann(step={solver.step:g}) grows without bound: the largest "
+                f"eigenvalue of the Hessian of {lower.name!r} is {most:.3g}, and the "
+                f"series converges for steps below {2 / most:.3g}. The hypergradient "
+                f"is {distance.error:.0%} off.",
+                f"Use step={_round_down(1 / most)}, or mlox.CG().",
+            )
+            return
+
+
+def _blame_method(lower: Lower, distance: Distance, indirect: Distance) -> Finding:
+    sign = " It points the opposite way." if indirect.cosine < -0.9 else ""
+    return Finding(
+        Cause.METHOD_WRONG,
+        lower.name,
+        f"{lower.method} gives a hypergradient that is {distance.error:.0%} off the "
+        f"exact solve at the same answer; its indirect part has the cosine "
+        f"{indirect.cosine:.2f} and {indirect.ratio:.3g} times the length.{sign}",
+        "multiplier must return (dG/dy)^-T cotangent, and pairing <multiplier, G>.",
+    )
+
+
+def _blame_solver(lower: Lower, distance: Distance) -> Finding:
+    residual = "" if lower.residual is None else f" (residual {lower.residual:.2g})"
+    condition = ""
+    if lower.eigenvalues is not None and lower.eigenvalues[0] > 0:
+        low, high = lower.eigenvalues
+        condition = f" The condition of the Hessian is {high / low:.2g}."
+    return Finding(
+        Cause.SOLVER_TOO_SHORT,
+        lower.name,
+        f"{lower.method} has not solved its system{residual}: the hypergradient is "
+        f"{distance.error:.0%} off the exact solve at the same answer.{condition}",
+        "Use more iterations, or a smaller tolerance or damping.",
+    )
+
+
+def _round_down(value: float) -> str:
+    digits = f"{value:.0e}"
+    return f"{float(digits) if float(digits) <= value else value * 0.9:.2g}"

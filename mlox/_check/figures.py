@@ -1,0 +1,119 @@
+"""Figures: all that a check measures, as data; diagnoses read nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlox._check.losses import Edge
+from mlox._check.updates import Updates
+from mlox._check.vectors import Distance
+
+
+@dataclass(frozen=True)
+class Lower:
+    """What is known of one answer.
+
+    Attributes:
+        name: The problem.
+        method: Its method.
+        unrolled: Whether its inner loop is differentiated.
+        top: Whether its method solves the system of its block.
+        definite: Whether that system should be positive definite.
+        steps: The steps of its window.
+        residual: The relative residual that its solver reports, or None.
+        iterations: The products that its solver reports, or None.
+        eigenvalues: The smallest and the largest eigenvalue of its Hessian, or None.
+        distance: How far the answer is from the solved one, relative to its norm.
+        restarts: Whether its loop starts at a `reset` that is differentiated.
+        waits: How many more steps those above wait for it.
+        updates: What its optimizer does, or None.
+    """
+
+    name: str
+    method: Any
+    unrolled: bool
+    top: bool
+    definite: bool
+    steps: int
+    residual: float | None = None
+    iterations: float | None = None
+    eigenvalues: tuple[float, float] | None = None
+    distance: float | None = None
+    restarts: bool = False
+    waits: int = 0
+    updates: Updates | None = None
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The steps from the configured hypergradient to the true one; None: not measured.
+
+    Attributes:
+        precision: Configured, in its own precision and in float64 (or float32).
+        solver: Configured, and solved exactly at the same answer.
+        coupling: Direct and total coupling, both solved exactly.
+        lower: At the answer and at the solved answer, over all samples of the window.
+        loss: At the solved answer, and differences of the loss with re-solved answers.
+        window: Configured, and unrolled through the whole window.
+        program: Unrolled, and differences of the loss of the very program.
+        indirect: As `solver` or `window`, for the indirect part of the hypergradient.
+        steps: The errors of `program` for steps of different lengths, short ones first.
+    """
+
+    precision: Distance | None = None
+    solver: Distance | None = None
+    coupling: Distance | None = None
+    lower: Distance | None = None
+    loss: Distance | None = None
+    window: Distance | None = None
+    program: Distance | None = None
+    indirect: Distance | None = None
+    steps: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a check has measured.
+
+    Attributes:
+        name: The upper.
+        finite: Whether the configured hypergradient is finite.
+        lowers: Its answers.
+        differences: How its hypergradient differs from references.
+        edges: How each cost depends on each of the parameters that it may read.
+        jumps: The largest relative jump along a line of each cost's value and gradient.
+        changes: How far the value of each cost changes when its loss is traced again.
+        mixing: How far the examples of the upper's batch depend on each other.
+        custom: The problems whose losses have a derivative of the user's own.
+        narrow: The problems whose losses compute in 16 bits.
+        direct: Whether coupling is direct.
+        double: Whether the run is in float64 itself; then `differences.precision` says
+            how it would be in float32.
+        gap: The estimate of how far the loss would move if the answers were solved.
+        loss: The loss of the upper.
+        stationarity: The norm of the residual of the answers.
+        remaining: The same after Newton's method: about 0 if it has converged.
+        noise: The spread of the hypergradient over batches and keys, relative to it.
+        metasmoothness: See `mlox._check.training`.
+    """
+
+    name: str
+    finite: bool
+    lowers: tuple[Lower, ...]
+    differences: Differences
+    edges: tuple[Edge, ...] = ()
+    jumps: Mapping[str, float] = field(default_factory=dict)
+    changes: Mapping[str, float] = field(default_factory=dict)
+    mixing: float = 0.0
+    custom: frozenset[str] = frozenset()
+    narrow: frozenset[str] = frozenset()
+    direct: bool = False
+    double: bool = False
+    gap: float | None = None
+    loss: float | None = None
+    stationarity: float | None = None
+    remaining: float | None = None
+    noise: float | None = None
+    metasmoothness: float | None = None

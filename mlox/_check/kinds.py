@@ -1,0 +1,60 @@
+"""Kinds of methods: what may be expected of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlox.methods import SAMA, Detached, FiniteDifference, Implicit, Unrolled
+from mlox.solvers import (
+    CG,
+    GMRES,
+    BiCGStab,
+    Dense,
+    Identity,
+    Neumann,
+    System,
+    serves,
+)
+
+
+def is_approximate(method: Any) -> bool:
+    """Return whether a method leaves something out by definition.
+
+    Such a hypergradient has a direction, but no length.
+
+    Example:
+        >>> import mlox
+        >>> is_approximate(mlox.SAMA()), is_approximate(mlox.Implicit())
+        (True, False)
+    """
+    if isinstance(method, Implicit):
+        return method.solver is not None and serves(method.solver) is System.NONE
+    return isinstance(method, FiniteDifference | SAMA | Detached)
+
+
+def is_foreign(method: Any) -> bool:
+    """Return whether a method, or its solver, is the user's own.
+
+    Example:
+        >>> import mlox
+        >>> is_foreign(mlox.Implicit(lambda matvec, b, guess: (b, {})))
+        True
+    """
+    if isinstance(method, Implicit):
+        known = CG | GMRES | BiCGStab | Dense | Identity | Neumann | None
+        return not isinstance(method.solver, known)
+    return not isinstance(method, FiniteDifference | SAMA | Detached | Unrolled)
+
+
+def needs_definite(method: Any) -> bool:
+    """Return whether a method takes a matrix to be positive definite.
+
+    Example:
+        >>> import mlox
+        >>> needs_definite(mlox.Implicit()), needs_definite(mlox.Implicit(mlox.GMRES()))
+        (True, False)
+    """
+    if not isinstance(method, Implicit):
+        return False
+    solver = method.solver
+    return solver is None or serves(solver) is System.DEFINITE

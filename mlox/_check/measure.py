@@ -1,0 +1,270 @@
+"""Measure everything that a check reports, as far as its budget reaches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlox._check.budget import Part, Sizes, afford, count_directions, prices
+from mlox._check.differences import (
+    Implicit,
+    compare_implicit,
+    compare_unrolled,
+    differs_from_window,
+    solve_references,
+)
+from mlox._check.experiment import Experiment
+from mlox._check.figures import Differences, Figures, Lower
+from mlox._check.losses import probe_edges
+from mlox._check.precision import cast, cast_state, coarsest, float64
+from mlox._check.probes import (
+    find_changing,
+    measure_jumps,
+    measure_mixing,
+    measure_noise,
+    measure_updates,
+    read_losses,
+)
+from mlox._check.setting import Arrival, Setting, is_finite
+from mlox._check.training import metasmoothness
+from mlox._check.vectors import (
+    Distance,
+    as_vector,
+    choose_directions,
+    compare_vectors,
+    scale_of,
+)
+from mlox._utils.tree import STANDARD_PROMOTION
+from mlox._utils.types import Batches, State
+from mlox.solvers import System
+
+SUSPICIOUS = 0.05
+
+
+class Measured(NamedTuple):
+    """The figures of a check, and what they cost.
+
+    Attributes:
+        figures: The figures.
+        costs: The cost of each measurement that was made, in gradients.
+        left: The cost of each that the budget did not afford.
+    """
+
+    figures: Figures
+    costs: dict[Part, int]
+    left: dict[Part, int]
+
+
+def measure(
+    setting: Setting, state: State, batches: Batches, budget: float, seed: int
+) -> Measured:
+    """Measure a hypergradient."""
+    own = jax.jit(setting.arrive)(state, batches)
+    with float64(), STANDARD_PROMOTION():
+        wide = Experiment(
+            setting, cast_state(state, jnp.float64), cast(batches, jnp.float64)
+        )
+        sizes = count_sizes(wide, own)
+        price = prices(sizes)
+        made, left = afford(price, wanted_parts(wide, own), budget)
+        figures = measure_parts(wide, made, seed)
+        precision = None
+        if Part.PRECISION in made:
+            precision = compare_precision(wide, own, state)
+    differences = dataclasses.replace(figures.differences, precision=precision)
+    figures = dataclasses.replace(
+        figures,
+        differences=differences,
+        finite=is_finite(own.gradient),
+        double=coarsest(state) == jnp.float64,
+    )
+    return Measured(figures, {p: price[p] for p in made}, {p: price[p] for p in left})
+
+
+def count_sizes(experiment: Experiment, own: Arrival) -> Sizes:
+    """Return what the costs of measurements depend on."""
+    setting = experiment.setting
+    graph = setting.plan.graph
+    products = [
+        int(np.max(np.asarray(x)))
+        for key, x in own.metrics.items()
+        if key.endswith("/iterations")
+    ]
+    return Sizes(
+        steps=sum(setting.steps(n) for n in graph.names_below(setting.layer)),
+        unknowns=experiment.unknowns,
+        samples=experiment.samples,
+        problems=1 + len(setting.movers),
+        directions=count_directions(as_vector(own.gradient).size),
+        products=sum(products),
+    )
+
+
+def wanted_parts(experiment: Experiment, own: Arrival) -> frozenset[Part]:
+    """Return the measurements that make sense for the methods of the answers."""
+    setting = experiment.setting
+    unrolled = setting.plan.unrolled.intersection(setting.movers)
+    parts = {Part.LOSSES, Part.METASMOOTHNESS}
+    if all(problem.rng is None for problem in experiment.state.values()):
+        parts |= {Part.PRECISION}  # other precisions draw other numbers from a key
+    if not unrolled:
+        parts |= {Part.SOLVER, Part.LOWER, Part.DIFFERENCES}
+        random = experiment.state[setting.name].rng is not None
+        if experiment.samples > 1 or random:
+            parts |= {Part.NOISE}
+    elif len(unrolled) == len(setting.movers):
+        parts |= {Part.PROGRAM}
+    if unrolled and differs_from_window(experiment):
+        parts |= {Part.WINDOW}
+    return frozenset(parts)
+
+
+def measure_parts(experiment: Experiment, parts: Sequence[Part], seed: int) -> Figures:
+    """Return the figures of the measurements that are made."""
+    setting, arrival = experiment.setting, experiment.arrival
+    found = Implicit(None, None, None)
+    differences = Differences()
+    if setting.plan.unrolled.intersection(setting.movers):
+        if is_finite(arrival.gradient):
+            differences = compare_unrolled(experiment, parts, seed)
+    else:
+        found = solve_references(experiment, parts)
+        differences = compare_implicit(experiment, found, parts, seed)
+    figures = Figures(
+        name=setting.name,
+        finite=is_finite(arrival.gradient),
+        lowers=describe_lowers(experiment, found, Part.LOSSES in parts),
+        differences=differences,
+        direct=not setting.plan.total,
+        loss=float(arrival.loss),
+    )
+    if found.same is not None:
+        figures = dataclasses.replace(
+            figures,
+            gap=float(found.same.gap),
+            stationarity=float(found.same.stationarity),
+            remaining=None
+            if found.solved is None
+            else float(found.solved.stationarity),
+        )
+    if Part.NOISE in parts:
+        figures = dataclasses.replace(figures, noise=measure_noise(experiment, seed))
+    if Part.METASMOOTHNESS in parts:
+        figures = dataclasses.replace(
+            figures, metasmoothness=measure_metasmoothness(experiment, seed)
+        )
+    if Part.LOSSES in parts:
+        figures = measure_losses(experiment, figures, seed)
+    return figures
+
+
+def measure_losses(experiment: Experiment, figures: Figures, seed: int) -> Figures:
+    """Return the figures with those of the losses and their derivatives."""
+    traits = read_losses(experiment)
+    edges = probe_edges(
+        experiment.costs, experiment.slopes, experiment.curved, experiment.params, seed
+    )
+    figures = dataclasses.replace(
+        figures,
+        edges=edges,
+        changes=find_changing(experiment),
+        mixing=measure_mixing(experiment, seed) if traits[figures.name].norms else 0.0,
+        custom=frozenset(n for n, t in traits.items() if t.custom),
+        narrow=frozenset(n for n, t in traits.items() if t.narrow),
+    )
+    if is_suspicious(figures):
+        jumps = measure_jumps(experiment, seed)
+        figures = dataclasses.replace(figures, jumps=jumps)
+    return figures
+
+
+def is_suspicious(figures: Figures) -> bool:
+    """Return whether something is off that a loss which jumps would explain."""
+    d = figures.differences
+    errors = [x.error for x in (d.lower, d.loss, d.program) if x is not None]
+    return any(not e < SUSPICIOUS for e in errors) or any(
+        edge.is_wrong for edge in figures.edges
+    )
+
+
+def measure_metasmoothness(experiment: Experiment, seed: int) -> float | None:
+    """Return the metasmoothness of the window."""
+    params = experiment.params[experiment.name]
+
+    def train(params: Any) -> np.ndarray:
+        after = experiment.train(params).state
+        return np.concatenate(
+            [as_vector(after[n].params) for n in experiment.setting.movers]
+        )
+
+    directions = choose_directions(params, seed, params)[:3]
+    return metasmoothness(train, params, directions, 0.01 * scale_of(params))
+
+
+def compare_precision(
+    experiment: Experiment, own: Arrival, state: State
+) -> Distance | None:
+    """Compare the configured hypergradient in its own and in another precision."""
+    wide = as_vector(experiment.arrival.gradient)
+    if coarsest(state) != jnp.float64:
+        return compare_vectors(as_vector(own.gradient), wide)
+    low = cast_state(state, jnp.float32), cast(experiment.batches, jnp.float32)
+    found = jax.jit(experiment.setting.arrive)(*low)
+    return compare_vectors(as_vector(found.gradient), wide)
+
+
+def describe_lowers(
+    experiment: Experiment, found: Implicit, probe: bool
+) -> tuple[Lower, ...]:
+    """Return what is known of each answer."""
+    setting, arrival = experiment.setting, experiment.arrival
+    plan = setting.plan
+    blocks = {b.tops[0]: b for b in plan.responses[setting.name].blocks}
+    updates = measure_updates(experiment) if probe else {}
+    lowers: list[Lower] = []
+    for n in setting.movers:
+        problem = arrival.state[n]
+        metric = {
+            key: float(np.max(np.asarray(arrival.metrics[f"{n}/{key}"])))
+            for key in ("residual", "iterations")
+            if f"{n}/{key}" in arrival.metrics
+        }
+        values, distance = None, None
+        if found.same is not None and n in found.same.eigenvalues:
+            low, high = found.same.eigenvalues[n]
+            values = (float(low), float(high))
+        if found.solved is not None:
+            here = as_vector(experiment.params[n])
+            there = as_vector(found.solved.answers[n])
+            size = max(float(np.linalg.norm(there)), 1e-300)
+            distance = float(np.linalg.norm(here - there)) / size
+        lowers.append(
+            Lower(
+                name=n,
+                method=problem.method,
+                unrolled=n in plan.unrolled,
+                top=n in blocks,
+                definite=n in blocks and blocks[n].system is System.DEFINITE,
+                steps=setting.steps(n),
+                residual=metric.get("residual"),
+                iterations=metric.get("iterations"),
+                eigenvalues=values,
+                distance=distance,
+                restarts=n in plan.unrolled and problem.reset is not None,
+                waits=count_waits(problem),
+                updates=updates.get(n),
+            )
+        )
+    return tuple(lowers)
+
+
+def count_waits(problem: Any) -> int:
+    """Return how many more steps of a problem those above it wait for."""
+    if problem.warmup_steps == 0:
+        return 0
+    return max(0, problem.warmup_steps + 1 - int(problem.step))

@@ -1,0 +1,62 @@
+"""Precision: a state and its batches in float64 or float32."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Generator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mlox._problem.loss_transforms import Accumulated, MixedPrecision
+from mlox._utils.types import PyTree, State
+
+# References are computed in float64, where a difference of two costs has ten good
+# digits. A loss that casts to a lower precision inside is not touched, but for
+# `MixedPrecision`, which can be taken off.
+
+
+@contextlib.contextmanager
+def float64() -> Generator[None]:
+    """Allow arrays in float64, whatever the configuration of JAX is."""
+    with jax.enable_x64(True):
+        yield
+
+
+def cast(tree: PyTree, dtype: Any) -> PyTree:
+    """Return a pytree with its floating leaves in a dtype."""
+
+    def cast_leaf(leaf: Any) -> jax.Array:
+        array = jnp.asarray(leaf)
+        floating = jnp.issubdtype(array.dtype, jnp.floating)
+        return array.astype(dtype) if floating else array
+
+    return jax.tree.map(cast_leaf, tree)
+
+
+def cast_state(state: State, dtype: Any) -> dict[str, Any]:
+    """Return a state in a precision, its losses without `MixedPrecision`."""
+    return {
+        name: dataclasses.replace(
+            cast(problem, dtype), loss_fn=without_mixed(problem.loss_fn)
+        )
+        for name, problem in state.items()
+    }
+
+
+def without_mixed(loss_fn: Any) -> Any:
+    """Return a loss that is not evaluated in mixed precision."""
+    if isinstance(loss_fn, MixedPrecision):
+        return without_mixed(loss_fn.loss_fn)
+    if isinstance(loss_fn, Accumulated):
+        return dataclasses.replace(loss_fn, loss_fn=without_mixed(loss_fn.loss_fn))
+    return loss_fn
+
+
+def coarsest(state: State) -> Any:
+    """Return the coarsest floating dtype of the parameters of a state."""
+    params = [problem.params for problem in state.values()]
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
+    return max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps))

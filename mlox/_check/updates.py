@@ -1,0 +1,118 @@
+"""Probes of an optimizer: what its update does to a gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlox._check.vectors import as_vector
+from mlox._problem.optimizer import apply_gradients, pull_update, restart
+from mlox._problem.problem import Problem
+from mlox._problem.responsive import responsive_part
+from mlox._utils.types import PyTree
+
+
+@dataclass(frozen=True)
+class Updates:
+    """What the optimizer of a lower does at its answer.
+
+    Attributes:
+        clipped: The length of the update, relative to what a linear optimizer would
+            make of the gradient; below 1 if a clipping is at work. None if the update
+            is not linear in small gradients.
+        projected: How far the projection moves the next step, relative to its length.
+        infinite: Whether the update has an infinite derivative at a zero gradient.
+        floor: The size of an entry of the gradient at which an optimizer that
+            normalizes begins to do so, its epsilon; None if it does not normalize.
+        typical: The size of an entry of the present gradient.
+    """
+
+    clipped: float | None
+    projected: float
+    infinite: bool
+    floor: float | None
+    typical: float
+
+
+def probe_updates(problem: Problem, gradient: PyTree) -> Updates:
+    """Return what the optimizer of a problem does at its present parameters."""
+    bare = dataclasses.replace(problem, project=None)
+    fresh = restart(bare, problem.params)
+    apply = jax.jit(_update)
+    slope = as_vector(gradient)
+    typical = float(np.sqrt(np.mean(slope**2))) if slope.size else 0.0
+    step = as_vector(apply(bare, gradient))
+    pushed = 0.0
+    if problem.project is not None:
+        kept = as_vector(jax.jit(_update)(problem, gradient))
+        pushed = _norm(kept - step) / max(_norm(step), 1e-300)
+    return Updates(
+        clipped=_find_clipping(apply, fresh, gradient),
+        projected=pushed,
+        infinite=_is_infinite(fresh),
+        floor=_find_floor(apply, fresh),
+        typical=typical,
+    )
+
+
+def _update(problem: Problem, gradient: PyTree) -> PyTree:
+    loss = jnp.zeros((), jnp.result_type(*jax.tree.leaves(gradient)))
+    if problem.tasks is not None:
+        loss = jnp.zeros((problem.tasks,), loss.dtype)
+    after = apply_gradients(problem, gradient, problem.model_state, loss)
+    return jax.tree.map(jnp.subtract, after.params, problem.params)
+
+
+def _find_clipping(apply: Any, problem: Problem, gradient: PyTree) -> float | None:
+    """Return the length of the update, relative to what small gradients make of it."""
+
+    def of(factor: float) -> np.ndarray:
+        return as_vector(apply(problem, _times(gradient, factor)))
+
+    none = of(0.0)
+    small, smaller, whole = (of(c) - none for c in (1e-4, 1e-5, 1.0))
+    if _norm(small) == 0 or _norm(10 * smaller - small) > 1e-3 * _norm(small):
+        return None
+    return _norm(whole) / (1e4 * _norm(small))
+
+
+def _find_floor(apply: Any, problem: Problem) -> float | None:
+    """Return the size of a gradient at which a fresh optimizer begins to normalize."""
+
+    def length(size: float) -> float:
+        ones = jax.tree.map(lambda x: jnp.full_like(x, size), problem.params)
+        none = jax.tree.map(jnp.zeros_like, problem.params)
+        return _norm(as_vector(apply(problem, ones)) - as_vector(apply(problem, none)))
+
+    full, twice = length(1.0), length(2.0)
+    if full == 0 or abs(twice / full - 1) > 1e-2:
+        return None
+    # Above 1e-3 it is a clipping, not an epsilon.
+    sizes = (float(s) for s in 10.0 ** np.arange(-14, -2))
+    return next((s for s in sizes if length(s) > full / 2), None)
+
+
+def _is_infinite(problem: Problem) -> bool:
+    """Return whether the update has no derivative where some gradients are zero."""
+    sparse = jax.tree.map(
+        lambda x: (jnp.arange(x.size) % 2).reshape(x.shape).astype(x.dtype),
+        problem.params,
+    )
+    ones = responsive_part(problem, jax.tree.map(jnp.ones_like, problem.params))
+    loss = jnp.zeros(() if problem.tasks is None else (problem.tasks,))
+    slopes = jax.jit(functools.partial(pull_update, problem))(sparse, ones, loss)
+    return not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(slopes))
+
+
+def _times(tree: PyTree, factor: float) -> PyTree:
+    return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), tree)
+
+
+def _norm(vector: np.ndarray) -> float:
+    return float(np.linalg.norm(vector))

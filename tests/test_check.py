@@ -1,0 +1,160 @@
+"""`mlox.check` names planted faults, and finds nothing in healthy programs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mlox
+from mlox._check.spectrum import extreme_eigenvalues
+
+from .planted.tables import FAULTS, HEALTHY
+
+# Tried in every run.
+CHEAP = ("a penalty that is cut", "unrolled SGD")
+
+
+def params(cases):
+    return [
+        pytest.param(
+            case,
+            id=case.name,
+            marks=[] if case.name in CHEAP else [pytest.mark.slow],
+        )
+        for case in cases
+    ]
+
+
+# Some faults are told at once, when the engine is built or traced.
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("case", params(FAULTS))
+def test_check_names_the_fault_first(case):
+    report = mlox.check(*case.build())
+    assert not report.ok
+    assert report.findings[0].cause is mlox.Cause[case.cause], report
+
+
+@pytest.mark.parametrize("case", params(HEALTHY))
+def test_check_finds_nothing_in_a_healthy_program(case):
+    report = mlox.check(*case.build())
+    assert report.ok, report
+    assert report.findings == ()
+
+
+SCALES = np.array([1.0, 2.0, 4.0])
+START, TARGET = np.full(3, 0.5), np.full(3, 2.0)
+
+
+def pull(method=None, steps=1):
+    """Build a quadratic lower a (y - x)^2 / 2 under (y - 2)^2 / 2, by steps of 0.1."""
+    upper = mlox.Problem.create(
+        name="pull",
+        params=jnp.ones(3),
+        tx=optax.sgd(0.1),
+        loss_fn=lambda x, batch, ctx: 0.5 * jnp.sum((ctx.fit.params - TARGET) ** 2),
+    )
+    lower = mlox.Problem.create(
+        name="fit",
+        params=jnp.array(START),
+        tx=optax.sgd(0.1),
+        loss_fn=lambda y, batch, ctx: (
+            0.5 * jnp.sum(SCALES * (y - ctx.pull.params) ** 2)
+        ),
+        method=method,
+        unroll_steps=steps,
+    )
+    engine = mlox.Engine([upper, lower], {"pull": ["fit"]}, {"fit": ["pull"]})
+    return engine, engine.init(), {"pull": None, "fit": None}, "pull"
+
+
+@pytest.fixture(scope="module")
+def report():
+    with jax.numpy_dtype_promotion("strict"):
+        return mlox.check(*pull())
+
+
+def test_report_holds_the_figures_of_a_quadratic(report):
+    # y = 1 + (0.5 - 1) (1 - 0.1 a) after one step; dy/dx = 1; the hypergradient is
+    # y - 2 there, and x - 2 = -1 at the solved answer y = x.
+    y = 1 - 0.5 * (1 - 0.1 * SCALES)
+    found = {row.cause: row for row in report.rows}
+    np.testing.assert_allclose(found["solver or method"].error, 0.0, atol=1e-12)
+    error = np.linalg.norm((y - TARGET) + 1.0) / np.sqrt(3)
+    np.testing.assert_allclose(found["lower unsolved"].error, error)
+    np.testing.assert_allclose(found["loss"].error, 0.0, atol=1e-7)
+    figures = report.figures
+    # The gap <lambda, G> of a quadratic: (y - 2) a^-1 a (y - 1), summed.
+    np.testing.assert_allclose(figures["gap"], np.sum((y - TARGET) * (y - 1)))
+    np.testing.assert_allclose(figures["loss"], 0.5 * np.sum((y - TARGET) ** 2))
+    stationarity = np.linalg.norm(SCALES * (y - 1))
+    np.testing.assert_allclose(figures["stationarity"], stationarity)
+    np.testing.assert_allclose(figures["fit: smallest eigenvalue"], 1.0)
+    np.testing.assert_allclose(figures["fit: largest eigenvalue"], 4.0)
+    distance = np.linalg.norm(y - 1) / np.sqrt(3)
+    np.testing.assert_allclose(figures["fit: distance to the solved answer"], distance)
+    assert [f.cause for f in report.findings] == [mlox.Cause.LOWER_UNSOLVED]
+
+
+def test_report_is_frozen_data_and_prints_a_table(report):
+    text = str(report)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "LOWER_UNSOLVED in 'fit'" in text
+    assert "Remedy: Make more steps" in " ".join(text.split())
+    assert "<table>" in report._repr_html_()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.rows = ()
+    (axes,) = report.draw().axes
+    assert len(axes.patches) == len(report.rows)
+
+
+def test_budget_leaves_out_what_it_does_not_afford():
+    report = mlox.check(*pull(), budget=40)
+    assert sum(report.costs.values()) <= 40
+    assert "differences, answers re-solved" in report.left_out
+    assert "Left out, beyond the budget" in str(report)
+
+
+def test_compare_measures_each_candidate():
+    engine, state, batches, name = pull(steps=100)
+    methods = {
+        "exact": mlox.Implicit(mlox.CG(iterations=3)),
+        "identity": mlox.Implicit(mlox.Identity()),
+        "loop": mlox.Unrolled(),
+    }
+    table = mlox.compare(engine, state, batches, name, {"fit": methods}, repeats=1)
+    assert table.reference == "exact solve at the solved answer"
+    rows = {row.name: row for row in table.rows}
+    # The true hypergradient is y - 2 = -1; without the inverse Hessian -a.
+    np.testing.assert_allclose(rows["exact"].error, 0.0, atol=1e-4)
+    off = np.linalg.norm(SCALES - 1) / np.sqrt(3)
+    np.testing.assert_allclose(rows["identity"].error, off, rtol=1e-4)
+    np.testing.assert_allclose(rows["loop"].error, 0.0, atol=1e-4)
+    assert all(row.seconds > 0 and row.memory > 0 for row in table.rows)
+    assert max(map(len, str(table).splitlines())) <= 100
+    (axes,) = table.draw().axes
+    assert len(axes.texts) == 3
+
+
+@pytest.mark.slow
+def test_compare_takes_the_loop_for_the_reference_where_it_restarts():
+    engine, _, batches, name = pull(mlox.Unrolled(), steps=2)
+    upper, fit = engine.problems
+    fit = fit.replace(reset=lambda y, ctx: ctx.pull.params)
+    engine = mlox.Engine([upper, fit], {"pull": ["fit"]}, {"fit": ["pull"]})
+    candidates = {"fit": {"loop": mlox.Unrolled()}}
+    table = mlox.compare(engine, engine.init(), batches, name, candidates, repeats=1)
+    assert table.reference == "exact unroll of the window"
+    np.testing.assert_allclose(table.rows[0].error, 0.0, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_extreme_eigenvalues_are_those_of_the_matrix(size):
+    draw = np.random.default_rng(size).normal(size=(size, size))
+    matrix = jnp.array(draw + draw.T)
+    low, high = jax.jit(lambda: extreme_eigenvalues(lambda x: matrix @ x, matrix[0]))()
+    values = np.linalg.eigvalsh(np.asarray(matrix))
+    np.testing.assert_allclose([low, high], [values[0], values[-1]], rtol=1e-6)
