@@ -54,3 +54,19 @@ def test_relative_links_exist():
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", prose):
             local = target.startswith("https://") or (page.parent / target).exists()
             assert local, f"{page.relative_to(root)} links to {target}"
+
+
+def test_links_to_headings_exist():
+    root = README.parent
+    for page in PAGES:
+        prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for target, heading in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", prose):
+            found = headings_of((page.parent / target) if target else page)
+            assert heading in found, f"{page.relative_to(root)}: {target}#{heading}"
+
+
+def headings_of(page):
+    """List the headings of a page as their links spell them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles]

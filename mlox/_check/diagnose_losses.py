@@ -50,7 +50,7 @@ def diagnose_precision(figures: Figures) -> Iterator[Finding]:
         yield Finding(
             Cause.LOW_PRECISION,
             figures.name,
-            f"The hypergradient in the precision of the run is {distance.error:.1%} "
+            f"The hypergradient in the precision of the run is {distance.text} "
             "off the same one in float64.",
             "Keep parameters, and the sums of losses, in float32 or float64; for "
             "FiniteDifference choose a larger epsilon.",

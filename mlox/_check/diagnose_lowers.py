@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from mlox._check.figures import Figures, Lower
 from mlox._check.finding import Cause, Finding
 from mlox._check.kinds import is_approximate
+from mlox._utils.describe import show_call
 
 WRONG = 0.05
 CLIPPED = 0.9
@@ -72,9 +73,9 @@ def diagnose_loops(figures: Figures) -> Iterator[Finding]:
             yield Finding(
                 Cause.TRUNCATED,
                 lower.name,
-                f"{lower.method} differentiates a part of the {lower.steps} steps: the "
-                f"hypergradient is {d.window.error:.0%} off that of the whole window "
-                f"(cosine {d.window.cosine:.2f}).",
+                f"{show_call(lower.method)} differentiates a part of the "
+                f"{lower.steps} steps: the hypergradient is {d.window.text} off that "
+                f"of the whole window (cosine {d.window.cosine:.2f}).",
                 "Use more last_steps, or mlox.Unrolled() with "
                 "checkpoint='segments' if memory is short.",
             )
@@ -133,7 +134,7 @@ def diagnose_answers(figures: Figures) -> Iterator[Finding]:
         Cause.LOWER_UNSOLVED,
         worst.name,
         f"{worst.name!r} has not reached its answer: it is {_far(worst)} the solved "
-        f"one, where the hypergradient differs by {distance.error:.0%} (cosine "
+        f"one, where the hypergradient differs by {distance.text} (cosine "
         f"{distance.cosine:.2f}).",
         "Make more steps (unroll_steps=) or longer ones, or use mlox.Unrolled(), which "
         "is exact for the steps that are made.",

@@ -8,6 +8,7 @@ from mlox._check.figures import Figures, Lower
 from mlox._check.finding import Cause, Finding
 from mlox._check.kinds import is_approximate, is_foreign, needs_definite
 from mlox._check.vectors import Distance
+from mlox._utils.describe import show_call
 from mlox.methods import Implicit
 from mlox.solvers import Neumann
 
@@ -22,7 +23,7 @@ def diagnose_coupling(figures: Figures) -> Iterator[Finding]:
             Cause.COUPLING,
             figures.name,
             f"coupling='direct' takes the lowers of each problem as fixed: the "
-            f"hypergradient is {distance.error:.0%} off the one in which they respond "
+            f"hypergradient is {distance.text} off the one in which they respond "
             f"(cosine {distance.cosine:.2f}).",
             "Use coupling='total', which is exact at any depth.",
         )
@@ -40,9 +41,9 @@ def diagnose_curvature(figures: Figures) -> Iterator[Finding]:
             yield Finding(
                 Cause.INDEFINITE,
                 lower.name,
-                f"{lower.method} needs a positive definite Hessian, but the smallest "
-                f"eigenvalue of that of {lower.name!r} is {low:.3g} (the largest "
-                f"{high:.3g}): the answer is no minimum.",
+                f"{show_call(lower.method)} needs a positive definite Hessian, but the "
+                f"smallest eigenvalue of that of {lower.name!r} is {low:.3g} (the "
+                f"largest {high:.3g}): the answer is no minimum.",
                 f"Solve the lower further, add damping of more than {-low:.2g}, or use "
                 "mlox.GMRES().",
             )
@@ -77,9 +78,9 @@ def _diagnose_directions(
             yield Finding(
                 Cause.METHOD_WRONG,
                 lower.name,
-                f"{lower.method} leaves out the inverse Hessian of {lower.name!r}, and "
-                f"here that turns its part of the hypergradient round (cosine "
-                f"{indirect.cosine:.2f} with the exact one).",
+                f"{show_call(lower.method)} leaves out the inverse Hessian of "
+                f"{lower.name!r}, and here that turns its part of the hypergradient "
+                f"round (cosine {indirect.cosine:.2f} with the exact one).",
                 "Use mlox.Implicit() or mlox.Unrolled().",
             )
 
@@ -100,7 +101,7 @@ def _diagnose_system(lower: Lower, distance: Distance) -> Iterator[Finding]:
                 f"Neumann(step={solver.step:g}) grows without bound: the largest "
                 f"eigenvalue of the Hessian of {lower.name!r} is {most:.3g}, and the "
                 f"series converges for steps below {2 / most:.3g}. The hypergradient "
-                f"is {distance.error:.0%} off.",
+                f"is {distance.text} off.",
                 f"Use step={_round_down(1 / most)}, or mlox.CG().",
             )
             return
@@ -111,8 +112,8 @@ def _blame_method(lower: Lower, distance: Distance, indirect: Distance) -> Findi
     return Finding(
         Cause.METHOD_WRONG,
         lower.name,
-        f"{lower.method} gives a hypergradient that is {distance.error:.0%} off the "
-        f"exact solve at the same answer; its indirect part has the cosine "
+        f"{show_call(lower.method)} gives a hypergradient that is {distance.text} off "
+        f"the exact solve at the same answer; its indirect part has the cosine "
         f"{indirect.cosine:.2f} and {indirect.ratio:.3g} times the length.{sign}",
         "multiplier must return (dG/dy)^-T cotangent, and pairing <multiplier, G>.",
     )
@@ -127,8 +128,8 @@ def _blame_solver(lower: Lower, distance: Distance) -> Finding:
     return Finding(
         Cause.SOLVER_TOO_SHORT,
         lower.name,
-        f"{lower.method} has not solved its system{residual}: the hypergradient is "
-        f"{distance.error:.0%} off the exact solve at the same answer.{condition}",
+        f"{show_call(lower.method)} has not solved its system{residual}: the "
+        f"hypergradient is {distance.text} off the exact solve at the same answer.{condition}",
         "Use more iterations, or a smaller tolerance or damping.",
     )
 

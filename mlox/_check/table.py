@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import html
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 WIDTH = 88
+NUMBER = re.compile(r"-?(\d|inf|nan)")
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table: the first column to the left, others to the right.
+    """Return the lines of a table: columns of numbers to the right, others to the left.
 
     Example:
         >>> for line in format_table(["method", "error"], [["cg", "0.1"]]):
@@ -18,14 +20,26 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
           method  error
           cg        0.1
     """
-    table = [header, *rows]
-    widths = [max(len(line[i]) for line in table) for i in range(len(header))]
-    lines: list[str] = []
-    for line in table:
-        first, *rest = zip(line, widths, strict=True)
-        shown = [first[0].ljust(first[1]), *(cell.rjust(w) for cell, w in rest)]
-        lines.append(f"  {'  '.join(shown)}".rstrip())
-    return lines
+    columns: list[list[str]] = []
+    for title, *cells in zip(header, *rows, strict=True):
+        width = max(map(len, (title, *cells)))
+        numbers = all(NUMBER.match(cell) for cell in cells if cell)
+        align = str.rjust if numbers and cells else str.ljust
+        columns.append([align(cell, width) for cell in (title, *cells)])
+    lines = zip(*columns, strict=True)
+    return [f"  {'  '.join(line)}".rstrip() for line in lines]
+
+
+def show_unit(value: float, units: Mapping[float, str]) -> str:
+    """Show a number with three digits in the largest unit that it reaches.
+
+    Example:
+        >>> show_unit(0.0954, {1.0: "s", 1e-3: "ms"}), show_unit(2e-5, {1e-3: "ms"})
+        ('95.4 ms', '0.02 ms')
+    """
+    reached = (size for size in units if value >= size)
+    size = next(reached, min(units))
+    return f"{value / size:.3g} {units[size]}".rstrip()
 
 
 def format_html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -29,6 +29,13 @@ class Distance(NamedTuple):
     ratio: float
     error: float
 
+    @property
+    def text(self) -> str:
+        """The error in words, after "it is" and before "off"."""
+        if self.error < 2:
+            return f"{self.error:.0%}"
+        return f"{self.error:.2g} times its length"
+
 
 def as_vector(tree: PyTree) -> np.ndarray:
     """Return a pytree of floating arrays as one vector in float64.
