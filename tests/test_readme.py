@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+import mlox
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
 CONTRIBUTING = README.with_name("CONTRIBUTING.md")
 PAGES = [README, CONTRIBUTING, *sorted(README.parent.glob("docs/*.md"))]
@@ -70,3 +72,8 @@ def headings_of(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return [re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles]
+
+
+def test_the_page_on_wrong_hypergradients_names_every_cause():
+    page = README.parent.joinpath("docs", "wrong_hypergradient.md").read_text()
+    assert [c.name for c in mlox.Cause if f"`{c.name}`" not in page] == []

@@ -129,7 +129,8 @@ def _blame_solver(lower: Lower, distance: Distance) -> Finding:
         Cause.SOLVER_TOO_SHORT,
         lower.name,
         f"{show_call(lower.method)} has not solved its system{residual}: the "
-        f"hypergradient is {distance.text} off the exact solve at the same answer.{condition}",
+        f"hypergradient is {distance.text} off the exact solve at the same answer."
+        f"{condition}",
         "Use more iterations, or a smaller tolerance or damping.",
     )
 
