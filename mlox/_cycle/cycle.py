@@ -19,6 +19,7 @@ from mlox._cycle.reset import start_inner_loops
 from mlox._cycle.roll_back import roll_back
 from mlox._cycle.sample import empty_samples, sample_batches
 from mlox._cycle.scan import scan_rounds
+from mlox._cycle.unrolled import Answers, answers_of, pull_back
 from mlox._cycle.update import Update, update
 from mlox._graph.dependencies import Plan
 from mlox._graph.graph import Graph
@@ -29,7 +30,6 @@ from mlox._hypergradient.point import EvaluationPoint
 from mlox._hypergradient.refine import report_actual
 from mlox._hypergradient.tasks import losses_of
 from mlox._problem.problem import Problem
-from mlox._utils.tree import combine
 from mlox._utils.types import Batches, Metrics, Params, PyTree, State
 
 # The window of a layer is a `lax.scan` over its rounds, each a window of the layer
@@ -165,9 +165,8 @@ class Cycle:
     ) -> LowerRun:
         """Run the rounds below a layer, with a pull-back where answers are unrolled."""
         names, lower = self.graph.layers[layer], self.graph.names_below(layer)
-        answers = self.plan.unrolled_through(layer)
 
-        def run(params: Params) -> tuple[Params, tuple[State, History, Metrics]]:
+        def run(params: Params) -> tuple[Answers, tuple[State, History, Metrics]]:
             moved = {
                 n: dataclasses.replace(state[n], params=p) for n, p in params.items()
             }
@@ -175,7 +174,7 @@ class Cycle:
                 layer, {**state, **moved}, history, batches
             )
             below = {n: after[n] for n in lower}
-            return {u: below[u].params for u in answers}, (below, kept, metrics)
+            return answers_of(self.plan, layer, below), (below, kept, metrics)
 
         # The problems of one layer share the run; each pulls its own cotangents back.
         params = {n: state[n].params for n in names if self.plan.responses[n].unrolled}
@@ -184,7 +183,7 @@ class Cycle:
             pull = lambda cotangents: vjp(cotangents)[0]
         else:
             _, (below, kept, metrics) = run(params)
-            pull = lambda cotangents: cotangents
+            pull = lambda cotangents: cotangents.params
         starts = find_starts(self.graph, self.plan.replayed, names, state)
         kept = kept._replace(starts={**kept.starts, **starts})
         return LowerRun({**state, **below}, kept, metrics, pull)
@@ -227,15 +226,10 @@ class Cycle:
         # cotangents, pulled back through the window that led to them.
         found = hypergradient(self.plan, name, point, replay=False)
         grads = found.cotangents[name]
-        unrolled = self.plan.responses[name].unrolled
-        if unrolled:
-            zeros = {
-                u: jax.tree.map(jnp.zeros_like, run.state[u].params)
-                for u in self.plan.unrolled_through(self.graph.layer_of[name])
-            }
-            arrived = {u: combine(found.cotangents[u], zeros[u]) for u in unrolled}
-            pulled = run.pull({**zeros, **arrived})
-            grads = jax.tree.map(jnp.add, grads, pulled[name])
+        if self.plan.responses[name].unrolled:
+            layer = self.graph.layer_of[name]
+            pulled = pull_back(self.plan, layer, name, run, found)
+            grads = jax.tree.map(jnp.add, grads, pulled)
         return found, grads
 
     def point(

@@ -12,7 +12,7 @@ import jax
 from mlox._cycle.batches import last_steps
 from mlox._cycle.history import History, LowerRun
 from mlox._graph.graph import Graph
-from mlox._utils.types import Batches, Metrics, Params, PyTree, State
+from mlox._utils.types import Batches, Metrics, Params, State
 
 # An unrolled answer y_u under an implicit problem p responds inside p's residual,
 #
@@ -48,13 +48,12 @@ class _Replay:
 
     def __call__(
         self, state: State, history: History, batches: Batches, params: Params
-    ) -> dict[str, PyTree]:
-        """Return the parameters that the rounds lead to."""
+    ) -> State:
+        """Return the state that the rounds lead to."""
         moved = {n: dataclasses.replace(state[n], params=params[n]) for n in self.above}
-        after, _, _ = self.cycle.run_rounds(
-            self.layer, {**state, **moved}, history, batches
-        )
-        return {n: problem.params for n, problem in after.items()}
+        return self.cycle.run_rounds(self.layer, {**state, **moved}, history, batches)[
+            0
+        ]
 
 
 def make_replay(
@@ -64,8 +63,8 @@ def make_replay(
     layer: int,
     run: LowerRun,
     batches: Batches,
-) -> Callable[[Params], dict[str, PyTree]]:
-    """Return the function params -> params that runs the last window of a lower again.
+) -> Callable[[Params], State]:
+    """Return the function params -> state that runs the last window of a lower again.
 
     `run` and `batches` are those of the window of `layer`, which evaluates the lower.
     """

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from mlox._cycle.cycle import Cycle
+from mlox._cycle.unrolled import find_stateful
 from mlox._engine.nonfinite import has_nonfinite
 from mlox._engine.validation import check_batches, check_donated, check_state
 from mlox._utils.convolutions import should_unroll
@@ -92,15 +93,18 @@ class Step:
         check_batches(self.cycle.plan.graph, state, batches)
 
     def prepare(self, state: State, batches: Batches) -> Cycle:
-        """Check the arguments of a step, and decide whether loops are unrolled."""
+        """Check the arguments of a step, and decide what depends on its losses."""
         plan = self.cycle.plan
         check_state(plan, state)
         self.check_batches(state, batches)
-        if self.unroll_loops is not None:
-            return self.cycle
-        looped = [n for n, steps in plan.graph.steps_per_cycle.items() if steps > 1]
-        unroll = any(
-            should_unroll(partial(self.cycle.cost, name=name), state, batches)
-            for name in looped
-        )
-        return dataclasses.replace(self.cycle, unroll=unroll)
+        stateful = find_stateful(plan, self.cycle.cost, state, batches)
+        if stateful:
+            plan = dataclasses.replace(plan, stateful=stateful)
+        unroll = self.cycle.unroll
+        if self.unroll_loops is None:
+            looped = [n for n, steps in plan.graph.steps_per_cycle.items() if steps > 1]
+            unroll = any(
+                should_unroll(partial(self.cycle.cost, name=name), state, batches)
+                for name in looped
+            )
+        return dataclasses.replace(self.cycle, plan=plan, unroll=unroll)

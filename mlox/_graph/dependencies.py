@@ -90,12 +90,15 @@ class Plan:
         unrolled: The problems whose answers are unrolled.
         can_be_total: The problems whose method can answer to a total objective.
         total: Whether such a problem does so: the coupling of the engine.
+        stateful: The unrolled problems whose mutable state is read by another problem:
+            then it is a part of the answer. Known when the losses are traced.
     """
 
     graph: Graph
     unrolled: frozenset[str]
     can_be_total: frozenset[str]
     total: bool = True
+    stateful: frozenset[str] = frozenset()
 
     @cached_property
     def movers(self) -> Mapping[str, frozenset[str]]:

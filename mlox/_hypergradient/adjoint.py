@@ -19,6 +19,7 @@ from mlox._hypergradient.lagrangian import (
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.tasks import map_tasks
 from mlox._problem.optimizer import pull_update
+from mlox._problem.responsive import responsive_state
 from mlox._utils.describe import annotate_errors, show_differences, summarize
 from mlox._utils.tree import avoid_zero, shard_like
 from mlox._utils.types import Metrics, Params, PyTree
@@ -58,12 +59,14 @@ class Hypergradient(NamedTuple):
         model_state: The mutable state after.
         cotangents: The gradient of the problem, and what arrived at the unrolled
             answers that respond through its own window.
+        states: What arrived at the mutable states of these answers.
         multipliers: The multipliers lambda of its implicit movers.
     """
 
     metrics: Metrics
     model_state: PyTree
     cotangents: dict[str, PyTree]
+    states: dict[str, PyTree]
     multipliers: Unknowns
 
 
@@ -79,14 +82,20 @@ def hypergradient(
     windows = (*response.replayed, *((k,) if replay else ()))
     responding = (*response.implicit, *(() if replay else response.unrolled))
     theta = {n: point.responsive(n) for n in responding} | {k: point.params[k]}
+    states = {
+        n: responsive_state(point.inputs[n].problem)
+        for n in plan.stateful.intersection(responding)
+    }
 
-    def at(theta: Params) -> EvaluationPoint:
-        return replay_windows(plan, windows, point.at_params(theta))
+    def at(theta: Params, states: Params) -> EvaluationPoint:
+        there = point.at_params(theta).at_states(states)
+        return replay_windows(plan, windows, there)
 
-    # v_j = dC_k/dtheta_j for theta_k and everything that responds to it.
-    v, (metrics, model_state) = jax.grad(
-        lambda theta: cost(plan, k, at(theta)), has_aux=True
-    )(theta)
+    # v_j = dC_k/dtheta_j for theta_k and everything that responds to it: parameters,
+    # and the mutable states of unrolled answers that somebody reads.
+    (v, of_states), (metrics, model_state) = jax.grad(
+        lambda theta, states: cost(plan, k, at(theta, states)), (0, 1), has_aux=True
+    )(theta, states)
     multipliers = Unknowns({}, {})
     for b in reversed(response.blocks):
         # (dG_b/dy)^T lambda_b = v_b: what has arrived at the answers of the block ...
@@ -95,10 +104,11 @@ def hypergradient(
         # ... leaves as -d<lambda_b, G_b>/dtheta_j at everything that G_b reads.
         v = {n: slope for n, slope in v.items() if n not in b.names}
         reads = v.keys() if windows else v.keys() & plan.reads_of(b)
-        value, d_pairing = jax.value_and_grad(
-            lambda theta, b=b, lam=lam: pairing(plan, b, lam, at(theta))
-        )({n: theta[n] for n in v if n in reads})
+        value, (d_pairing, d_states) = jax.value_and_grad(
+            lambda *theta, b=b, lam=lam: pairing(plan, b, lam, at(*theta)), (0, 1)
+        )({n: theta[n] for n in v if n in reads}, states)
         v |= {n: jax.tree.map(jnp.subtract, v[n], d) for n, d in d_pairing.items()}
+        of_states = jax.tree.map(jnp.subtract, of_states, d_states)
         multipliers = Unknowns(
             {**multipliers.params, **lam.params},
             {**multipliers.multipliers, **lam.multipliers},
@@ -106,7 +116,7 @@ def hypergradient(
         # Losses are means over tasks, and L_k is a sum.
         report = {**report, "gap": value / (point.inputs[k].problem.tasks or 1)}
         metrics |= _name_report(k, b.tops[0], report, metrics)
-    return Hypergradient(metrics, model_state, v, multipliers)
+    return Hypergradient(metrics, model_state, v, of_states, multipliers)
 
 
 def solve_adjoint(

@@ -13,7 +13,7 @@ from mlox._hypergradient import game
 from mlox._hypergradient.cost import cost
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.tasks import count_tasks, map_tasks
-from mlox._problem.responsive import stop_unresponsive
+from mlox._problem.responsive import responsive_state, stop_unresponsive
 
 # For a problem k with movers B(k), the problems below it whose answers respond to it,
 #
@@ -77,10 +77,14 @@ def replay_windows(
     for name in names:
         unrolled, replay = plan.responses[name].unrolled, point.inputs[name].replay
         if unrolled and replay is not None:
-            params = replay(point.params)
+            after = replay(point.params)
             problems = {n: point.inputs[n].problem for n in unrolled}
-            moved = {n: stop_unresponsive(p, params[n]) for n, p in problems.items()}
-            point = point._replace(params={**point.params, **moved})
+            moved = {
+                n: stop_unresponsive(p, after[n].params) for n, p in problems.items()
+            }
+            read = plan.stateful.intersection(unrolled)
+            states = {n: responsive_state(after[n]) for n in read}
+            point = point._replace(params={**point.params, **moved}).at_states(states)
     return point
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -23,7 +24,7 @@ class StepInputs(NamedTuple):
         rng: The PRNG key of that step, or None.
         step: The count of that step.
         model_state: The mutable state before that step.
-        replay: params -> params: runs the problem's last window again, from its start,
+        replay: params -> state: runs the problem's last window again, from its start,
             with the given parameters of the problems above; None if it is not needed.
             A `jax.tree_util.Partial`, so that its arrays are arguments.
         task_index: The current task; None for all tasks, or without tasks.
@@ -34,7 +35,7 @@ class StepInputs(NamedTuple):
     rng: jax.Array | None
     step: jax.Array
     model_state: PyTree
-    replay: Callable[[Params], dict[str, PyTree]] | None
+    replay: Callable[[Params], State] | None
     task_index: jax.Array | None = None
 
 
@@ -88,6 +89,19 @@ class EvaluationPoint(NamedTuple):
         whole = {n: combine(part, self.params[n]) for n, part in params.items()}
         return self._replace(params={**self.params, **whole})
 
+    def at_states(self, states: Mapping[str, PyTree]) -> EvaluationPoint:
+        """Return the point with the mutable states of some problems replaced."""
+        inputs = {
+            n: self.inputs[n]._replace(
+                problem=dataclasses.replace(
+                    self.inputs[n].problem,
+                    model_state=combine(part, self.inputs[n].problem.model_state),
+                )
+            )
+            for n, part in states.items()
+        }
+        return self._replace(inputs={**self.inputs, **inputs}) if inputs else self
+
     def responsive(self, name: str) -> PyTree:
         """Return the parameters of a problem that respond to those above it."""
         return responsive_part(self.inputs[name].problem, self.params[name])
@@ -106,7 +120,7 @@ def make_inputs(
     rng: jax.Array | None,
     step: jax.Array,
     model_state: PyTree,
-    replay: Callable[[Params], dict[str, PyTree]] | None = None,
+    replay: Callable[[Params], State] | None = None,
 ) -> StepInputs:
     """Return the inputs of a step; each task of a problem gets a key of its own."""
     if rng is not None and problem.tasks is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 from mlox._problem.problem import Problem
 from mlox._utils.tree import combine, partition
@@ -24,6 +25,15 @@ def responsive_part(problem: Problem, params: PyTree) -> PyTree:
         if mask is not None:
             part = partition(mask(one), part)
     return part
+
+
+def responsive_state(problem: Problem) -> PyTree:
+    """Return the floating part of the mutable state, None for the rest."""
+
+    def keep(leaf: jax.Array) -> jax.Array | None:
+        return leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None
+
+    return jax.tree.map(keep, problem.model_state)
 
 
 def stop_unresponsive(problem: Problem, params: PyTree) -> PyTree:
