@@ -291,6 +291,46 @@ def test_raise_saves_no_state_that_is_not_finite(engine, tmp_path):
     assert int(mlox.restore(tmp_path, engine.init())["outer"].step) == 2
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "cycles", "count"),
+    [
+        (None, "skip", [1, 2, 3, 4, 5, 6, 7, 8], 0),
+        (None, "restore", [1, 2, 3, 4, 5, 6, 7, 8], 0),
+        ("skip", "restore", [1, 2, 3, 5, 6, 7, 8], 1),
+        ("skip", "raise", [6, 7, 8], 0),
+        ("skip", None, [6, 7, 8], None),
+    ],
+)
+def test_resumed_run_may_have_another_policy(
+    engine, tmp_path, first, second, cycles, count
+):
+    """A mean is over equal cycles, and a count of those that were left out."""
+    data = batches([4] if first else [])
+    _, every = engine.run(
+        engine.init(), {"inner": data}, 8, loggers=(), log_every=1, on_nonfinite=first
+    )
+    options = {
+        "train_iters": 8,
+        "loggers": (),
+        "log_every": 8,
+        "checkpoint": mlox.Checkpoint(tmp_path, every=5),
+    }
+    with pytest.raises(mlox.RunError, match="data of"):
+        engine.run(
+            engine.init(), {"inner": iter(data[:12])}, on_nonfinite=first, **options
+        )
+    state, history = engine.run(
+        engine.init(), {"inner": data}, on_nonfinite=second, resume=True, **options
+    )
+    assert int(state["outer"].step) == 8
+    mean = np.mean([every["inner/loss"][i - 1] for i in cycles])
+    np.testing.assert_allclose(history["inner/loss"], [mean], rtol=1e-12)
+    counts = history.get("run/nonfinite")
+    assert (None if counts is None else counts.tolist()) == (
+        None if count is None else [count]
+    )
+
+
 def test_loss_that_becomes_nan_is_noted_once(engine, capsys):
     data = {"inner": batches([3], cycles=9)}
     engine.run(engine.init(), data, 9, log_every=1)

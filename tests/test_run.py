@@ -716,8 +716,8 @@ def test_run_raises_if_the_state_was_donated_before(engine):
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_run_error_of_a_resumed_run_names_a_metric_of_another_shape(tmp_path, size):
-    """One of a shape that broadcasts would fail only where the history is stacked."""
+def test_resumed_run_records_a_metric_in_the_shape_of_its_batches(tmp_path, size):
+    """One of a shape that broadcasts would be mixed with the sum from before."""
     problem = mlox.Problem.create(
         name="x",
         params=jnp.ones(()),
@@ -725,12 +725,23 @@ def test_run_error_of_a_resumed_run_names_a_metric_of_another_shape(tmp_path, si
         loss_fn=lambda p, batch, ctx: {"loss": p**2, "each": batch - p},
     )
     engine = mlox.Engine([problem])
-    options = {"checkpoint": mlox.Checkpoint(tmp_path), "loggers": ()}
-    engine.run(engine.init(), {"x": [np.ones(4)]}, 2, **options)
-    with pytest.raises(mlox.RunError, match=r"metrics: \['x/each'\]") as caught:
-        engine.run(engine.init(), {"x": [np.ones(size)]}, 4, resume=True, **options)
-    assert caught.value.cycle == 2
-    assert caught.value.history["x/each"].shape == (2, 4)
+    options = {"loggers": (), "log_every": 2}
+    options |= {"checkpoint": mlox.Checkpoint(tmp_path, every=3)}
+    with pytest.raises(mlox.RunError, match="data of"):
+        engine.run(engine.init(), {"x": iter([np.ones(4)] * 4)}, 6, **options)
+    data = {"x": [np.ones(size)]}
+    expected, every = engine.run(engine.init(), data, 8, loggers=(), log_every=1)
+    for cycles in (6, 8):  # the second one reads what the first one saved
+        state, history = engine.run(engine.init(), data, cycles, resume=True, **options)
+    assert float(state["x"].params) == float(expected["x"].params)
+    assert history["cycle"].tolist() == [2, 4, 6, 8]
+    assert np.isfinite(history["x/loss"]).all()
+    each = history["x/each"]
+    assert each.shape == (4, size)
+    assert np.isnan(each[0]).all()
+    # Its first mean is over the cycles since the checkpoint.
+    means = every["x/each"][[3, 4, 6]] / 2 + every["x/each"][[3, 5, 7]] / 2
+    np.testing.assert_allclose(each[1:], means, rtol=1e-12)
 
 
 def test_run_error_leaves_tracebacks_of_the_device_to_its_cause():
@@ -760,7 +771,7 @@ MANY = {f"classifier/metric_{i}": np.ones(()) for i in range(300)}
         lambda: validate(
             lambda state: MANY, Point(1, {}, Totals({}, {}), 0), Rows({}), False
         ),
-        lambda: restore_totals(Totals(MANY, {}), Totals({}, {})),
+        lambda: restore_totals(Point(1, {}, Totals(MANY, {}), 0), Totals({}, {}), None),
     ],
     ids=["early stopping", "best checkpoint", "validation", "resume"],
 )

@@ -145,8 +145,8 @@ def _prepare(
     if config.checkpoint is not None and not config.checkpoint.of_scores:
         yield Phase.CHECKPOINT, reached
         check_best(config.checkpoint, recorded)
-    totals = resume.restore_totals(point.totals, zeros)
-    reached = reached._replace(points=(point._replace(state=state, totals=totals),))
+    point = resume.restore_totals(point, zeros, config.policy)
+    reached = reached._replace(points=(point._replace(state=state),))
     if config.policy is Policy.RESTORE and reached.rewind_to is None:
         reached = reached._replace(rewind_to=point.state)
     return reached, zeros

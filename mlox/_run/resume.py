@@ -15,8 +15,8 @@ from mlox._checkpoint.save import CheckpointWriter, clean
 from mlox._run.arguments import RunConfig
 from mlox._run.dispatch import Totals
 from mlox._run.early_stopping import Best, EarlyStopping
-from mlox._run.nonfinite import Policy
-from mlox._run.run_state import Rows, RunState, stack_columns, start_at
+from mlox._run.nonfinite import CYCLES, Policy
+from mlox._run.run_state import Point, Rows, RunState, stack_columns, start_at
 from mlox._sharding.multihost import on_primary, select_positions
 from mlox._utils.describe import summarize
 from mlox._utils.types import Columns, PyTree, Scalars
@@ -120,25 +120,28 @@ def resume(
     return reached
 
 
-def restore_totals(saved: Totals, zeros: Totals) -> Totals:
-    """Return the totals of a checkpoint, placed like those of a new run.
+def restore_totals(point: Point, zeros: Totals, policy: Policy | None) -> Point:
+    """Return a point with the totals of its checkpoint, placed like those of a new run.
+
+    They begin anew if a metric has another shape, because the batches have, or if they
+    leave out cycles that the policy of this run would not: a mean is over equal cycles.
 
     Raises:
-        ValueError: If they are of other metrics, or of other shapes.
+        ValueError: If the losses recorded other metrics.
     """
+    saved = point.totals
     if not saved.sums:
-        return zeros
-    there, here = (
-        {n: x.shape for t in y for n, x in t.items()} for y in (saved, zeros)
-    )
-    names = sorted({name for name, _ in there.items() ^ here.items()})
-    if names:
+        return point._replace(totals=zeros)
+    if names := sorted(saved.sums.keys() ^ zeros.sums.keys()):
         raise ValueError(
             f"the run that is resumed recorded other metrics: {summarize(names)} "
-            "on one side only, or of another shape. Pass the losses, the "
-            "`on_nonfinite` and the size of batches with which it began."
+            "on one side only. Pass the losses with which it began."
         )
-    return restore_into(zeros, name_leaves(saved))
+    reshaped = any(saved.sums[n].shape != x.shape for n, x in zeros.sums.items())
+    skipped = int(saved.counts.get(CYCLES, 0)) > 0
+    if reshaped or (skipped and policy not in (Policy.SKIP, Policy.RESTORE)):
+        return point._replace(totals=zeros, since=point.cycle)
+    return point._replace(totals=restore_into(zeros, name_leaves(saved)))
 
 
 def _describe_rule(rule: EarlyStopping | None) -> list[Any] | None:

@@ -133,10 +133,24 @@ def list_rows(table: Rows | None) -> list[Columns]:
 
 
 def stack_columns(table: Rows | None) -> Columns:
-    """Return the columns of a table."""
+    """Return the columns of a table.
+
+    Rows from before a run was resumed may lack a value, or have it in another shape:
+    they then hold NaN in the shape of the last row that has it, or 0 for a count.
+    """
     rows = list_rows(table)
-    names = rows[0] if rows else ()
-    return {name: np.stack([row[name] for row in rows]) for name in names}
+    last = {name: value for row in rows for name, value in row.items()}
+
+    def value_of(row: Columns, name: str, like: np.ndarray) -> np.ndarray:
+        value = row.get(name)
+        if value is not None and value.shape == like.shape:
+            return value
+        return np.full_like(like, np.nan if like.dtype.kind in "fc" else 0)
+
+    return {
+        name: np.stack([value_of(row, name, like) for row in rows])
+        for name, like in last.items()
+    }
 
 
 def history_of(reached: RunState) -> History:

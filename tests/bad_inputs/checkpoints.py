@@ -303,12 +303,6 @@ def _resumed() -> list[Case]:
                 "cycle 3.*fit/norm.*losses",
             ),
             (
-                "another policy for faults",
-                lambda folder: resume(folder, on_nonfinite="skip"),
-                mlox.RunError,
-                "cycle 3.*run/nonfinite.*on_nonfinite",
-            ),
-            (
                 "fewer cycles than are behind",
                 lambda folder: resume(folder, train_iters=2),
                 ValueError,
