@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from mlox._cycle.cycle import Cycle
 from mlox._data import stacking as _data
 from mlox._engine.build import Edges, build_plan
+from mlox._engine.differentiate import Differentiation
 from mlox._engine.draw import draw
 from mlox._engine.evaluate import Evaluation
 from mlox._engine.explain import explain, mermaid
@@ -186,7 +187,8 @@ class Engine:
                 sharded like it.
 
         Returns:
-            The jitted function; equal engines share what was compiled.
+            The jitted function; engines that are equal and have the same losses share
+            what was compiled.
 
         Raises:
             TypeError: If `donate` is not a bool.
@@ -201,7 +203,8 @@ class Engine:
 
         dL/dtheta at fixed answers and multipliers, as `step` would use it at the first
         update of the problem in the cycle: its lowers run first. It can itself be
-        differentiated.
+        differentiated. Jitted; engines that are equal and have the same losses share
+        what was compiled.
 
         Args:
             state: {name: Problem}.
@@ -215,7 +218,7 @@ class Engine:
             ValueError: If the problem is unknown, or as for `step`.
         """
         name = self._known("hypergradient", name)
-        return self.traced.prepare(state, batches).hypergradient(state, batches, name)
+        return _jitted(Differentiation(self.traced, name), False, None)(state, batches)
 
     def evaluate(
         self,
@@ -228,7 +231,8 @@ class Engine:
 
         For validation: `ctx.train` is False, so that a loss can leave out dropout and
         use its running statistics. The neighbours are those of the state, and no
-        mutable state changes. Jitted; equal engines share what was compiled.
+        mutable state changes. Jitted; engines that are equal and have the same losses
+        share what was compiled.
 
         Args:
             state: {name: Problem}.
@@ -259,7 +263,10 @@ class Engine:
             {'bias': -2.0, 'loss': 4.0}
         """
         name = self._known("evaluate", name)
-        evaluation = _jitted(Evaluation(self.cycle.plan, name), False, None)
+        evaluation = Evaluation(
+            self.cycle.plan, name, jax.tree.structure(self.problems)
+        )
+        evaluation = _jitted(evaluation, False, None)
         return evaluation(
             state, _data.as_arrays(name, batch), as_key(f"problem {name!r}: rng", rng)
         )
@@ -298,8 +305,14 @@ class Engine:
 
     @property
     def traced(self) -> Step:
-        """The step as a value without arrays: equal engines share what it compiles."""
-        return Step(self.cycle, self.unroll_loops)
+        """The step as a value without arrays, by which programs are cached."""
+        problems = jax.tree.structure(self.problems)
+        return Step(self.cycle, self.unroll_loops, problems)
+
+
+# A value is a key together with its problems. If engines with other losses had equal
+# keys, they would share one jit, which holds a program for every loss that it has seen:
+# 3 to 5 MiB for each small engine, for ever.
 
 
 @functools.lru_cache(maxsize=16)
@@ -307,7 +320,7 @@ def _jitted(value: Any, donate: bool, layout: Layout | None) -> Any:
     """Jit a value; JAX itself forgets a function with the last reference to it."""
     donated = (0,) if donate else ()
     if layout is None:
-        return jax.jit(value, donate_argnums=donated)
+        return jax.jit(value, donate_argnums=donated, inline=True)
 
     def step(state: State, batches: Batches) -> tuple[State, Metrics]:
         state, metrics = value(state, batches)

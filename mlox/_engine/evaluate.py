@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
+from jax.tree_util import PyTreeDef
 
 from mlox._cycle.present import Stream
 from mlox._cycle.sample import sample_batch
@@ -22,10 +23,12 @@ class Evaluation:
     Attributes:
         plan: The plan of the engine.
         name: The problem.
+        problems: The structure of the problems, as for `mlox._engine.step.Step`.
     """
 
     plan: Plan
     name: str
+    problems: PyTreeDef
 
     def __call__(self, state: State, batch: PyTree, rng: jax.Array | None) -> Metrics:
         """Return the loss and its metrics, with `ctx.train` False."""

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax.tree_util import PyTreeDef
 
 from mlox._cycle.cycle import Cycle
 from mlox._cycle.unrolled import find_stateful
@@ -25,10 +26,14 @@ class Step:
     Attributes:
         cycle: The cycle.
         unroll_loops: As for `Engine`.
+        problems: The structure of the problems, with their losses and optimizers: the
+            programs of other losses are then those of another value, which caches of a
+            bounded size forget.
     """
 
     cycle: Cycle
     unroll_loops: bool | None
+    problems: PyTreeDef
 
     def __call__(self, state: State, batches: Batches) -> tuple[State, Metrics]:
         """Run one cycle."""

@@ -73,8 +73,8 @@ def run(
     """Run `train_iters` cycles of an engine.
 
     The batches of the next dispatch are gathered while the device computes the current
-    one. Compiled programs are cached by the configuration of the engine: a second run
-    of an equal engine with equal shapes compiles nothing.
+    one. Compiled programs are cached by the engine and its losses: a second run of an
+    equal engine with equal shapes compiles nothing.
 
     Args:
         self: The engine.

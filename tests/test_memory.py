@@ -1,0 +1,56 @@
+"""Programs of engines that nobody has any more are freed."""
+
+import gc
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import mlox
+
+SGD = optax.sgd(0.1)
+
+
+def make_engine(center):
+    """Return an engine like all others, but for its loss."""
+    problem = mlox.Problem.create(
+        name="x",
+        params=jnp.zeros(()),
+        tx=SGD,
+        loss_fn=lambda params, batch, ctx: (params - center) ** 2,
+    )
+    return mlox.Engine([problem])
+
+
+VERBS = {
+    "compile": lambda engine, state: engine.compile()(state, {"x": None}),
+    "run": lambda engine, state: engine.run(state, train_iters=2, loggers=()),
+    "hypergradient": lambda engine, state: engine.hypergradient(
+        state, {"x": None}, "x"
+    ),
+    "evaluate": lambda engine, state: engine.evaluate(state, "x", None),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_programs_of_old_engines_are_freed(verb):
+    """Counted while they are alive: the caches of mlox hold those of 16 engines."""
+
+    def count_programs(centers):
+        for center in centers:
+            engine = make_engine(float(center))
+            VERBS[verb](engine, engine.init())
+        gc.collect()
+        return len(jax.devices()[0].client.live_executables())
+
+    first = count_programs(range(20))
+    assert count_programs(range(20, 30)) == first
+
+
+def test_engines_with_the_same_losses_share_their_programs():
+    problem = make_engine(1.0).problems[0]
+    engines = [mlox.Engine([problem]) for _ in range(2)]
+    assert engines[0].compile() is engines[1].compile()
+    assert engines[0].compile() is not make_engine(1.0).compile()
