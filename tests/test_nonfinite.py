@@ -342,3 +342,26 @@ def test_loss_that_becomes_nan_is_noted_once(engine, capsys):
     ]
     engine.run(engine.init(), data, 9, log_every=1, on_nonfinite="skip")
     assert "no longer finite" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("log", [(), ("csv",)])
+def test_loss_that_becomes_nan_is_warned_of_once_where_no_logger_takes_notes(
+    engine, tmp_path, log
+):
+    data = {"inner": batches([3], cycles=9)}
+    loggers = [mlox.csv_logger(tmp_path / "log.csv") for _ in log]
+    with pytest.warns(UserWarning, match="finite") as caught:
+        engine.run(engine.init(), data, 9, log_every=1, loggers=loggers)
+    assert [str(warning.message) for warning in caught] == [
+        "Cycle 3: inner/loss, outer/loss no longer finite: see `on_nonfinite` to stop "
+        "there, to skip such cycles, or to go back to a checkpoint."
+    ]
+    for policy in ("skip", "restore"):
+        engine.run(
+            engine.init(),
+            data,
+            9,
+            loggers=(),
+            on_nonfinite=policy,
+            checkpoint=mlox.Checkpoint(tmp_path / policy),
+        )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import jax
-from jax.tree_util import PyTreeDef
 
 from mlox._cycle.present import Stream
 from mlox._cycle.sample import sample_batch
@@ -28,7 +28,7 @@ class Evaluation:
 
     plan: Plan
     name: str
-    problems: PyTreeDef
+    problems: Hashable
 
     def __call__(self, state: State, batch: PyTree, rng: jax.Array | None) -> Metrics:
         """Return the loss and its metrics, with `ctx.train` False."""

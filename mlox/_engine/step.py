@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
-from jax.tree_util import PyTreeDef
 
 from mlox._cycle.cycle import Cycle
 from mlox._cycle.unrolled import find_stateful
@@ -33,7 +32,7 @@ class Step:
 
     cycle: Cycle
     unroll_loops: bool | None
-    problems: PyTreeDef
+    problems: Hashable
 
     def __call__(self, state: State, batches: Batches) -> tuple[State, Metrics]:
         """Run one cycle."""

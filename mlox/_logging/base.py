@@ -64,11 +64,14 @@ class FunctionLogger:
     resume: Callable[[int], None] = _do_nothing
 
 
-def send_note(loggers: Iterable[Logger], step: int, text: str) -> None:
-    """Pass a sentence to the loggers that support notes."""
+def send_note(loggers: Iterable[Logger], step: int, text: str) -> bool:
+    """Pass a sentence to the loggers that support notes; return whether any does."""
+    heard = False
     for logger in loggers:
         if isinstance(logger, SupportsNote):
             logger.note(step, text)
+            heard |= logger.note is not _do_nothing
+    return heard
 
 
 def resume_loggers(loggers: Iterable[Logger], step: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -50,6 +51,11 @@ class Run(NamedTuple):
     def multi_process(self) -> bool:
         """Whether the run has several processes."""
         return self.layout is not None and self.layout.is_multi_process
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.layout is None or self.layout.is_primary
 
     def should_stop(self, reached: RunState) -> bool:
         """Return whether the early stopping ends the run."""
@@ -176,10 +182,12 @@ def _handle_point(
             logger.log(cycle, dict(scalars))
         run.bar.set_postfix_str(format_losses(scalars), refresh=False)
     if due.logs and reached.records and config.policy is None:
-        losses = metrics.newly_nonfinite(reached.records)
+        losses, first = metrics.newly_nonfinite(reached.records)
         if losses:
             note = nonfinite.NOTE.format(losses=", ".join(losses))
-            send_note(run.loggers, cycle, note)
+            heard = send_note(run.loggers, cycle, note)
+            if first and not heard and run.is_primary:
+                warnings.warn(f"Cycle {cycle}: {note}.", stacklevel=2)
     if run.writer is not None and (due.saves or due.ends or asked or stops):
         yield Phase.CHECKPOINT, reached
         positions = reached.positions

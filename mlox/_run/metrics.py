@@ -12,7 +12,7 @@ from mlox._data import stacking as _data
 from mlox._run.dispatch import Totals, copy_state, scalar_names
 from mlox._run.early_stopping import EarlyStopping, check_recorded, update
 from mlox._run.nonfinite import CYCLES
-from mlox._run.run_state import Point, Rows, RunState
+from mlox._run.run_state import Point, Rows, RunState, list_rows
 from mlox._sharding.multihost import mean_over_processes
 from mlox._utils.describe import summarize
 from mlox._utils.fields import Kind, check, instance_of
@@ -75,20 +75,25 @@ def update_early_stopping(
     return reached._replace(best=best)
 
 
-def newly_nonfinite(records: Rows) -> list[str]:
-    """Return the losses that became non-finite in the last record."""
-    last, before = records.last, records.before
+def newly_nonfinite(records: Rows) -> tuple[list[str], bool]:
+    """Return the losses that became non-finite in the last record.
 
-    def finite(record: Columns, name: str) -> bool:
-        return bool(np.isfinite(record[name]).all())
+    The second value is whether no loss was non-finite before.
+    """
+    before = records.before
+    lost = _nonfinite_losses(records.last)
+    lost_before = set() if before is None else _nonfinite_losses(before.last)
+    new = [name for name in records.last if name in lost - lost_before]
+    first = bool(new) and not any(_nonfinite_losses(x) for x in list_rows(before))
+    return new, first
 
-    return [
+
+def _nonfinite_losses(record: Columns) -> set[str]:
+    return {
         name
-        for name in last
-        if name.endswith("/loss")
-        and not finite(last, name)
-        and (before is None or finite(before.last, name))
-    ]
+        for name, value in record.items()
+        if name.endswith("/loss") and not np.isfinite(value).all()
+    }
 
 
 RESULT = instance_of(Mapping, "a dict of scalars")

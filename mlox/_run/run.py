@@ -113,7 +113,9 @@ def run(
             current dispatch, saves, and stops.
         resume: Whether to resume from the latest intact checkpoint, with the same
             arguments as before, or to start if there is none. `train_iters` may be
-            larger, and another `early_stopping` starts from the beginning. Only the
+            larger, another `early_stopping` starts from the beginning, and
+            `on_nonfinite` and the size of the batches may be others: then a metric
+            whose shape follows the batch has NaN in the history before. Only the
             structure and the devices of `state` are used. Log files are cut back to the
             checkpoint.
         on_nonfinite: The policy for a cycle in which a loss, parameters or an
