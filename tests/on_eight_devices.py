@@ -170,7 +170,7 @@ def test_run_compiles_each_length_of_dispatch_once():
     _dispatch.compile_cycles.cache_clear()
     options = {"cycles_per_dispatch": 2, "donate": True, "on_nonfinite": "skip"}
     assert_same_run(RULES["table"], 1e-10, "float64", **options)
-    engine = make_engine(METHODS["cg"])
+    engine = make_engine(METHODS["cg"], dtype="float64")
     mesh = make_mesh(RULES["table"])
     layout = layout_of(mlox.shard(engine, engine.init(), mesh, RULES["table"]))
     for count in (2, 1):

@@ -44,6 +44,7 @@ def prior_loss(params, batch, ctx):
     return jnp.mean((ctx.penalty.params - 0.3) ** 2) + 0.1 * jnp.mean(params**2)
 
 
+@functools.cache
 def make_engine(method, levels=2, dtype="float64", size=SIZE):
     fit = mlox.Problem.create(
         name="fit",

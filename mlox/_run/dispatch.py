@@ -117,15 +117,18 @@ def compile_cycles(
     return jax.jit(program, donate_argnums=(0,) if donate else ())
 
 
-@functools.lru_cache(maxsize=16)
-def compile_zeros(
-    step: Step, count: int, policy: Policy | None, layout: Layout | None
-) -> Callable[[PyTree, Any], Totals]:
-    """Compile a function from state and batches to the initial totals.
+def make_zeros(
+    step: Step,
+    count: int,
+    policy: Policy | None,
+    layout: Layout | None,
+    state: State,
+    batches: Any,
+) -> Totals:
+    """Return the initial totals, placed like those of later dispatches.
 
-    They are the output of a program with the (unused) state as an argument, so they are
-    placed like the totals of later dispatches. Other zeros would cost a second
-    compilation if the state is committed or sharded.
+    Zeros that are placed otherwise would cost a second compilation if the state is
+    committed or sharded.
     """
     run_cycle = _jit_cycle(step)
 
@@ -139,10 +142,43 @@ def compile_zeros(
             name: jnp.zeros(m.shape[1:], _sum_dtype(m.dtype))
             for name, m in metrics.items()
         }
-        totals = Totals(sums, {} if policy is None else zero_counts(state, sums))
+        return Totals(sums, {} if policy is None else zero_counts(state, sums))
+
+    like = jax.eval_shape(zeros, state, batches)
+    leaves, structure = jax.tree.flatten(like)
+    fill = _compile_fill(structure, tuple((x.shape, x.dtype) for x in leaves), layout)
+    return fill(_find_committed(state, batches))
+
+
+@functools.lru_cache(maxsize=16)
+def _compile_fill(
+    structure: Any, leaves: tuple[tuple[Any, Any], ...], layout: Layout | None
+) -> Callable[[jax.Array], Totals]:
+    """Compile a function to zeros, which are on the devices of its argument.
+
+    The argument is used for nothing else. (Unused ones need `keep_unused=True`, with
+    which JAX 0.12 never frees a program.)
+    """
+
+    def fill(anchor: jax.Array) -> Totals:
+        zero = jnp.where(jnp.any(anchor != 0), 0, 0)
+        zeros = [
+            jnp.zeros(shape, dtype) + zero.astype(dtype) for shape, dtype in leaves
+        ]
+        totals = jax.tree.unflatten(structure, zeros)
         return totals if layout is None else layout.replicate(totals)
 
-    return jax.jit(zeros, keep_unused=True)
+    return jax.jit(fill)
+
+
+def _find_committed(state: State, batches: Any) -> jax.Array:
+    """Return an array that is committed to its devices, if there is one."""
+    arrays = [
+        x
+        for x in jax.tree.leaves((state, batches))
+        if isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    ]
+    return next((x for x in arrays if x.committed), arrays[0])
 
 
 def _sum_dtype(dtype: Any) -> Any:

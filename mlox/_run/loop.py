@@ -142,8 +142,9 @@ def _prepare(
     config, point = run.config, reached.point
     state = run.keep(point.state)
     yield Phase.STEP, reached
-    compiled = dispatch.compile_zeros(run.step, size, config.policy, run.layout)
-    zeros = compiled(state, batches)
+    zeros = dispatch.make_zeros(
+        run.step, size, config.policy, run.layout, state, batches
+    )
     recorded = dispatch.scalar_names({**zeros.sums, **zeros.counts})
     if config.early_stopping is not None and not config.stops_by_score:
         yield Phase.EARLY_STOPPING, reached
