@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class Report:
         ...     costs={"losses": 12}, left_out={})
         >>> print(report)
         mlox.check of 'penalty'
-          gap  0.5
+          gap 0.5
         Nothing wrong was found.
         Cost: about 12 gradients.
     """
@@ -71,8 +72,9 @@ class Report:
         lines = [f"mlox.check of {self.name!r}"]
         if self.rows:
             lines += format_table(HEADER, [_cells(row) for row in self.rows])
-        width = max(map(len, self.figures), default=0)
-        lines += [f"  {k:<{width}}  {value:.3g}" for k, value in self.figures.items()]
+        lines += wrap(_numbers(self.figures), "  ")
+        if answers := _answers(self.figures):
+            lines += format_table(*answers)
         for finding in self.findings:
             lines += wrap(
                 f"{finding.cause.name} in {finding.problem!r}: {finding.text}"
@@ -96,11 +98,12 @@ class Report:
             f"{html.escape(f.text)} <i>{html.escape(f.remedy)}</i></li>"
             for f in self.findings
         )
-        numbers = ", ".join(f"{k} {value:.3g}" for k, value in self.figures.items())
+        answers = _answers(self.figures)
         return (
             f"<p><b>mlox.check of {html.escape(repr(self.name))}</b></p>"
             f"{format_html(HEADER, [_cells(row) for row in self.rows])}"
-            f"<p>{html.escape(numbers)}</p>"
+            f"<p>{html.escape(_numbers(self.figures))}</p>"
+            f"{format_html(*answers) if answers else ''}"
             f"<ul>{found or '<li>Nothing wrong was found.</li>'}</ul>"
         )
 
@@ -119,6 +122,13 @@ class Report:
         )
 
 
+SHORT = {
+    "residual of the solver": "residual",
+    "products of the solver": "products",
+    "distance to the solved answer": "distance",
+    "smallest eigenvalue": "lowest eig.",
+    "largest eigenvalue": "highest eig.",
+}
 HEADER = ("difference", "cosine", "norm ratio", "rel. error", "if large")
 
 
@@ -130,3 +140,22 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.error:.2g}",
         row.cause,
     )
+
+
+def _numbers(figures: Mapping[str, float]) -> str:
+    """Return the figures that belong to no answer, on one line."""
+    return ", ".join(f"{k} {x:.3g}" for k, x in figures.items() if ": " not in k)
+
+
+def _answers(figures: Mapping[str, float]) -> tuple[list[str], list[list[str]]] | None:
+    """Return the figures of answers as a table, if there are any."""
+    table: dict[str, dict[str, str]] = {}
+    for key, value in figures.items():
+        name, colon, what = key.partition(": ")
+        if colon:
+            table.setdefault(name, {})[SHORT.get(what, what)] = f"{value:.3g}"
+    if not table:
+        return None
+    columns = list(dict.fromkeys(what for cells in table.values() for what in cells))
+    rows = [[n, *(cells.get(c, "") for c in columns)] for n, cells in table.items()]
+    return ["answer", *columns], rows

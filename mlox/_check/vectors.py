@@ -34,7 +34,9 @@ class Distance(NamedTuple):
         """The error in words, after "it is" and before "off"."""
         if self.error < 2:
             return f"{self.error:.0%}"
-        return f"{self.error:.2g} times its length"
+        digits = f"{self.error:.2g}"
+        whole = f"{float(digits):,.0f}" if 10 <= self.error < 1e6 else digits
+        return f"{whole} times its length"
 
 
 def as_vector(tree: PyTree) -> np.ndarray:
