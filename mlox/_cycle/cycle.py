@@ -105,11 +105,15 @@ class Cycle:
 
     def cost(self, state: State, batches: Batches, name: str) -> jax.Array:
         """Return the cost of a problem alone, to inspect its program."""
+        return cost(self.plan, name, self.inspect(state, batches, name))[0]
+
+    def inspect(self, state: State, batches: Batches, name: str) -> EvaluationPoint:
+        """Return a point of the cost of a problem, where no lower has run."""
         layer = self.graph.layer_of[name]
         run = LowerRun(dict(state), self.start_history(state), {}, lambda x: x)
         batches = first_window(self.graph, name, batches)
         batches = sample_batches(self.plan, layer, state, batches)
-        return cost(self.plan, name, self.point(layer, name, run, batches))[0]
+        return self.point(layer, name, run, batches)
 
     def start_history(self, state: State) -> History:
         """Return the history before any step; it is overwritten before it is used."""

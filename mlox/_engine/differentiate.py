@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 
+from mlox._engine.dead_edges import warn_of_dead_edges
 from mlox._engine.step import Step
 from mlox._utils.types import Batches, PyTree, State
 
@@ -25,4 +26,6 @@ class Differentiation:
     def __call__(self, state: State, batches: Batches) -> tuple[jax.Array, PyTree]:
         """Return the loss, and a pytree like the problem's params."""
         cycle = self.step.prepare(state, batches)
-        return cycle.hypergradient(state, batches, self.name)
+        below = cycle.graph.names_below(cycle.graph.layer_of[self.name])
+        with warn_of_dead_edges(cycle, (self.name, *below), state, batches):
+            return cycle.hypergradient(state, batches, self.name)

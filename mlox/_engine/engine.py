@@ -175,7 +175,7 @@ class Engine:
             ValueError: If the state or the batches do not fit the engine, or a loss
                 does not return a loss; while tracing, before anything runs.
         """
-        return self.traced.prepare(state, batches).step(state, batches)
+        return self.traced(state, batches)
 
     def compile(self, donate: bool = True, *, like: State | None = None) -> Any:
         """Return `jax.jit` of the step.

@@ -12,6 +12,7 @@ import jax
 
 from mlox._cycle.cycle import Cycle
 from mlox._cycle.unrolled import find_stateful
+from mlox._engine.dead_edges import warn_of_dead_edges
 from mlox._engine.nonfinite import has_nonfinite
 from mlox._engine.validation import check_batches, check_donated, check_state
 from mlox._utils.convolutions import should_unroll
@@ -36,7 +37,9 @@ class Step:
 
     def __call__(self, state: State, batches: Batches) -> tuple[State, Metrics]:
         """Run one cycle."""
-        return self.prepare(state, batches).step(state, batches)
+        cycle = self.prepare(state, batches)
+        with warn_of_dead_edges(cycle, cycle.graph.names, state, batches):
+            return cycle.step(state, batches)
 
     @property
     def steps_per_cycle(self) -> Mapping[str, int]:

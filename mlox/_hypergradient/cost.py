@@ -9,6 +9,7 @@ import jax
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.point import EvaluationPoint
 from mlox._hypergradient.tasks import map_tasks, mean_over_tasks
+from mlox._hypergradient.watch import watched
 from mlox._problem.context import Context, Neighbour
 from mlox._problem.loss_output import split_loss
 from mlox._problem.loss_scaling import scale_cotangent
@@ -38,7 +39,13 @@ def context_of(
     inputs = point.inputs[k]
     problems = {n: point.inputs[n].problem for n in plan.graph.reads(k)}
     neighbours = {
-        n: Neighbour(point.params[n], p.model_state, p.apply_fn, n, tasks=p.tasks)
+        n: Neighbour(
+            watched(k, n, point.params[n]),
+            p.model_state,
+            p.apply_fn,
+            n,
+            tasks=p.tasks,
+        )
         for n, p in problems.items()
     }
     return Context(
@@ -72,7 +79,7 @@ def _evaluate(
     plan: Plan, k: str, point: EvaluationPoint, train: bool
 ) -> tuple[jax.Array, Aux]:
     inputs = point.inputs[k]
-    params, batch = point.params[k], inputs.batch
+    params, batch = watched(k, k, point.params[k]), inputs.batch
     ctx = context_of(plan, k, point, train=train)
     with annotate_errors(
         f"loss_fn of problem {k!r}",

@@ -1,0 +1,146 @@
+"""Why a read carries no derivative, told from the program of the reader's cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters import partial_eval
+
+from mlox._cycle.cycle import Cycle
+from mlox._cycle.reset import start_inner_loops
+from mlox._graph.links import Carries, Link
+from mlox._hypergradient.cost import cost
+from mlox._utils.types import Batches, PyTree, State
+from mlox.methods import Detached
+
+# The rules, for a reader r of n. Each asks whether a program depends on a value, which
+# the elimination of its dead code tells: whether it depends in structure, for all
+# numbers. They are
+#
+#     not read         C_r does not depend on theta_n;
+#     derivative cut   c -> c dC_r/dtheta_n does not depend on the cotangent c;
+#     additive         t -> d/dtheta_n (dC_r/dy) t does not depend on the tangent t, for
+#                      the unknowns y of r's answer: C_r = f(y) + g(theta_n).
+
+
+class Fault(enum.Enum):
+    """Why a read carries no derivative.
+
+    Attributes:
+        NOT_READ: The loss does not read it.
+        DERIVATIVE_CUT: The loss reads it, but has no derivative with respect to it.
+        ADDITIVE: It adds to the loss, but changes no slope: the answer stays.
+        EDGE_REVERSED: An answer's own cost does not depend on its own parameters, as if
+            upper and lower were exchanged: it has no stationary point to answer with.
+    """
+
+    NOT_READ = enum.auto()
+    DERIVATIVE_CUT = enum.auto()
+    ADDITIVE = enum.auto()
+    EDGE_REVERSED = enum.auto()
+
+
+def find_fault(
+    cycle: Cycle, link: Link, state: State, batches: Batches
+) -> Fault | None:
+    """Return why a read carries no derivative, or None if it does, or need not."""
+    # An answer that is `Detached` is meant to be a constant; but not to be left unread.
+    methods = [state[name].method for name in link.answers]
+    constant = any(isinstance(method, Detached) for method in methods)
+    given = state, batches
+    if link.kind == "own":
+        moves = constant or _starts_anew(cycle, link.reader, state)
+        return None if moves or _has_slope(cycle, link, *given) else Fault.EDGE_REVERSED
+    if not _is_read(cycle, link, *given):
+        return None if _is_used(cycle, link, *given) else Fault.NOT_READ
+    if constant:
+        return None
+    if not _has_slope(cycle, link, *given):
+        return Fault.DERIVATIVE_CUT
+    if link.carries is Carries.CROSS and not _has_cross(cycle, link, *given):
+        return Fault.ADDITIVE
+    return None
+
+
+def _starts_anew(cycle: Cycle, name: str, state: State) -> bool:
+    """Return whether an unrolled answer responds through the start of its loop."""
+    return state[name].reset is not None and name in cycle.plan.unrolled
+
+
+def _is_read(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
+    at = _cost_at(cycle, link)
+    return _depends(at, state[link.read].params, state, batches)
+
+
+def _is_used(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
+    """Return whether a neighbour is read in another way than by its parameters.
+
+    That is: as a mutable state, by `sample` or `reset`, or, along an l2u edge, for a
+    metric alone.
+    """
+    reader, read = link.reader, link.read
+
+    def made(parts: tuple[PyTree, PyTree], state: State, batches: Batches) -> PyTree:
+        params, model_state = parts
+        seen = dataclasses.replace(state[read], params=params, model_state=model_state)
+        state = {**state, read: seen}
+        loss, aux = cost(cycle.plan, reader, cycle.inspect(state, batches, reader))
+        start = None
+        if state[reader].reset is not None:
+            layer = cycle.graph.inner_layer[reader]
+            start = start_inner_loops(cycle.plan, layer, state)[reader].params
+        return loss, start, aux if link.kind == "l2u" else None
+
+    neighbour = state[read]
+    parts = (neighbour.params, neighbour.model_state)
+    return _depends(made, parts, state, batches)
+
+
+def _has_slope(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
+    at = _cost_at(cycle, link)
+
+    def pull(cotangent: jax.Array, state: State, batches: Batches) -> PyTree:
+        theta = state[link.read].params
+        value, transpose = jax.vjp(lambda x: at(x, state, batches), theta)
+        return transpose(cotangent.astype(value.dtype))
+
+    return _depends(pull, jnp.ones(()), state, batches)
+
+
+def _has_cross(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
+    plan, reader, read = cycle.plan, link.reader, link.read
+
+    def push(tangent: PyTree, state: State, batches: Batches) -> PyTree:
+        point = cycle.inspect(state, batches, reader)
+        y = {n: point.params[n] for n in (reader, *plan.movers[reader])}
+
+        def slopes(theta: PyTree) -> PyTree:
+            at = point.at_params({read: theta})
+            return jax.grad(lambda y: cost(plan, reader, at.at_params(y))[0])(y)
+
+        return jax.jvp(slopes, (point.params[read],), (tangent,))[1]
+
+    return _depends(push, state[read].params, state, batches)
+
+
+def _cost_at(cycle: Cycle, link: Link) -> Callable[..., jax.Array]:
+    """Return the reader's cost as a function (theta_n, state, batches) -> scalar."""
+
+    def at(theta: PyTree, state: State, batches: Batches) -> jax.Array:
+        point = cycle.inspect(state, batches, link.reader)
+        point = point.at_params({link.read: theta})
+        return cost(cycle.plan, link.reader, point)[0]
+
+    return at
+
+
+def _depends(function: Callable[..., Any], x: PyTree, *given: Any) -> bool:
+    """Return whether the program of `function(x, *given)` uses x for its result."""
+    program = jax.make_jaxpr(function)(x, *given).jaxpr
+    _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
+    return any(used[: len(jax.tree.leaves(x))])

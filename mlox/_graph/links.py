@@ -1,0 +1,81 @@
+"""Which reads must carry a derivative, so that the edges of a graph mean something."""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from mlox._graph.dependencies import Plan
+from mlox._graph.graph import Edges
+
+
+class Carries(enum.Enum):
+    """The derivative that a read must carry.
+
+    Attributes:
+        SLOPE: dC_r/dtheta_n of the reader r with respect to what it reads, n.
+        CROSS: d^2 C_r / dtheta_r dtheta_n, by which the answer of r responds to n.
+    """
+
+    SLOPE = enum.auto()
+    CROSS = enum.auto()
+
+
+class Link(NamedTuple):
+    """A read that must carry a derivative.
+
+    Attributes:
+        reader: The problem whose loss reads.
+        read: The problem that it reads; the reader itself for its own parameters.
+        carries: The derivative that is needed.
+        kind: "u2l" or "l2u", the kind of the edge, or "own".
+        answers: The problems whose answers respond along this read.
+    """
+
+    reader: str
+    read: str
+    carries: Carries
+    kind: str
+    answers: tuple[str, ...]
+
+
+def find_links(plan: Plan) -> tuple[Link, ...]:
+    """List the reads that must carry a derivative.
+
+    They are the u2l edges; the l2u edges by which a problem reads an answer that
+    responds to it, or that are the only way back of some u2l edge; and the parameters
+    of an answer in its own cost, which is not stationary anywhere without them.
+    """
+    graph = plan.graph
+    links = [Link(c, p, Carries.CROSS, "u2l", (c,)) for p, c in graph.u2l]
+    for c, p in graph.l2u:
+        if c in plan.movers[p]:
+            links.append(Link(p, c, Carries.SLOPE, "l2u", (c,)))
+        elif _is_only_way_back(plan, (c, p)):
+            links.append(Link(p, c, Carries.CROSS, "l2u", (p, c)))
+    for name in graph.order:
+        # A problem with movers may reach its own parameters through these alone.
+        through_movers = plan.movers[name] and name in plan.totals | plan.unrolled
+        if name in plan.responsive and not through_movers:
+            links.append(Link(name, name, Carries.SLOPE, "own", (name,)))
+    return tuple(links)
+
+
+def _is_only_way_back(plan: Plan, edge: tuple[str, str]) -> bool:
+    """Return whether some u2l edge has no way back without an l2u edge."""
+    graph = plan.graph
+    lower, upper = edge
+    rest = tuple(e for e in graph.l2u if e != edge)
+    return any(
+        (x == lower or x in graph.below[lower])
+        and (k == upper or upper in graph.below[k])
+        and not _reaches(rest, x, k)
+        for k, x in graph.u2l
+    )
+
+
+def _reaches(l2u: Edges, start: str, end: str) -> bool:
+    seen = {start}
+    while more := {p for c, p in l2u if c in seen} - seen:
+        seen |= more
+    return end in seen
