@@ -29,7 +29,10 @@ NO_DATA = {"outer": None, "inner": None}
 
 
 def nothing(params, batch, ctx):
-    return 0.5 * optax.tree.norm(params, squared=True)
+    """Read every neighbour, to no effect."""
+    reads = sum(optax.tree.sum(other.params) for other in ctx.neighbours.values())
+    away = 0 * optax.tree.sum(params) * reads
+    return 0.5 * optax.tree.norm(params, squared=True) + away
 
 
 def problem(name, method=None, steps=1, *, tx=SGD, loss_fn=nothing, **parts):
@@ -762,7 +765,8 @@ def test_steps_happen_in_the_order_of_a_simulation(name):
     def loss_of(name):
         def loss_fn(params, batch, ctx):
             seen = {n: ctx[n].params for n in reads[name]}
-            return {"loss": 0.5 * params**2, "own": params, **seen}
+            loss = 0.5 * params**2 + 0 * params * sum(seen.values())
+            return {"loss": loss, "own": params, **seen}
 
         return loss_fn
 

@@ -40,9 +40,7 @@ def make_engine(loss_fn=loss, tx=None, **options):
         tx=optax.sgd(0.1),
         loss_fn=lambda params, batch, ctx: jnp.sum(params * ctx.inner.params**2),
     )
-    return mlox.Engine(
-        [outer, inner], u2l={"outer": ["inner"]}, l2u={"inner": ["outer"]}
-    )
+    return mlox.Engine([outer, inner], l2u={"inner": ["outer"]})
 
 
 @pytest.fixture(scope="module")

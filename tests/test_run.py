@@ -751,7 +751,7 @@ def test_run_error_leaves_tracebacks_of_the_device_to_its_cause():
     def loss(params, batch, ctx):
         like = jax.ShapeDtypeStruct((), jnp.float64)
         found = jax.pure_callback(fails, like, ctx.step, vmap_method="sequential")
-        return jnp.sum(params) + jax.lax.stop_gradient(found)
+        return jnp.sum(params * ctx.outer.params) + jax.lax.stop_gradient(found)
 
     broken = make_engine(loss)
     with pytest.raises(mlox.RunError, match="the simulator has stopped") as caught:

@@ -14,6 +14,7 @@ from mlox._cycle.dead_reads import Fault, find_fault
 from mlox._graph.links import Carries, Link, find_links
 from mlox._hypergradient.watch import Read, watch_reads
 from mlox._utils.types import Batches, State
+from mlox.methods import Implicit, Iterative
 
 # Whoever declares an edge expects that something flows along it. A loss that does not
 # read its upper, a `stop_gradient` too many, or edges the wrong way round leave a
@@ -102,7 +103,15 @@ def find_dead_edges(
     links = find_links(cycle.plan)
     with watch_reads(map(_read_of, links)) as carried:
         jax.eval_shape(cycle.step, state, batches)
-    return _judge(cycle, links, carried, state, batches)
+    # A difference of two costs pulls back what is added to both, too: it cancels in
+    # numbers, but not in structure. So the programs of such costs are looked at.
+    differences = {
+        _read_of(link)
+        for link in links
+        if link.carries is Carries.CROSS
+        and not isinstance(state[link.answers[0]].method, Implicit | Iterative)
+    }
+    return _judge(cycle, links, carried - differences, state, batches)
 
 
 @contextlib.contextmanager

@@ -174,6 +174,13 @@ class Engine:
         Raises:
             ValueError: If the state or the batches do not fit the engine, or a loss
                 does not return a loss; while tracing, before anything runs.
+
+        Warns:
+            UserWarning: If an edge carries no derivative, while tracing: a loss that
+                does not read the neighbour, cuts its derivative or only adds it, or an
+                answer whose own loss does not depend on it. The message names the edge
+                and the remedy. An answer that is meant to be a constant is
+                `mlox.Detached`.
         """
         return self.traced(state, batches)
 

@@ -71,7 +71,9 @@ class Detached:
     theta_{t+1} = theta_t + constant, so a derivative flows from the answer to the start
     of its inner loop and nowhere else. If the start depends on uppers through `reset`,
     this is first-order MAML: the gradient at the adapted parameters is used as the
-    gradient at the initial ones. Without `reset` the answer is a constant.
+    gradient at the initial ones. Without `reset` the answer is a constant, which says
+    that it is meant to be one: the engine does not warn then of edges along which
+    nothing flows.
 
     References:
         Finn, Abbeel and Levine, Model-Agnostic Meta-Learning, 2017; Nichol, Achiam and
