@@ -165,7 +165,8 @@ def replace_methods(engine: Engine, methods: Mapping[str, Any]) -> Engine:
             p.replace(method=methods[p.name]) if p.name in methods else p
             for p in engine.problems
         ],
-        **edges,
+        edges["u2l"],
+        edges["l2u"],
         coupling="total" if engine.cycle.plan.total else "direct",
         roll_back=engine.cycle.roll_back,
         unroll_loops=engine.unroll_loops,

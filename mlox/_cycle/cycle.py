@@ -19,6 +19,7 @@ from mlox._cycle.reset import start_inner_loops
 from mlox._cycle.roll_back import roll_back
 from mlox._cycle.sample import empty_samples, sample_batches
 from mlox._cycle.scan import scan_rounds
+from mlox._cycle.telemetry import with_telemetry
 from mlox._cycle.unrolled import Answers, answers_of, pull_back
 from mlox._cycle.update import Update, update
 from mlox._graph.dependencies import Plan
@@ -55,11 +56,13 @@ class Cycle:
         unroll: Whether loops are unrolled in the program.
         roll_back: Whether a window is a look-ahead: the problems below are restored
             after it, and make one round under the new upper.
+        telemetry: Whether steps report of what their gradients are made.
     """
 
     plan: Plan
     unroll: bool
     roll_back: bool = False
+    telemetry: bool = False
 
     @property
     def graph(self) -> Graph:
@@ -220,7 +223,10 @@ class Cycle:
         actual = self.point(layer, name, run, batches)
         point = prepare_point(self.plan, name, actual)
         found, grads = self.differentiate_at(name, run, point)
-        return report_actual(self.plan, name, actual, found), grads
+        found = report_actual(self.plan, name, actual, found)
+        if self.telemetry:
+            found = with_telemetry(self.plan, name, found, grads)
+        return found, grads
 
     def differentiate_at(
         self, name: str, run: LowerRun, point: EvaluationPoint
@@ -234,6 +240,7 @@ class Cycle:
             layer = self.graph.layer_of[name]
             pulled = pull_back(self.plan, layer, name, run, found)
             grads = jax.tree.map(jnp.add, grads, pulled)
+            found = found._replace(pulled=pulled)
         return found, grads
 
     def point(

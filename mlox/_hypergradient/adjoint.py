@@ -61,6 +61,10 @@ class Hypergradient(NamedTuple):
             answers that respond through its own window.
         states: What arrived at the mutable states of these answers.
         multipliers: The multipliers lambda of its implicit movers.
+        direct: The slope of its cost at fixed answers.
+        pairings: For each block, by its top, the slope of the pairing, which is
+            subtracted.
+        pulled: What was pulled back through its window, and added; None before that.
     """
 
     metrics: Metrics
@@ -68,6 +72,9 @@ class Hypergradient(NamedTuple):
     cotangents: dict[str, PyTree]
     states: dict[str, PyTree]
     multipliers: Unknowns
+    direct: PyTree
+    pairings: dict[str, PyTree]
+    pulled: PyTree = None
 
 
 def hypergradient(
@@ -96,7 +103,7 @@ def hypergradient(
     (v, of_states), (metrics, model_state) = jax.grad(
         lambda theta, states: cost(plan, k, at(theta, states)), (0, 1), has_aux=True
     )(theta, states)
-    multipliers = Unknowns({}, {})
+    direct, pairings, multipliers = v[k], {}, Unknowns({}, {})
     for b in reversed(response.blocks):
         # (dG_b/dy)^T lambda_b = v_b: what has arrived at the answers of the block ...
         v_b = _at_unknowns(b, {n: v[n] for n in b.names}, point)
@@ -109,6 +116,8 @@ def hypergradient(
         )({n: theta[n] for n in v if n in reads}, states)
         v |= {n: jax.tree.map(jnp.subtract, v[n], d) for n, d in d_pairing.items()}
         of_states = jax.tree.map(jnp.subtract, of_states, d_states)
+        if k in reads:
+            pairings |= {b.tops[0]: d_pairing[k]}
         multipliers = Unknowns(
             {**multipliers.params, **lam.params},
             {**multipliers.multipliers, **lam.multipliers},
@@ -116,7 +125,9 @@ def hypergradient(
         # Losses are means over tasks, and L_k is a sum.
         report = {**report, "gap": value / (point.inputs[k].problem.tasks or 1)}
         metrics |= _name_report(k, b.tops[0], report, metrics)
-    return Hypergradient(metrics, model_state, v, of_states, multipliers)
+    return Hypergradient(
+        metrics, model_state, v, of_states, multipliers, direct, pairings
+    )
 
 
 def solve_adjoint(

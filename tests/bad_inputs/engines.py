@@ -169,6 +169,12 @@ def _options() -> list[Case]:
                 "coupling is 'exact'.*'total'.*'direct'",
             ),
             (
+                "telemetry=1",
+                lambda _: pair(telemetry=1),
+                TypeError,
+                "telemetry is 1;.*True or False",
+            ),
+            (
                 "roll_back=1",
                 lambda _: pair(roll_back=1),
                 TypeError,

@@ -174,6 +174,23 @@ def _returned() -> list[Case]:
                 ValueError,
                 "'penalty' returned.*'fit/residual'.*Rename",
             ),
+            (
+                "a metric called as one of telemetry",
+                lambda _: trace(
+                    pair(
+                        None,
+                        {
+                            "loss_fn": lambda p, b, ctx: {
+                                "loss": jnp.sum(ctx.fit.params**2),
+                                "direct_norm": 0.0,
+                            }
+                        },
+                        telemetry=True,
+                    )
+                ),
+                ValueError,
+                "'penalty' returned.*'direct_norm'.*telemetry.*Rename",
+            ),
         ],
     )
 
