@@ -45,7 +45,8 @@ def check(
     Differences are central ones, along random directions (all of a small space). Beside
     them the losses are probed: whether they read their neighbours, whether their
     derivatives are those of their values, whether two traces agree, whether they jump;
-    and the optimizers of the lowers. An error of 0.05 counts as wrong.
+    and the optimizers of the lowers. An error of 0.05 counts as wrong; one of 0.1 if
+    it comes from a lower that lags, as lowers do while they are trained.
 
     Check a state that a run has reached: at its start a lower is rarely solved. Use
     large batches: the hypergradient of a small one is noise, and so is its error.

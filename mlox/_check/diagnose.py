@@ -47,7 +47,8 @@ def diagnose(figures: Figures) -> tuple[Finding, ...]:
     if LOSSES & {finding.cause for finding in first}:
         return tuple(first)
     loops = list(diagnose_loops(figures))
-    if any(finding.cause is Cause.CHAOTIC for finding in loops):
+    unrolled = any(lower.unrolled for lower in figures.lowers)
+    if unrolled and any(finding.cause is Cause.CHAOTIC for finding in loops):
         return (*first, *loops)
     first += diagnose_precision(figures)
     first += [*loops, *diagnose_coupling(figures)]

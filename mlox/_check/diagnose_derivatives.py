@@ -12,26 +12,47 @@ from mlox._check.finding import Cause, Finding
 from mlox._check.losses import Edge
 
 JUMP = 0.03
+LOWEST, WRONG = 0.01, 0.05
 
 
 def diagnose_derivatives(figures: Figures) -> Iterator[Finding]:
     """Yield losses that jump, and losses whose derivatives are wrong."""
-    # A loss in 16 bits is a staircase, and its steps are those of its precision.
-    for name, jump in figures.jumps.items():
-        if jump > JUMP and name not in figures.narrow:
-            yield Finding(
-                Cause.NOT_SMOOTH,
-                name,
-                f"The loss of {name!r} or its gradient jumps along a line, by "
-                f"{jump:.0%} of its range there.",
-                "Replace hinges, absolute values, rounding, sorting and argmax by "
-                "smooth functions, e.g. jax.nn.softplus, or use a method that does "
-                "not differentiate them.",
-            )
+    jumping = _find_jumping(figures)
+    for name in jumping:
+        yield Finding(
+            Cause.NOT_SMOOTH,
+            name,
+            f"The loss of {name!r} or its gradient jumps along a line, by "
+            f"{figures.jumps[name]:.0%} of its range there.",
+            "Replace hinges, absolute values, rounding, sorting and argmax by smooth "
+            "functions, e.g. jax.nn.softplus, or use a method that does not "
+            "differentiate them.",
+        )
     for name, edge in _find_wrong(figures).items():
-        smooth = figures.jumps.get(name, 0.0) <= JUMP
-        if smooth and name not in figures.narrow:
+        if name not in jumping and name not in figures.narrow:
             yield _blame_derivative(edge, custom=name in figures.custom)
+
+
+def _find_jumping(figures: Figures) -> list[str]:
+    """List the losses that jump, if that is what makes a hypergradient wrong.
+
+    Networks with relu jump somewhere, too. It matters if a derivative is seen to be
+    wrong, or if an answer is where its cost is lowest, and is not stationary there.
+    """
+    # A loss in 16 bits is a staircase, and its steps are those of its precision.
+    jumps = {
+        n: jump
+        for n, jump in figures.jumps.items()
+        if jump > JUMP and n not in figures.narrow
+    }
+    wrong = {edge.cost for edge in figures.edges if edge.is_wrong}
+    if found := [n for n in jumps if n in wrong]:
+        return found
+    loop = figures.differences.program
+    lowest = figures.descent and max(figures.descent.values()) < LOWEST
+    if jumps and (lowest or (loop is not None and not loop.error < WRONG)):
+        return [max(jumps, key=lambda n: jumps[n])]
+    return []
 
 
 def _find_wrong(figures: Figures) -> dict[str, Edge]:
@@ -53,6 +74,15 @@ def _blame_derivative(edge: Edge, *, custom: bool) -> Finding:
         f"The {what} of the loss of {edge.cost!r} along a direction of {edge.by!r} is "
         f"{seen:.4g}, differences give {true:.4g}"
     )
+    if edge.has_kink:
+        return Finding(
+            Cause.NOT_SMOOTH,
+            edge.cost,
+            f"The loss of {edge.cost!r} or its gradient has a kink at this very point: "
+            f"its slopes to both sides along a direction of {edge.by!r} differ.",
+            "Start away from it (zero weights below a relu), or replace it by a smooth "
+            "function, e.g. jax.nn.softplus.",
+        )
     if custom:
         return Finding(
             Cause.CUSTOM_RULE,

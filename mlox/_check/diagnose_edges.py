@@ -40,6 +40,8 @@ def is_cut(edge: Edge) -> bool:
     """Return whether JAX sees no dependence where the values have one."""
     # An answer moves with an upper as the gradient of its cost does. A lower acts on
     # the cost itself, and on its gradient through its own response.
+    if edge.has_kink:
+        return False
     if edge.above:
         return edge.second_wrong and not np.any(edge.slope_computed)
     return edge.first_wrong and edge.computed == 0

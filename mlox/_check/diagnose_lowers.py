@@ -7,10 +7,24 @@ from collections.abc import Iterator
 from mlox._check.figures import Figures, Lower
 from mlox._check.finding import Cause, Finding
 from mlox._check.kinds import is_approximate
+from mlox._check.updates import Updates
+from mlox._engine.slopes import InfiniteSlope
 from mlox._utils.describe import show_call
 
 WRONG = 0.05
+LAGGING = 0.1
 CLIPPED = 0.9
+NOWHERE = {
+    InfiniteSlope.ENTRIES: "where a gradient is zero (the square root of Adam)",
+    InfiniteSlope.NORMS: "where the whole gradient is zero (the norm of a clipping)",
+}
+REMEDY = {
+    InfiniteSlope.ENTRIES: (
+        "Pass eps_root=1e-16 to the optimizer (about eps squared), or use "
+        "mlox.Implicit()."
+    ),
+    InfiniteSlope.NORMS: "Clip entries by optax.clip, or use mlox.Implicit().",
+}
 
 
 def diagnose_schedule(figures: Figures) -> Iterator[Finding]:
@@ -38,16 +52,15 @@ def diagnose_optimizers(figures: Figures) -> Iterator[Finding]:
         updates = lower.updates
         if not lower.unrolled or updates is None or is_approximate(lower.method):
             continue
-        if updates.infinite:
-            then = "is" if not figures.finite else "can be"
+        infinite = _find_infinite(updates, figures.finite)
+        if infinite is not None:
+            then = "can be" if figures.finite else "is"
             yield Finding(
                 Cause.EPS_ROOT,
                 lower.name,
-                f"{lower.name!r} is Unrolled, and its optimizer has an infinite "
-                "derivative where a gradient is zero (the square root of Adam): the "
-                f"hypergradient {then} NaN.",
-                "Pass eps_root=1e-16 to the optimizer (about eps squared), or use "
-                "mlox.Implicit().",
+                f"{lower.name!r} is Unrolled, and its optimizer has no derivative "
+                f"{NOWHERE[infinite]}: the hypergradient {then} NaN.",
+                REMEDY[infinite],
             )
         floor = updates.floor
         if floor is not None and floor >= 1e-5 and updates.typical < 100 * floor:
@@ -60,6 +73,12 @@ def diagnose_optimizers(figures: Figures) -> Iterator[Finding]:
                 "its square root.",
                 "Pass eps_root=1e-16 (about eps squared).",
             )
+
+
+def _find_infinite(updates: Updates, finite: bool) -> InfiniteSlope | None:
+    # A whole gradient is rarely zero: it is told where that has made numbers NaN.
+    clips = updates.infinite is InfiniteSlope.NORMS
+    return None if clips and finite else updates.infinite
 
 
 def diagnose_loops(figures: Figures) -> Iterator[Finding]:
@@ -98,7 +117,7 @@ def diagnose_loops(figures: Figures) -> Iterator[Finding]:
 def diagnose_answers(figures: Figures) -> Iterator[Finding]:
     """Yield answers that are not those of their costs, and why."""
     distance = figures.differences.lower
-    if distance is None or distance.error < WRONG:
+    if distance is None or distance.error < LAGGING:
         return
     judged = [n for n in figures.lowers if n.top and not is_approximate(n.method)]
     explained = False

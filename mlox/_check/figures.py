@@ -84,6 +84,7 @@ class Figures:
         differences: How its hypergradient differs from references.
         edges: How each cost depends on each of the parameters that it may read.
         jumps: The largest relative jump along a line of each cost's value and gradient.
+        descent: How far the solved answers lower the cost of each one, relative to it.
         changes: How far the value of each cost changes when its loss is traced again.
         mixing: How far the examples of the upper's batch depend on each other.
         custom: The problems whose losses have a derivative of the user's own.
@@ -105,6 +106,7 @@ class Figures:
     differences: Differences
     edges: tuple[Edge, ...] = ()
     jumps: Mapping[str, float] = field(default_factory=dict)
+    descent: Mapping[str, float] = field(default_factory=dict)
     changes: Mapping[str, float] = field(default_factory=dict)
     mixing: float = 0.0
     custom: frozenset[str] = frozenset()

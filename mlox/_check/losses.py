@@ -18,6 +18,7 @@ from mlox._utils.types import PyTree
 
 STEP = 1e-4
 FAR = 0.1
+BEND = 0.1
 
 
 class Slopes(NamedTuple):
@@ -107,6 +108,8 @@ class Edge:
         slope_computed: The derivative of the own gradient along the direction, by JAX;
             empty for the upper, where nothing depends on it.
         slope_measured: The same by central differences.
+        bend: How far the slopes of the own gradient to both sides differ, relative to
+            their sum: about 0 where it is smooth.
         rounding: The rounding error of `measured`.
         slope_rounding: The rounding error of `slope_measured`.
         blind: The paths of the leaves whose gradient is exactly zero.
@@ -122,6 +125,7 @@ class Edge:
     slope_change: float
     slope_computed: np.ndarray
     slope_measured: np.ndarray
+    bend: float
     rounding: float
     slope_rounding: float
     blind: tuple[str, ...]
@@ -146,6 +150,14 @@ class Edge:
         """Whether the slope of the cost is not that of its values."""
         off = abs(self.computed - self.measured)
         return off > 0.02 * abs(self.measured) + 0.02 * self.curvature + self.rounding
+
+    @property
+    def has_kink(self) -> bool:
+        """Whether a derivative is wrong as there are two, one to each side."""
+        off = abs(self.computed - self.measured)
+        return (self.first_wrong and self.curvature > off) or (
+            self.second_wrong and self.bend > BEND
+        )
 
     @property
     def second_wrong(self) -> bool:
@@ -221,6 +233,8 @@ def _make_edge(
         slope_computed=as_vector(tangent),
         slope_measured=as_vector(None if tangent is None else own[0] - own[1])
         / (2 * step),
+        bend=float(np.linalg.norm(own[0] - 2 * slope + own[1]))
+        / max(float(np.linalg.norm(own[0] - own[1])), 1e-300),
         rounding=1e-13 * max(map(abs, values)) / step,
         slope_rounding=1e-13 * most / step,
         blind=tuple(

@@ -24,6 +24,7 @@ from mlox._check.losses import probe_edges
 from mlox._check.precision import cast, cast_state, coarsest, float64
 from mlox._check.probes import (
     find_changing,
+    measure_descent,
     measure_jumps,
     measure_mixing,
     measure_noise,
@@ -152,6 +153,9 @@ def measure_parts(experiment: Experiment, parts: Sequence[Part], seed: int) -> F
             if found.solved is None
             else float(found.solved.stationarity),
         )
+    if found.solved is not None:
+        descent = measure_descent(experiment, found.solved)
+        figures = dataclasses.replace(figures, descent=descent)
     if Part.NOISE in parts:
         figures = dataclasses.replace(figures, noise=measure_noise(experiment, seed))
     if Part.METASMOOTHNESS in parts:
@@ -214,7 +218,10 @@ def compare_precision(
     if coarsest(state) != jnp.float64:
         return compare_vectors(as_vector(own.gradient), wide)
     low = cast_state(state, jnp.float32), cast(experiment.batches, jnp.float32)
-    found = jax.jit(experiment.setting.arrive)(*low)
+    try:
+        found = jax.jit(experiment.setting.arrive)(*low)
+    except (TypeError, ValueError):  # a function of the user's returns float64
+        return None
     return compare_vectors(as_vector(found.gradient), wide)
 
 

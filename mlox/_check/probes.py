@@ -13,6 +13,7 @@ import numpy as np
 from mlox._check.experiment import Experiment
 from mlox._check.losses import find_jump
 from mlox._check.programs import Traits, read_program
+from mlox._check.reference import Solved
 from mlox._check.setting import Arrival
 from mlox._check.updates import Updates, probe_updates
 from mlox._check.vectors import as_tree, as_vector, scale_of, shift
@@ -136,6 +137,16 @@ def _value_of(slopes: Any, m: str) -> np.ndarray:
 
 def _slope_of(slopes: Any, m: str) -> np.ndarray:
     return as_vector(slopes.gradients[m])
+
+
+def measure_descent(experiment: Experiment, solved: Solved) -> dict[str, float]:
+    """Return how far the solved answers lower the cost of each one, relative to it."""
+    here = experiment.slopes(experiment.params).values
+    there = experiment.slopes({**experiment.params, **solved.answers}).values
+    return {
+        n: float(here[n] - there[n]) / max(abs(float(here[n])), 1e-300)
+        for n in experiment.setting.movers
+    }
 
 
 def measure_updates(experiment: Experiment) -> Mapping[str, Updates]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr
+
+JAX = str(pathlib.Path(jax.__file__).parent)
 
 
 class Traits(NamedTuple):
@@ -63,9 +66,12 @@ def _walk(jaxpr: Jaxpr) -> Iterator[Any]:
 
 
 def _is_custom(equation: Any) -> bool:
-    """Return whether a rule of the user's own stands here; JAX has some itself."""
-    name = equation.primitive.name
-    return name.startswith(("custom_vjp", "custom_jvp"))
+    """Return whether a rule stands here that is not one of JAX, such as of relu."""
+    if not equation.primitive.name.startswith(("custom_vjp", "custom_jvp")):
+        return False
+    inner = [x for x in equation.params.values() if isinstance(x, ClosedJaxpr)]
+    sources = [str(x.jaxpr.debug_info.func_src_info) for x in inner]
+    return not any(JAX in source for source in sources)
 
 
 def _is_narrow(dtype: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlox._check.vectors import as_vector
-from mlox._problem.optimizer import apply_gradients, pull_update, restart
+from mlox._engine.slopes import InfiniteSlope, find_infinite_slope
+from mlox._problem.optimizer import apply_gradients, restart
 from mlox._problem.problem import Problem
-from mlox._problem.responsive import responsive_part
 from mlox._utils.types import PyTree
 
 
@@ -27,7 +26,7 @@ class Updates:
             make of the gradient; below 1 if a clipping is at work. None if the update
             is not linear in small gradients.
         projected: How far the projection moves the next step, relative to its length.
-        infinite: Whether the update has an infinite derivative at a zero gradient.
+        infinite: Where the update has no derivative at a zero gradient, or None.
         floor: The size of an entry of the gradient at which an optimizer that
             normalizes begins to do so, its epsilon; None if it does not normalize.
         typical: The size of an entry of the present gradient.
@@ -35,7 +34,7 @@ class Updates:
 
     clipped: float | None
     projected: float
-    infinite: bool
+    infinite: InfiniteSlope | None
     floor: float | None
     typical: float
 
@@ -55,7 +54,7 @@ def probe_updates(problem: Problem, gradient: PyTree) -> Updates:
     return Updates(
         clipped=_find_clipping(apply, fresh, gradient),
         projected=pushed,
-        infinite=_is_infinite(fresh),
+        infinite=find_infinite_slope(bare),
         floor=_find_floor(apply, fresh),
         typical=typical,
     )
@@ -96,18 +95,6 @@ def _find_floor(apply: Any, problem: Problem) -> float | None:
     # Above 1e-3 it is a clipping, not an epsilon.
     sizes = (float(s) for s in 10.0 ** np.arange(-14, -2))
     return next((s for s in sizes if length(s) > full / 2), None)
-
-
-def _is_infinite(problem: Problem) -> bool:
-    """Return whether the update has no derivative where some gradients are zero."""
-    sparse = jax.tree.map(
-        lambda x: (jnp.arange(x.size) % 2).reshape(x.shape).astype(x.dtype),
-        problem.params,
-    )
-    ones = responsive_part(problem, jax.tree.map(jnp.ones_like, problem.params))
-    loss = jnp.zeros(() if problem.tasks is None else (problem.tasks,))
-    slopes = jax.jit(functools.partial(pull_update, problem))(sparse, ones, loss)
-    return not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(slopes))
 
 
 def _times(tree: PyTree, factor: float) -> PyTree:

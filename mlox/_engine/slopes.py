@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,20 +21,26 @@ from mlox.methods import Unrolled
 # meet. Clipping by a norm, and normalizing, have the square root of a sum: it has no
 # derivative where all entries of a sum are zero. Where the other branch of a `where`
 # is taken, its derivative still is 0 inf = NaN.
-ENTRIES = (
-    "problem {name!r} is Unrolled, but its optimizer has an infinite derivative where "
-    "an entry of the gradient is zero (Adam's square root of a zero second moment): "
-    "one such entry makes the hypergradient NaN. Pass eps_root to optax.adam, about "
-    "eps squared (eps_root=1e-16 for eps=1e-8; a larger one slows training down), or "
-    "use mlox.Implicit()."
-)
-NORMS = (
-    "problem {name!r} is Unrolled, but its optimizer takes a norm that has no "
-    "derivative at a zero gradient (clipping by a norm, normalizing): if all that it "
-    "measures is zero, such as the gradient of a masked task, or of a layer below zero "
-    "weights, the hypergradient is NaN. Clip entries by optax.clip, or by a norm that "
-    "is never zero, sqrt(|g|^2 + 1e-16), see docs/training.md, or use mlox.Implicit()."
-)
+
+
+class InfiniteSlope(enum.Enum):
+    """Where the update of an optimizer has no derivative; the value tells it."""
+
+    ENTRIES = (
+        "problem {name!r} is Unrolled, but its optimizer has an infinite derivative "
+        "where an entry of the gradient is zero (Adam's square root of a zero second "
+        "moment): one such entry makes the hypergradient NaN. Pass eps_root to "
+        "optax.adam, about eps squared (eps_root=1e-16 for eps=1e-8; a larger one "
+        "slows training down), or use mlox.Implicit()."
+    )
+    NORMS = (
+        "problem {name!r} is Unrolled, but its optimizer takes a norm that has no "
+        "derivative at a zero gradient (clipping by a norm, normalizing): if all that "
+        "it measures is zero, such as the gradient of a masked task, or of a layer "
+        "below zero weights, the hypergradient is NaN. Clip entries by optax.clip, or "
+        "by a norm that is never zero, sqrt(|g|^2 + 1e-16), see docs/training.md, or "
+        "use mlox.Implicit()."
+    )
 
 
 def warn_if_slopes_are_infinite(plan: Plan, problems: Sequence[Problem]) -> None:
@@ -42,25 +49,26 @@ def warn_if_slopes_are_infinite(plan: Plan, problems: Sequence[Problem]) -> None
         if not isinstance(problem.method, Unrolled):
             continue
         if problem.name in plan.responsive:
-            message = _find_infinite_slope(problem)
-            if message is not None:
-                warnings.warn(message.format(name=problem.name), stacklevel=4)
+            found = find_infinite_slope(problem)
+            if found is not None:
+                warnings.warn(found.value.format(name=problem.name), stacklevel=4)
 
 
-def _find_infinite_slope(problem: Problem) -> str | None:
-    """Return what to say of the optimizer of a problem, or None."""
+def find_infinite_slope(problem: Problem) -> InfiniteSlope | None:
+    """Return where the update of a problem's optimizer has no derivative, or None."""
     fresh = restart(problem, problem.params)
     ones = responsive_part(fresh, jax.tree.map(jnp.ones_like, problem.params))
     pull = jax.jit(functools.partial(pull_update, fresh))
+    loss = jnp.zeros(() if problem.tasks is None else (problem.tasks,))
 
     def is_infinite(entry: Callable[[jax.Array], jax.Array]) -> bool:
         gradient: PyTree = jax.tree.map(
             lambda x: entry(jnp.arange(x.size)).reshape(x.shape).astype(x.dtype),
             problem.params,
         )
-        slopes = jax.tree.leaves(pull(gradient, ones, 0.0))
+        slopes = jax.tree.leaves(pull(gradient, ones, loss))
         return not all(bool(jnp.isfinite(x).all()) for x in slopes)
 
     if is_infinite(lambda i: i % 2):
-        return ENTRIES
-    return NORMS if is_infinite(jnp.zeros_like) else None
+        return InfiniteSlope.ENTRIES
+    return InfiniteSlope.NORMS if is_infinite(jnp.zeros_like) else None
