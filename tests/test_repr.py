@@ -169,3 +169,19 @@ class TestHistories:
     def test_history_of_many_metrics_shows_the_first(self):
         text = repr(History({f"m{i}": np.ones(2) for i in range(50)}))
         assert text.split("\n")[-1] == "  and 10 more"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (mlox.Implicit(), "Implicit()"),
+        (mlox.Implicit(mlox.CG(5)), "Implicit(CG(iterations=5))"),
+        (mlox.Implicit(mlox.Dense(), refine=1), "Implicit(Dense(), refine=1)"),
+        (mlox.Unrolled(last_steps=2), "Unrolled(last_steps=2)"),
+        (mlox.FiniteDifference(), "FiniteDifference(epsilon=0.01)"),
+        (mlox.CG(tolerance=0.5), "CG(iterations=10, tolerance=0.5)"),
+    ],
+)
+def test_methods_and_solvers_show_the_call_that_makes_them(value, text):
+    assert repr(value) == text
+    assert eval(text, vars(mlox)) == value

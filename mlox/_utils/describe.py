@@ -53,8 +53,10 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def show_call(value: Any) -> str:
+def show_call(self: Any) -> str:
     """Show a frozen value as the call that makes it, without what is off by default.
+
+    It serves as a `__repr__`, too.
 
     Example:
         >>> import mlox
@@ -63,20 +65,20 @@ def show_call(value: Any) -> str:
         >>> show_call(mlox.Implicit())
         'Implicit()'
     """
-    if inspect.isroutine(value):
-        return value.__name__
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    if inspect.isroutine(self):
+        return self.__name__
+    if not dataclasses.is_dataclass(self) or isinstance(self, type):
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(self))
     given: list[str] = []
-    for field in dataclasses.fields(value):
-        part = operator.attrgetter(field.name)(value)
+    for field in dataclasses.fields(self):
+        part = operator.attrgetter(field.name)(self)
         if part or part != field.default:
             # As one writes it: Implicit(CG(iterations=5)).
             plain = given or isinstance(part, bool | int | float | str)
             given.append(
                 f"{field.name}={show_call(part)}" if plain else show_call(part)
             )
-    return f"{type(value).__name__}({', '.join(given)})"
+    return f"{type(self).__name__}({', '.join(given)})"
 
 
 def find_non_array(tree: Any) -> str | None:

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mlox._utils.describe import show_call
 from mlox._utils.fields import POSITIVE, check_fields
 from mlox._utils.tree import STANDARD_PROMOTION, add_scaled
 from mlox.methods._base import Answer
 from mlox.solvers import Info
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FiniteDifference:
     r"""Differentiate an answer with an identity Hessian and a central difference.
 
@@ -58,6 +59,8 @@ class FiniteDifference:
     ) -> jax.Array:
         """Return the central difference of the cost along the multiplier."""
         return central_difference(cost, point, multiplier, self.epsilon)
+
+    __repr__ = show_call
 
 
 def central_difference(

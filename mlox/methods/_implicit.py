@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mlox._utils.describe import show_call
 from mlox._utils.fields import (
     COUNT_OR_ZERO,
     FUNCTION,
@@ -20,7 +21,7 @@ from mlox.methods._base import Answer, exact_pairing, reach
 from mlox.solvers import CG, GMRES, Info, Solver, System, linear_solve, serves
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Implicit:
     r"""Differentiate an answer by the implicit function theorem.
 
@@ -92,6 +93,8 @@ class Implicit:
     ) -> jax.Array:
         """Return <multiplier, d cost/dy>, exactly."""
         return exact_pairing(cost, point, multiplier)
+
+    __repr__ = show_call
 
 
 @reach.register

@@ -8,13 +8,14 @@ from typing import Any
 
 import jax
 
+from mlox._utils.describe import show_call
 from mlox._utils.fields import POSITIVE, check_fields, optional
 from mlox.methods._base import Answer, exact_pairing
 from mlox.methods._finite_difference import central_difference
 from mlox.solvers import Info
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SAMA:
     r"""Differentiate an answer through one step of its real optimizer.
 
@@ -36,7 +37,7 @@ class SAMA:
     Example:
         >>> import mlox
         >>> mlox.SAMA()
-        SAMA(epsilon=None)
+        SAMA()
     """
 
     epsilon: float | None = None
@@ -61,3 +62,5 @@ class SAMA:
         if self.epsilon is None:
             return exact_pairing(cost, point, multiplier)
         return central_difference(cost, point, multiplier, self.epsilon)
+
+    __repr__ = show_call

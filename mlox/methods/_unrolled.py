@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mlox._utils.describe import show_call
 from mlox._utils.fields import COUNT, check_fields, one_of, optional
 
 Rematerialization = Literal["none", "step", "segments"]
@@ -17,7 +18,7 @@ Rematerialization = Literal["none", "step", "segments"]
 MANY_ROUNDS = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Unrolled:
     r"""Differentiate an answer through the steps that led to it, in reverse mode.
 
@@ -44,7 +45,7 @@ class Unrolled:
     Example:
         >>> import mlox
         >>> mlox.Unrolled(last_steps=5)
-        Unrolled(last_steps=5, checkpoint=None)
+        Unrolled(last_steps=5)
     """
 
     last_steps: int | None = None
@@ -63,8 +64,10 @@ class Unrolled:
             return "segments" if rounds >= MANY_ROUNDS else "none"
         return self.checkpoint
 
+    __repr__ = show_call
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Detached:
     r"""Treat the steps that led to an answer as constants: first order only.
 
@@ -84,6 +87,8 @@ class Detached:
         >>> mlox.Detached()
         Detached()
     """
+
+    __repr__ = show_call
 
 
 Iterative = Unrolled | Detached

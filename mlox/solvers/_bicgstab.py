@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mlox._utils.describe import show_call
 from mlox._utils.tree import add_scaled, epsilon, find_unit, largest, scale, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec
@@ -19,7 +20,7 @@ from mlox.solvers._iterate import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class BiCGStab:
     """Solve a general system by stabilized biconjugate gradients.
 
@@ -71,6 +72,8 @@ class BiCGStab:
             first.unroll,
         )
         return first.finish(state.x), report(state.rr, first.bb, state.used)
+
+    __repr__ = show_call
 
 
 class _State(NamedTuple):

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mlox._utils.describe import show_call
 from mlox._utils.tree import add_scaled, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, System, serves
 from mlox.solvers._iterate import check_solver, divide, iterate, report, start
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class CG:
     """Solve a symmetric positive definite system by conjugate gradients.
 
@@ -68,6 +69,8 @@ class CG:
             first.unroll,
         )
         return first.finish(state.x), report(state.rr, first.bb, state.used)
+
+    __repr__ = show_call
 
 
 class _State(NamedTuple):

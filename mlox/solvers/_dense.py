@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mlox._utils.describe import show_call
 from mlox._utils.tree import find_unit, ravel, scale, vdot, widen
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec
 from mlox.solvers._iterate import add_damping, check_solver, report
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Dense:
     """Build the matrix and solve the system directly, by LU factors.
 
@@ -63,6 +64,8 @@ class Dense:
         x, rr = _solve(matrix, wide)
         solution = scale(unit, unravel(x.astype(flat.dtype)))
         return solution, report(rr, vdot(wide, wide), flat.size)
+
+    __repr__ = show_call
 
 
 def _solve(matrix: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
+from mlox._utils.describe import show_call
 from mlox._utils.tree import (
     STANDARD_PROMOTION,
     add_scaled,
@@ -29,7 +30,7 @@ from mlox.solvers._iterate import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class GMRES:
     """Solve a general system by minimal residuals over Krylov spaces.
 
@@ -111,6 +112,8 @@ class GMRES:
                 state = iterate(cycle, state, cycles, active, first.unroll)
         info = report(state.norm**2, first.bb, state.used)
         return first.finish(state.x), info
+
+    __repr__ = show_call
 
 
 class _State(NamedTuple):

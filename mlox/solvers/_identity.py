@@ -2,11 +2,12 @@
 
 import dataclasses
 
+from mlox._utils.describe import show_call
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, System, serves
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Identity:
     """Return `x = b`, as if `A` were the identity.
 
@@ -31,6 +32,8 @@ class Identity:
         """Return `b` and an empty report, see `Solver`."""
         del matvec, guess
         return b, {}
+
+    __repr__ = show_call
 
 
 serves.register(Identity, lambda solver: System.NONE)

@@ -2,13 +2,14 @@
 
 import dataclasses
 
+from mlox._utils.describe import show_call
 from mlox._utils.tree import add_scaled, scale, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, System, serves
 from mlox.solvers._iterate import check_solver, iterate, report, start
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Neumann:
     """Sum the first terms of the Neumann series of the inverse.
 
@@ -66,6 +67,8 @@ class Neumann:
         total, term = iterate(step, terms, self.iterations, None, first.unroll)
         info = report(vdot(term, term), first.bb, self.iterations)
         return scale(self.step * first.unit, total), info
+
+    __repr__ = show_call
 
 
 serves.register(Neumann, lambda solver: System.DEFINITE)
