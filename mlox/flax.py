@@ -165,8 +165,8 @@ def from_nnx(
         loss_fn: (model, batch, ctx) -> loss or dict, called with the module at its
             current parameters. Its other variables, batch statistics and random
             streams, are the problem's `model_state`, and advance with its steps. With
-            `tasks=` the random streams of all tasks start with the same key: use
-            `ctx.rng` for numbers that must differ.
+            `tasks=` each task has random streams of its own, with keys split from those
+            of the module.
         wrt: The variables that are trained, a filter of NNX; the others are constant.
         **parts: The other arguments of `mlox.Problem.create`: name, tx, ...
 
@@ -186,13 +186,26 @@ def from_nnx(
     graph, params, rest = nnx.split(model, wrt, ...)
     kinds = {type(leaf).__name__ for _, leaf in nnx.to_flat_state(rest)}
     apply_fn = _NNX(tuple(sorted(kinds)), graph, wrt)
-    return Problem.create(
+    problem = Problem.create(
         params=params,
         apply_fn=apply_fn,
         loss_fn=_NNXLoss(apply_fn, loss_fn),
         model_state=rest if apply_fn.collections else None,
         **parts,
     )
+    if problem.tasks is None:
+        return problem
+    streams = jax.tree.map(_split_stream, problem.model_state)
+    return problem.replace(model_state=streams)
+
+
+def _split_stream(leaf: jax.Array) -> jax.Array:
+    """Return different keys, if it holds the same PRNG keys for each task."""
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    tasks = len(leaf)
+    split = jax.vmap(lambda key: jax.random.split(key, tasks), out_axes=1)
+    return split(leaf[0].ravel()).reshape(leaf.shape)
 
 
 def to_nnx(problem: Problem) -> Any:
@@ -297,7 +310,8 @@ def apply(neighbour: Neighbour, *args: Any, **kwargs: Any) -> Any:
         **kwargs: The same.
 
     Returns:
-        The output of the module; changes of its state are dropped.
+        The output of the module; changes of its state are dropped. If the neighbour has
+        tasks, that of each task, see `mlox.Neighbour`.
 
     Raises:
         TypeError: If the neighbour's problem was made in another way.
@@ -316,7 +330,8 @@ def apply(neighbour: Neighbour, *args: Any, **kwargs: Any) -> Any:
     apply_fn: Any = neighbour.apply_fn
     label = f"mlox.flax.apply: apply_fn of neighbour {neighbour.name!r}"
     check(label, apply_fn, FROM_FLAX)
-    return apply_fn.apply(neighbour.params, neighbour.model_state, *args, **kwargs)
+    own = (neighbour.params, neighbour.model_state)
+    return neighbour.map(apply_fn.apply, *own)(*args, **kwargs)
 
 
 def _check_parts(adapter: str, parts: Mapping[str, Any], *taken: str) -> None:

@@ -360,6 +360,30 @@ def test_shard_splits_a_problem_of_from_linen_by_logical_names():
     assert kernel.sharding.spec == P("data", "model")
 
 
+def test_shard_splits_the_tasks_of_a_problem_with_logical_names():
+    """Each axis by its own name, beside the axis of tasks."""
+    net = Net()
+    problem = mlox.Problem.create(
+        name="net",
+        params=net.init(jax.random.key(0), jnp.ones((1, SIZE)))["params"],
+        tx=optax.adam(0.1),
+        loss_fn=lambda params, batch, ctx: jnp.mean(
+            net.apply({"params": params}, batch) ** 2
+        ),
+        tasks=4,
+    )
+    engine = mlox.Engine([problem])
+    rules = (("hidden", "model"), ("embed", None))
+    for more, spec in (
+        ((), P(None, None, "model")),
+        ((("tasks", "data"),), P("data", None, "model")),
+    ):
+        mesh = make_mesh((*rules, *more))
+        state = mlox.shard(engine, engine.init(), mesh, (*rules, *more))
+        for tree in (state["net"].params, state["net"].opt_state[0].mu):
+            assert tree["Dense_0"]["kernel"].value.sharding.spec == spec
+
+
 def test_shard_replicates_moments_that_are_sums_over_axes():
     problem = mlox.Problem.create(
         name="x",

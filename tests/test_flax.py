@@ -113,6 +113,22 @@ class TestLinen:
         assert np.isfinite(metrics["scale/loss"]).all()
         assert state["scale"].params != 1.0
 
+    @pytest.mark.parametrize("train", [False, True])
+    def test_apply_maps_over_the_tasks_of_a_neighbour_with_static_arguments(
+        self, train
+    ):
+        problem = self.problem(tasks=2)
+        net = mlox.Neighbour(
+            problem.params, problem.model_state, problem.apply_fn, "net", tasks=2
+        )
+        options = {"train": train, "rngs": {"dropout": KEY}, "mutable": ["batch_stats"]}
+        found, _ = mlox.flax.apply(net, X, **options)
+        assert found.shape == (2, 6, 1)
+        variables = self.VARIABLES
+        for i, key in enumerate(jax.random.split(KEY)):
+            options |= {"rngs": {"dropout": key}}
+            assert_close(found[i], self.NET.apply(variables, X[i], **options)[0])
+
     def test_from_linen_returns_equal_problems_for_equal_modules(self):
         problems = [
             mlox.flax.from_linen(
@@ -205,13 +221,33 @@ class TestNNX:
         engine.run(engine.init(), {"net": list(X)}, 2, loggers=(), donate=True)
         assert_close(nnx.state(model, nnx.Param), before)
 
-    def test_from_nnx_begins_the_random_streams_of_all_tasks_alike(self):
+    def test_from_nnx_splits_the_random_streams_between_tasks(self):
         problem = self.problem(NNXNet(nnx.Rngs(0)), tasks=2)
         state = mlox.Engine([problem]).init()["net"].model_state
-        streams = jax.tree.leaves(nnx.filter_state(state, nnx.RngState))
+        streams = jax.tree.leaves(nnx.filter_state(state, nnx.RngKey))
         assert streams
         for stream in optax.tree.unwrap_random_key_data(streams):
-            np.testing.assert_array_equal(stream[0], stream[1])
+            assert (stream[0] != stream[1]).any()
+
+    def test_tasks_of_a_module_drop_other_units(self):
+        engine = mlox.Engine([self.problem(NNXNet(nnx.Rngs(0)), tasks=2)])
+        same = jnp.broadcast_to(X[:1, None], (1, 2, *X.shape[1:]))
+        _, metrics = engine.step(engine.init(), {"net": same})
+        losses = metrics["net/loss_per_task"][0]
+        assert losses[0] != losses[1]
+
+    def test_apply_maps_over_the_tasks_of_a_neighbour(self):
+        model = NNXNet(nnx.Rngs(0))
+        nets = self.problem(model, tasks=2)
+        state = mlox.Engine([nets]).init()["net"]
+        one = mlox.Neighbour(
+            state.params, state.model_state, state.apply_fn, "net", tasks=2
+        )
+        found = mlox.flax.apply(one, X)
+        for i in range(2):
+            own = jax.tree.map(lambda x, i=i: x[i], (state.params, state.model_state))
+            alone = mlox.Neighbour(*own, state.apply_fn, "net")
+            assert_close(found[i], mlox.flax.apply(alone, X[i]))
 
 
 class TestTrainState:

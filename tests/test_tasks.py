@@ -434,6 +434,47 @@ def test_calling_a_neighbour_maps_over_its_tasks():
     assert_close(seen(A), A.sum(axis=-1))
 
 
+def test_calling_a_neighbour_maps_arrays_only():
+    def apply_fn(params, x, train, names, rngs=None, activation=None):
+        assert train is False
+        assert names == {"a": "text", "count": 2}
+        noise = jax.random.normal(rngs["dropout"])
+        return activation(x @ params) + noise
+
+    seen = mlox.Neighbour(jnp.ones((TASKS, 2)), None, apply_fn, "fit", tasks=TASKS)
+    key = jax.random.key(3)
+    names = {"a": "text", "count": 2}
+    found = seen(A, False, names, rngs={"dropout": key}, activation=jnp.tanh)
+    noise = jax.vmap(jax.random.normal)(jax.random.split(key, TASKS))
+    assert_close(found, jnp.tanh(A.sum(axis=-1)) + noise[:, None])
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        ((A[:2],), r"'fit' has 3 tasks.*argument 0 of shape \[2, 5, 2\].*broadcast_to"),
+        (({"x": jnp.ones(())},), r"argument 0\['x'\] of shape \[\].*leading axis of 3"),
+    ],
+)
+def test_calling_a_neighbour_raises_for_an_array_without_tasks(args, match):
+    seen = mlox.Neighbour(jnp.ones((TASKS, 2)), None, jnp.dot, "fit", tasks=TASKS)
+    with pytest.raises(ValueError, match=match):
+        seen(*args)
+
+
+def test_metrics_with_the_names_of_others_raise():
+    def loss(params, data, ctx):
+        return {"loss": (params**2).sum(), "loss_per_task": jnp.zeros(())}
+
+    engine = mlox.Engine([fit_problem(loss_fn=loss, tasks=TASKS)])
+    match = "'fit' returned the metric 'loss_per_task'.*'loss' for each.*Rename"
+    with pytest.raises(ValueError, match=match):
+        engine.step(engine.init(), {"fit": None})
+    alone = mlox.Engine([fit_problem(loss_fn=loss)])
+    _, metrics = alone.step(alone.init(), {"fit": None})
+    assert metrics["fit/loss_per_task"] == 0.0
+
+
 def test_hypergradient_gives_the_loss_and_the_gradient_of_each_task():
     engine, batches = together()
     losses, grads = engine.hypergradient(engine.init(), batches, "fit")

@@ -29,7 +29,7 @@ def cost(
     losses, (metrics, model_state) = map_tasks(
         lambda one: _evaluate_scaled(plan, k, one, train), tasks, point
     )
-    return losses.sum(), (mean_over_tasks(metrics), model_state)
+    return losses.sum(), (mean_over_tasks(k, metrics), model_state)
 
 
 def context_of(
@@ -83,6 +83,7 @@ def _evaluate(
     ctx = context_of(plan, k, point, train=train)
     with annotate_errors(
         f"loss_fn of problem {k!r}",
+        _missing(k),
         params=params,
         batch=batch,
         rng=ctx.rng,
@@ -91,3 +92,17 @@ def _evaluate(
         returned = inputs.problem.loss_fn(params, batch, ctx)
     loss, metrics, model_state = split_loss(k, returned, inputs.model_state)
     return loss, (metrics, model_state)
+
+
+def _missing(k: str) -> dict[str, str]:
+    """Return how a problem gets what its loss may need, by argument."""
+    return {
+        "batch": (
+            f"{k!r} got no data. Pass data={{{k!r}: ...}} to run, or batches[{k!r}] to "
+            "the other functions of the engine."
+        ),
+        "rng": (f"{k!r} has no PRNG key. Pass rng= to Problem.create, e.g. rng=0."),
+        "model_state": (
+            f"{k!r} has no mutable state. Pass model_state= to Problem.create."
+        ),
+    }

@@ -76,8 +76,19 @@ def map_if_tasks(
     return function(point) if tasks is None else map_tasks(function, tasks, point)
 
 
-def mean_over_tasks(metrics: Metrics) -> Metrics:
-    """Return the means of metrics over tasks, and the values of each task."""
+def mean_over_tasks(name: str, metrics: Metrics) -> Metrics:
+    """Return the means of metrics of a problem over tasks, and the values of each.
+
+    Raises:
+        ValueError: If the values of one metric would have the name of another.
+    """
+    for key in sorted(metrics):
+        if f"{key}{PER_TASK}" in metrics:
+            raise ValueError(
+                f"loss_fn of problem {name!r} returned the metric {key + PER_TASK!r}, "
+                f"which is the name of the values of {key!r} for each of its tasks. "
+                "Rename the metric."
+            )
     means = {key: jnp.mean(x, axis=0) for key, x in metrics.items()}
     return {**{f"{key}{PER_TASK}": x for key, x in metrics.items()}, **means}
 

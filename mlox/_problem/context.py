@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
 
+from mlox._problem.map_tasks import map_over_tasks
 from mlox._utils.types import PyTree
 
 
@@ -21,7 +23,9 @@ class Neighbour:
         apply_fn: Its function (params, *args) -> output, or None.
         name: Its name.
         tasks: The number of its tasks, which is the leading axis of its arrays, or
-            None. With tasks, a call also maps over the leading axis of the arguments.
+            None. With tasks, a call also maps over the leading axis of the arrays among
+            the arguments; each task gets a key of its own from a single PRNG key, and
+            what is no array, such as `train=False`, is the same for all of them.
 
     Example:
         >>> from mlox import Neighbour
@@ -43,9 +47,18 @@ class Neighbour:
                 f"neighbour {self.name!r} was called, but has no apply_fn. Pass "
                 f"apply_fn= to Problem.create of {self.name!r}, or use its params."
             )
+        return self.map(self.apply_fn, self.params)(*args, **kwargs)
+
+    def map(self, function: Callable[..., Any], *own: PyTree) -> Callable[..., Any]:
+        """Return (*args, **kwargs) -> function(*own, *args, **kwargs), for each task.
+
+        Args:
+            function: What is applied.
+            own: Pytrees of the neighbour, such as its parameters.
+        """
         if self.tasks is None:
-            return self.apply_fn(self.params, *args, **kwargs)
-        return jax.vmap(self.apply_fn)(self.params, *args, **kwargs)
+            return functools.partial(function, *own)
+        return map_over_tasks(f"neighbour {self.name!r}", self.tasks, function, *own)
 
 
 @dataclass(frozen=True)

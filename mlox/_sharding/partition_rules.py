@@ -23,6 +23,8 @@ FSDP_MIN_SIZE = 1024
 
 STACKED = ("params", "opt_state", "model_state")
 """The parts of a problem with tasks that have an axis of tasks."""
+TASKS = "tasks"
+"""The logical name of that axis, which needs no rule."""
 
 
 class HasTasks(Protocol):
@@ -42,7 +44,8 @@ class Leaf(NamedTuple):
         part: "params", "opt_state", or another attribute of a problem.
         path: Its path in that part.
         shape: Its shape.
-        names: The names of its axes, by Flax; None if it has none.
+        names: The names of its axes, by Flax, with that of the axis of tasks; None if
+            it has none.
         tasks: Whether its first axis is that of the tasks of its problem.
     """
 
@@ -79,6 +82,7 @@ def list_leaves(name: str, problem: HasTasks) -> Iterator[Leaf]:
     found = jax.tree_util.tree_leaves_with_path(problem)
     for ((part, *path), array), axes in zip(found, names, strict=True):
         tasks = problem.tasks is not None and part.name in STACKED
+        axes = (TASKS, *axes) if tasks and axes is not None else axes
         yield Leaf(name, part.name, tuple(path), jnp.shape(array), axes, tasks)
 
 
@@ -189,7 +193,7 @@ def _build_logical(rows: Sequence[tuple[str, Any]], leaves: Sequence[Leaf]) -> R
             "variables as `init` returns them, or use a table of (pattern, "
             "PartitionSpec)."
         )
-    for name in sorted(set(used) - known):
+    for name in sorted(set(used) - known - {TASKS}):
         raise ValueError(
             f"shard: no rule for the logical name {name!r} of "
             f"{str(used[name])!r}; there are rules for {sorted(known)}. Add "

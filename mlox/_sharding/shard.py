@@ -91,7 +91,8 @@ def shard(
 
             Rules of Flax, (logical name, mesh axis or None), for parameters whose axes
             have names from `flax.linen.with_logical_partitioning`. Pass the variables
-            as `init` returns them, without unboxing.
+            as `init` returns them, without unboxing. The axis of tasks is called
+            "tasks": split it by a rule ("tasks", mesh axis).
 
     Returns:
         The state on the mesh.

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import operator
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -135,11 +135,15 @@ def show_differences(given: PyTree, expected: PyTree, most: int = 3) -> str:
 
 
 @contextlib.contextmanager
-def annotate_errors(what: str, **given: Any) -> Generator[None]:
+def annotate_errors(
+    what: str, missing: Mapping[str, str] | None = None, **given: Any
+) -> Generator[None]:
     """Add a note to an error of a user's function: which one, and its arguments.
 
     Args:
         what: The function, such as "loss_fn of problem 'fit'".
+        missing: What to do about an argument that is None, by its name. It is noted if
+            the error speaks of None.
         **given: Its arguments.
     """
     try:
@@ -148,4 +152,7 @@ def annotate_errors(what: str, **given: Any) -> Generator[None]:
         got = ", ".join(f"{name}={summarize(value)}" for name, value in given.items())
         called = f", called with {got}" if got else ""
         error.add_note(f"The error occurred in {what}{called}.")
+        for name, remedy in (missing or {}).items():
+            if given[name] is None and "None" in str(error):
+                error.add_note(f"{name} is None: {remedy}")
         raise

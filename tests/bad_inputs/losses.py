@@ -57,7 +57,7 @@ def _contexts() -> list[Case]:
                 "a batch where there is none",
                 lambda _: trace(single(loss_fn=lambda p, b, ctx: jnp.sum(p - b))),
                 TypeError,
-                "loss_fn of problem 'fit'.*batch=None",
+                "loss_fn of problem 'fit'.*batch is None.*data={'fit'",
             ),
             (
                 "ctx.rng where there is none",
@@ -65,7 +65,7 @@ def _contexts() -> list[Case]:
                     single(loss_fn=lambda p, b, ctx: jax.random.normal(ctx.rng))
                 ),
                 TypeError,
-                "loss_fn of problem 'fit'.*rng=None",
+                "loss_fn of problem 'fit'.*rng is None.*Pass rng=",
             ),
             (
                 "ctx.model_state where there is none",
@@ -73,7 +73,7 @@ def _contexts() -> list[Case]:
                     single(loss_fn=lambda p, b, ctx: ctx.model_state["mean"])
                 ),
                 TypeError,
-                "loss_fn of problem 'fit'.*model_state=None",
+                "loss_fn of problem 'fit'.*model_state is None.*Pass model_state=",
             ),
             (
                 "params by a wrong key",
@@ -257,7 +257,7 @@ def _functions() -> list[Case]:
                 "sample returns None",
                 lambda _: batched(sample=lambda p, ctx: None),
                 TypeError,
-                "loss_fn of problem 'fit'.*batch=None",
+                "loss_fn of problem 'fit'.*batch is None.*data={'fit'",
             ),
             (
                 "sample raises",
