@@ -7,10 +7,12 @@ deep graphs against solved nested problems are in `test_laws.py`.
 import dataclasses
 import functools
 import itertools
+import pickle
 import re
 import types
 
 import chex
+import cloudpickle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -1196,3 +1198,28 @@ def test_edges_of_a_problem_in_two_lists():
     )
     with pytest.raises(ValueError, match=message):
         mlox.Engine([a, b], l2u={"a": ["b"], a: ["b"]})
+
+
+def test_cloudpickle_keeps_engine_and_state():
+    """With closures, optimizers, keys, tasks and methods; plain pickle cannot."""
+
+    def loss(params, batch, ctx):
+        noise = jax.random.normal(ctx.rng, params.shape)
+        return ((params - 0.1 * noise - batch) ** 2).sum()
+
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
+    inner = problem("inner", mlox.Implicit(mlox.CG(2)), tx=tx, loss_fn=loss, rng=3)
+    outer = problem("outer", loss_fn=lambda p, b, ctx: (ctx.inner.params * p).sum())
+    engine = mlox.Engine([outer, inner], U2L, L2U)
+    batches = {"outer": None, "inner": jnp.ones((1, 2))}
+    state, _ = engine.step(engine.init(), batches)
+    with pytest.raises((AttributeError, pickle.PicklingError), match="local object"):
+        pickle.dumps(state)
+    other, copied = pickle.loads(cloudpickle.dumps((engine, state)))
+    assert other == engine
+    found, metrics = other.compile()(copied, batches)
+    expected, means = engine.compile()(state, batches)
+    chex.assert_trees_all_equal(metrics, means)
+    for name in ("inner", "outer"):
+        chex.assert_trees_all_equal(found[name].params, expected[name].params)
+        assert found[name].step == expected[name].step == 2

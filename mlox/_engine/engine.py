@@ -22,7 +22,12 @@ from mlox._engine.refine import warn_if_refined_on_samples
 from mlox._engine.slopes import warn_if_slopes_are_infinite
 from mlox._engine.step import Step
 from mlox._engine.summary import summarize_engine
-from mlox._engine.validation import check_methods, check_problems
+from mlox._engine.validation import (
+    ONE_BATCH,
+    check_donated,
+    check_methods,
+    check_problems,
+)
 from mlox._graph.graph import Graph
 from mlox._problem.problem import Problem
 from mlox._problem.validation import as_key
@@ -158,6 +163,7 @@ class Engine:
 
     def init(self) -> dict[str, Problem]:
         """Return the state of a new run: fresh copies of all problems by name."""
+        check_donated({problem.name: problem for problem in self.problems})
         return {
             problem.name: jax.tree.map(lambda x: jnp.array(x, copy=True), problem)
             for problem in self.problems
@@ -260,9 +266,10 @@ class Engine:
             {"loss": loss, and the other metrics of the loss by their names}.
 
         Raises:
-            TypeError: If `rng` is neither a key, nor a seed, nor None.
-            ValueError: If the problem is unknown, a leaf of the batch is not an array,
-                or the state does not fit.
+            TypeError: If `rng` is neither a key, nor a seed, nor None, or the batch is
+                an iterator.
+            ValueError: If the problem is unknown, a leaf of the batch is not an array
+                or lacks the axis of tasks, or the state does not fit.
 
         Example:
             >>> import jax.numpy as jnp, mlox, optax
@@ -277,6 +284,8 @@ class Engine:
             {'bias': -2.0, 'loss': 4.0}
         """
         name = self._known("evaluate", name)
+        check_donated(state)
+        check(f"evaluate of {name!r}: batch", batch, ONE_BATCH)
         evaluation = Evaluation(
             self.cycle.plan, name, jax.tree.structure(self.problems)
         )

@@ -9,7 +9,7 @@ import jax
 
 from mlox._cycle.present import Stream
 from mlox._cycle.sample import sample_batch
-from mlox._engine.validation import check_state
+from mlox._engine.validation import check_batch, check_state
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.cost import cost
 from mlox._hypergradient.point import present_point
@@ -33,6 +33,7 @@ class Evaluation:
     def __call__(self, state: State, batch: PyTree, rng: jax.Array | None) -> Metrics:
         """Return the loss and its metrics, with `ctx.train` False."""
         check_state(self.plan, state)
+        check_batch(self.name, state[self.name].tasks, batch)
         if batch is None and state[self.name].sample is not None:
             # From a key that the loss does not get, as in a step.
             stream = (

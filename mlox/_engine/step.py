@@ -14,7 +14,12 @@ from mlox._cycle.cycle import Cycle
 from mlox._cycle.unrolled import find_stateful
 from mlox._engine.dead_edges import warn_of_dead_edges
 from mlox._engine.nonfinite import has_nonfinite
-from mlox._engine.validation import check_batches, check_donated, check_state
+from mlox._engine.validation import (
+    check_batches,
+    check_donated,
+    check_one_program,
+    check_state,
+)
 from mlox._utils.convolutions import should_unroll
 from mlox._utils.types import Batches, Metrics, State
 
@@ -102,7 +107,8 @@ class Step:
     def prepare(self, state: State, batches: Batches) -> Cycle:
         """Check the arguments of a step, and decide what depends on its losses."""
         plan = self.cycle.plan
-        check_state(plan, state)
+        check_one_program("step")
+        self.check(state)
         self.check_batches(state, batches)
         stateful = find_stateful(plan, self.cycle.cost, state, batches)
         if stateful:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,11 @@ from mlox.solvers import System
 
 LIST = instance_of(Sequence, "a list of problems")
 PROBLEM = instance_of(Problem, "a problem, made by mlox.Problem.create")
+ONE_BATCH = Kind(
+    "one batch, a pytree of arrays, e.g. next(iterator)",
+    lambda x: not isinstance(x, Iterator),
+    TypeError,
+)
 INDEFINITE = {
     System.SYMMETRIC: "symmetric but indefinite, as lowers of its own respond",
     System.GENERAL: "not symmetric, a Nash game over a lower that its tops share",
@@ -139,7 +144,8 @@ def _check_keys(
 
 def check_donated(state: State) -> None:
     """Raise ValueError if the buffers of a state were donated to an earlier call."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(dict(state)):
+    values = dict(state) if isinstance(state, Mapping) else state
+    for path, leaf in jax.tree_util.tree_leaves_with_path(values):
         concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
         if concrete and leaf.is_deleted():
             raise ValueError(
@@ -147,6 +153,22 @@ def check_donated(state: State) -> None:
                 "which used its memory. Go on with the state that the call returned, "
                 "or pass donate=False to it."
             )
+
+
+def check_one_program(what: str) -> None:
+    """Raise ValueError within `jax.shard_map` and `jax.pmap`.
+
+    Each device would step by the gradients of its own share of the batches, and the
+    copies of the state would drift apart, without an error if `check_vma` is False.
+    """
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+    if axes:
+        raise ValueError(
+            f"{what} was called within jax.shard_map or jax.pmap, over the axes "
+            f"{sorted(map(str, axes))}, where each device would train alone, on its "
+            "own share of the batches. Use jax.jit with a state of mlox.shard and "
+            "batches of mlox.shard_batches; for independent runs, jax.vmap or tasks=."
+        )
 
 
 def check_batches(graph: Graph, state: State, batches: Batches) -> None:
@@ -170,3 +192,14 @@ def check_batches(graph: Graph, state: State, batches: Batches) -> None:
                     f"expected [{', '.join(map(str, sizes))}, ...] for {counts}. "
                     "engine.stack makes such batches."
                 )
+
+
+def check_batch(name: str, tasks: int | None, batch: Any) -> None:
+    """Raise ValueError unless one batch has an axis of the tasks of its problem."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        if tasks is not None and np.shape(leaf)[:1] != (tasks,):
+            raise ValueError(
+                f"evaluate of {name!r}: batch{jax.tree_util.keystr(path)} has shape "
+                f"{np.shape(leaf)}; expected [{tasks}, ...] for {tasks} tasks, without "
+                "an axis of steps."
+            )

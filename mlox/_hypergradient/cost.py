@@ -83,7 +83,7 @@ def _evaluate(
     ctx = context_of(plan, k, point, train=train)
     with annotate_errors(
         f"loss_fn of problem {k!r}",
-        _missing(k),
+        _missing(k, train),
         params=params,
         batch=batch,
         rng=ctx.rng,
@@ -94,14 +94,15 @@ def _evaluate(
     return loss, (metrics, model_state)
 
 
-def _missing(k: str) -> dict[str, str]:
+def _missing(k: str, train: bool) -> dict[str, str]:
     """Return how a problem gets what its loss may need, by argument."""
+    data = f"data={{{k!r}: ...}} to run, or batches[{k!r}] to step"
     return {
-        "batch": (
-            f"{k!r} got no data. Pass data={{{k!r}: ...}} to run, or batches[{k!r}] to "
-            "the other functions of the engine."
+        "batch": f"{k!r} got no data. Pass {data if train else 'batch to evaluate'}.",
+        "rng": (
+            f"{k!r} has no PRNG key. Pass rng=, e.g. rng=0, to "
+            f"{'Problem.create' if train else 'evaluate'}."
         ),
-        "rng": (f"{k!r} has no PRNG key. Pass rng= to Problem.create, e.g. rng=0."),
         "model_state": (
             f"{k!r} has no mutable state. Pass model_state= to Problem.create."
         ),

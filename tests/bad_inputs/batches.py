@@ -208,6 +208,18 @@ def _states() -> list[Case]:
                 "'fit': model_state is 'mean'.*array",
             ),
             (
+                "a state that was donated",
+                lambda _: ENGINE.step(_donated(), GOOD),
+                ValueError,
+                r"state\['fit'\].params was donated.*donate=False",
+            ),
+            (
+                "within shard_map",
+                _step_on_each_device,
+                ValueError,
+                r"step.*shard_map.*\['data'\].*mlox.shard",
+            ),
+            (
                 "a stack of states",
                 lambda _: ENGINE.step(_twice(STATE), GOOD),
                 TypeError,
@@ -219,6 +231,20 @@ def _states() -> list[Case]:
 
 def _twice(state: Any) -> Any:
     return jax.tree.map(lambda x: jnp.stack([x, x]), state)
+
+
+def _donated() -> Any:
+    state = ENGINE.init()
+    state["fit"].params.delete()  # what donating does
+    return state
+
+
+def _step_on_each_device(_: Any) -> Any:
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    whole, split = jax.P(), jax.P(None, "data")
+    batches = {"penalty": whole, "fit": split}
+    places = {"in_specs": (whole, batches), "out_specs": whole, "check_vma": False}
+    return jax.shard_map(ENGINE.step, mesh=mesh, **places)(STATE, GOOD)
 
 
 def _compiled() -> list[Case]:
@@ -344,10 +370,40 @@ def _asked() -> list[Case]:
                 r"rng is 0\.5.*random.key",
             ),
             (
+                "the gradient at a state that was donated",
+                lambda _: ENGINE.hypergradient(_donated(), GOOD, "penalty"),
+                ValueError,
+                r"state\['fit'\].params was donated.*donate=False",
+            ),
+            (
+                "evaluate a state that was donated",
+                lambda _: ENGINE.evaluate(_donated(), "fit", BATCH),
+                ValueError,
+                r"state\['fit'\].params was donated.*donate=False",
+            ),
+            (
                 "evaluate without the batch it reads",
                 lambda _: evaluated("fit", None),
                 TypeError,
-                "loss_fn of problem 'fit'.*batch=None",
+                "loss_fn of problem 'fit'.*batch is None.*Pass batch to evaluate",
+            ),
+            (
+                "evaluate a batch without the axis of tasks",
+                lambda _: _tasks().evaluate(_tasks().init(), "fit", np.ones((4, 2))),
+                ValueError,
+                r"evaluate of 'fit'.*\(4, 2\).*\[3, ...\] for 3 tasks",
+            ),
+            (
+                "evaluate a number where there are tasks",
+                lambda _: _tasks().evaluate(_tasks().init(), "fit", 1.0),
+                ValueError,
+                r"evaluate of 'fit'.*shape \(\).*\[3, ...\] for 3 tasks",
+            ),
+            (
+                "evaluate an iterator",
+                lambda _: evaluated("fit", iter([BATCH])),
+                TypeError,
+                "evaluate of 'fit': batch is .*iterator.*one batch.*next",
             ),
             (
                 "evaluate no state",
@@ -365,10 +421,14 @@ def _asked() -> list[Case]:
                 "evaluate a loss that draws, without a key",
                 lambda _: _drawing().evaluate(_drawing().init(), "fit", None),
                 TypeError,
-                "loss_fn of problem 'fit'.*rng=None",
+                "loss_fn of problem 'fit'.*rng is None.*Pass rng=.*to evaluate",
             ),
         ],
     )
+
+
+def _tasks() -> mlox.Engine:
+    return single(tasks=3)
 
 
 def _drawing() -> mlox.Engine:

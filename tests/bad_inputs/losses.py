@@ -48,6 +48,14 @@ def _contexts() -> list[Case]:
                 "'penalty'.*apply_fn=",
             ),
             (
+                "a neighbour with tasks called with an array for one of them",
+                lambda _: mlox.Neighbour(
+                    jnp.ones((3, 2)), None, jnp.dot, "fit", tasks=3
+                )(ZEROS),
+                ValueError,
+                r"'fit' has 3 tasks.*argument 0 of shape \[2\].*broadcast_to",
+            ),
+            (
                 "a neighbour's attribute that does not exist",
                 lambda _: _fit(lambda p, b, ctx: ctx.penalty.weights),
                 AttributeError,
@@ -133,6 +141,17 @@ def _returned() -> list[Case]:
                 lambda _: returns(lambda p: "low"),
                 ValueError,
                 "'fit' returned 'loss' = 'low'.*floating scalar",
+            ),
+            (
+                "a metric with the name of the losses of tasks",
+                lambda _: trace(
+                    single(
+                        tasks=3,
+                        loss_fn=lambda p, b, ctx: {"loss": p[0], "loss_per_task": p[0]},
+                    )
+                ),
+                ValueError,
+                "'fit' returned the metric 'loss_per_task'.*Rename",
             ),
             (
                 "a dict without 'loss'",
