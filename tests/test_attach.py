@@ -74,6 +74,80 @@ def test_attach_maps_over_what_the_residual_closes_over(outer):
     np.testing.assert_allclose(found, xs ** (-2 / 3) / 3, rtol=1e-12)
 
 
+def power_root(x, power, key):
+    """Return y with noise * (y^power - x) = 0, closing over all three arguments."""
+    found = jax.lax.stop_gradient(x) ** (1 / power.astype(x.dtype))
+
+    def residual(y):
+        noise = 1.5 + jax.random.uniform(key, jnp.shape(y), jnp.float64)
+        return noise * (y ** power.astype(y.dtype) - x)
+
+    return mlox.attach(residual, found, solver=mlox.Dense())
+
+
+def total(xs, powers, keys):
+    return jax.vmap(power_root)(xs, powers, keys).sum()
+
+
+def last(x, powers, keys):
+    step = lambda y, each: (power_root(x, *each) + 0.0 * y, None)
+    return jax.lax.scan(step, jnp.zeros_like(x), (powers, keys))[0]
+
+
+def root(x):
+    return x ** (1 / 3)
+
+
+XS = jnp.array([0.7, 0.7])
+CUBES = jnp.array([3, 3])
+KEYS = jax.random.split(KEY)
+TRANSFORMED = {
+    "grad": (jax.grad(power_root), jax.grad(root), 1),
+    "jit of grad": (jax.jit(jax.grad(power_root)), jax.grad(root), 1),
+    "grad of jit": (jax.grad(jax.jit(power_root)), jax.grad(root), 1),
+    "vmap of grad": (jax.vmap(jax.grad(power_root)), jax.vmap(jax.grad(root)), 2),
+    "grad of vmap": (jax.grad(total), jax.vmap(jax.grad(root)), 2),
+    "jit of grad of vmap": (
+        jax.jit(jax.grad(total)),
+        jax.vmap(jax.grad(root)),
+        2,
+    ),
+    "jvp": (jax.jacfwd(power_root), jax.grad(root), 1),
+    "vmap of jvp": (jax.vmap(jax.jacfwd(power_root)), jax.vmap(jax.grad(root)), 2),
+    "hessian": (jax.hessian(power_root), jax.hessian(root), 1),
+    "grad of grad": (jax.grad(jax.grad(power_root)), jax.hessian(root), 1),
+    "grad of scan": (
+        lambda x, power, key: jax.grad(last)(x, CUBES, KEYS),
+        jax.grad(root),
+        1,
+    ),
+    "hessian of scan": (
+        lambda x, power, key: jax.hessian(last)(x, CUBES, KEYS),
+        jax.hessian(root),
+        1,
+    ),
+}
+
+
+QUICK = {"jit of grad", "jit of grad of vmap", "grad of scan"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in TRANSFORMED
+    ],
+)
+def test_attach_closes_over_traced_floats_integers_and_keys(name):
+    transformed, expected, count = TRANSFORMED[name]
+    xs, cubes, keys = XS[:count], CUBES[:count], KEYS[:count]
+    if count == 1:
+        xs, cubes, keys = xs[0], cubes[0], keys[0]
+    found = transformed(xs, cubes, keys)
+    np.testing.assert_allclose(found, expected(xs), rtol=1e-12)
+
+
 MATRIX = jnp.array([[2.0, 1.0], [-1.0, 1.0]])
 
 

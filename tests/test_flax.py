@@ -113,7 +113,9 @@ class TestLinen:
         assert np.isfinite(metrics["scale/loss"]).all()
         assert state["scale"].params != 1.0
 
-    @pytest.mark.parametrize("train", [False, True])
+    @pytest.mark.parametrize(
+        "train", [pytest.param(False, marks=pytest.mark.slow), True]
+    )
     def test_apply_maps_over_the_tasks_of_a_neighbour_with_static_arguments(
         self, train
     ):
@@ -229,6 +231,7 @@ class TestNNX:
         for stream in optax.tree.unwrap_random_key_data(streams):
             assert (stream[0] != stream[1]).any()
 
+    @pytest.mark.slow
     def test_tasks_of_a_module_drop_other_units(self):
         engine = mlox.Engine([self.problem(NNXNet(nnx.Rngs(0)), tasks=2)])
         same = jnp.broadcast_to(X[:1, None], (1, 2, *X.shape[1:]))

@@ -406,13 +406,13 @@ POWERS = (-60, -50, 0, 50, 60)
     ("solver", "kind"),
     [
         (CG(3), "definite"),
-        (CG(60), "definite"),
-        (CG(60, tolerance=1e-4), "definite"),
+        pytest.param(CG(60), "definite", marks=pytest.mark.slow),
+        pytest.param(CG(60, tolerance=1e-4), "definite", marks=pytest.mark.slow),
         (GMRES(), "general"),
-        (GMRES(6, restart=2), "general"),
+        pytest.param(GMRES(6, restart=2), "general", marks=pytest.mark.slow),
         (BiCGStab(), "general"),
-        (Dense(), "general"),
-        (Neumann(20, step=0.18), "definite"),
+        pytest.param(Dense(), "general", marks=pytest.mark.slow),
+        pytest.param(Neumann(20, step=0.18), "definite", marks=pytest.mark.slow),
     ],
     ids=repr,
 )
@@ -437,6 +437,7 @@ def test_solver_scales_with_its_system_in_float32(solver, kind):
         chex.assert_trees_all_close(report, info, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["CG", "GMRES", "BiCGStab", "Dense"])
 def test_solver_reports_the_true_residual_at_any_scale(name):
     A = matrix("definite", 7).astype(np.float32)
@@ -452,6 +453,7 @@ def test_solver_reports_the_true_residual_at_any_scale(name):
         np.testing.assert_allclose(info["residual"], true, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_linear_solve_keeps_its_derivatives_at_small_scales():
     """In float32, mapped, and in reverse mode twice."""
     A = matrix("definite", 3).astype(np.float32)
@@ -472,7 +474,9 @@ def test_linear_solve_keeps_its_derivatives_at_small_scales():
         np.testing.assert_allclose(found, np.full(3, expected), rtol=2e-5)
 
 
-@pytest.mark.parametrize("solver", [CG(), BiCGStab()], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [CG(), pytest.param(BiCGStab(), marks=pytest.mark.slow)], ids=repr
+)
 def test_hypergradient_is_that_of_the_same_costs_in_other_units(solver):
     def upper_loss(params, batch, ctx):
         return batch * jnp.sum((ctx.lower.params - 1.0) ** 2) + 0.0 * params.sum()

@@ -11,7 +11,7 @@ from mlox._utils.describe import show_call
 from mlox._utils.tree import find_unit, ravel, scale, vdot, widen
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec
-from mlox.solvers._iterate import add_damping, check_solver, report
+from mlox.solvers._iterate import add_damping, check_solver, divide, report
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -77,7 +77,7 @@ def _solve(matrix: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     def improve(state: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
         x, rr, _ = state
-        shortest, least = evaluate(jnp.linalg.lstsq(matrix, b)[0])
+        shortest, least = evaluate(_solve_least_squares(matrix, b))
         better = ~(least >= rr)  # also where rr is NaN
         return jnp.where(better, shortest, x), jnp.where(better, least, rr), False
 
@@ -88,3 +88,12 @@ def _solve(matrix: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     failed = ~(rr <= jnp.finfo(b.dtype).eps * vdot(b, b))
     x, rr, _ = lax.while_loop(lambda state: state[2], improve, (x, rr, failed))
     return x, rr
+
+
+def _solve_least_squares(matrix: jax.Array, b: jax.Array) -> jax.Array:
+    """Return the shortest x of least residual, `V S^+ U^T b`."""
+    U, s, VT = jnp.linalg.svd(matrix)
+    positive = s > jnp.finfo(s.dtype).eps * len(s) * jnp.max(s, initial=0)
+    along = jnp.dot(U.T, b, precision=lax.Precision.HIGHEST)
+    along = divide(along, jnp.where(positive, s, 0))
+    return jnp.dot(VT.T, along, precision=lax.Precision.HIGHEST)
