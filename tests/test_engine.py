@@ -1205,7 +1205,7 @@ def test_cloudpickle_keeps_engine_and_state():
 
     def loss(params, batch, ctx):
         noise = jax.random.normal(ctx.rng, params.shape)
-        return ((params - 0.1 * noise - batch) ** 2).sum()
+        return ((params - 0.1 * noise - batch * ctx.outer.params) ** 2).sum()
 
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1))
     inner = problem("inner", mlox.Implicit(mlox.CG(2)), tx=tx, loss_fn=loss, rng=3)

@@ -238,6 +238,7 @@ class Engine:
             ValueError: If the problem is unknown, or as for `step`.
         """
         name = self._known("hypergradient", name)
+        check_donated(state)
         return _jitted(Differentiation(self.traced, name), False, None)(state, batches)
 
     def evaluate(
