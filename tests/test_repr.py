@@ -116,9 +116,9 @@ def test_optimizers_are_named(tx, name):
 
 def test_an_engine_shows_a_line_for_each_problem():
     method = mlox.Implicit(mlox.CG(iterations=7))
-    engine = pair({"method": method}, coupling="direct", roll_back=True)
+    engine = pair({"method": method}, coupling="direct", telemetry=True)
     assert repr(engine).split("\n") == [
-        "Engine(2 problems, 2 ticks in a cycle, coupling='direct', roll_back=True)",
+        "Engine(2 problems, 2 ticks in a cycle, coupling='direct', telemetry=True)",
         "  penalty  1 step per cycle   2 parameters  reads fit",
         "  fit      2 steps per cycle  2 parameters  reads penalty  "
         "Implicit(CG(iterations=7))",

@@ -15,11 +15,12 @@ MOST = 16
 def summarize_engine(self: Described) -> str:
     """Show the steps, parameters, neighbours and method of each problem."""
     plan, problems = self.cycle.plan, self.problems
-    head = [
-        title(plan),
-        *([] if plan.total else ["coupling='direct'"]),
-        *(["roll_back=True"] if self.cycle.roll_back else []),
-    ]
+    options = {
+        "coupling='direct'": not plan.total,
+        "roll_back=True": self.cycle.roll_back,
+        "telemetry=True": self.cycle.telemetry,
+    }
+    head = [title(plan), *(text for text, chosen in options.items() if chosen)]
     rows = [_row(plan, problem) for problem in problems[:MOST]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
