@@ -234,6 +234,26 @@ class TestUnrolledChecks:
             self.engine(tx, mlox.Unrolled())
         assert "never zero, sqrt(|g|^2 + 1e-16)" in str(caught[0].message)
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+    @pytest.mark.parametrize(
+        "tx",
+        [optax.adam(0.1, eps_root=1e-16), optax.chain(clip_smoothly(1.0), SGD)],
+        ids=["adam", "clip_smoothly"],
+    )
+    def test_remedies_are_finite_at_a_zero_gradient(self, tx, dtype):
+        """At the start the gradient is zero everywhere; so is all that follows."""
+        loss = lambda p, batch, ctx: jnp.sum(ctx.outer.params**2 * p**2)
+        answer = lambda p, batch, ctx: jnp.sum((ctx.inner.params - 1) ** 2)
+        parts = {"params": jnp.zeros(2, dtype)}
+        problems = [
+            problem("outer", loss_fn=answer, params=jnp.ones(2, dtype)),
+            problem("inner", mlox.Unrolled(), 3, tx=tx, loss_fn=loss, **parts),
+        ]
+        engine = mlox.Engine(problems, U2L, L2U)
+        _, gradient = engine.hypergradient(engine.init(), NO_DATA, "outer")
+        assert jnp.all(gradient == 0)
+
     @pytest.mark.parametrize(
         ("tx", "method"),
         [

@@ -13,7 +13,7 @@ from jax.interpreters import partial_eval
 
 from mlox._cycle.cycle import Cycle
 from mlox._cycle.reset import start_inner_loops
-from mlox._graph.links import Carries, Link
+from mlox._graph.links import Carries, Kind, Link
 from mlox._hypergradient.cost import cost
 from mlox._utils.types import Batches, PyTree, State
 from mlox.methods import Detached
@@ -53,7 +53,7 @@ def find_fault(
     methods = [state[name].method for name in link.answers]
     constant = any(isinstance(method, Detached) for method in methods)
     given = state, batches
-    if link.kind == "own":
+    if link.kind is Kind.OWN:
         moves = constant or _starts_anew(cycle, link.reader, state)
         return None if moves or _has_slope(cycle, link, *given) else Fault.EDGE_REVERSED
     if not _is_read(cycle, link, *given):
@@ -94,7 +94,7 @@ def _is_used(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
         if state[reader].reset is not None:
             layer = cycle.graph.inner_layer[reader]
             start = start_inner_loops(cycle.plan, layer, state)[reader].params
-        return loss, start, aux if link.kind == "l2u" else None
+        return loss, start, aux if link.kind is Kind.L2U else None
 
     neighbour = state[read]
     parts = (neighbour.params, neighbour.model_state)

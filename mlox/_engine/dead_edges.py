@@ -11,7 +11,7 @@ import jax
 
 from mlox._cycle.cycle import Cycle
 from mlox._cycle.dead_reads import Fault, find_fault
-from mlox._graph.links import Carries, Link, find_links
+from mlox._graph.links import Carries, Kind, Link, find_links
 from mlox._hypergradient.watch import Read, watch_reads
 from mlox._utils.types import Batches, State
 from mlox.methods import Implicit, Iterative
@@ -74,20 +74,16 @@ class DeadEdge(NamedTuple):
 
     @property
     def _names(self) -> dict[str, str]:
-        _, _, _, _, answers = self.link
-        return {
-            "reader": self.link.reader,
-            "read": self.link.read,
-            "answer": answers[0],
-        }
+        reader, read, _, _, answers = self.link
+        return {"reader": reader, "read": read, "answer": answers[0]}
 
     @property
     def _consequence(self) -> str:
         reader, read, carries, kind, _ = self.link
-        if kind == "own":
+        if kind is Kind.OWN:
             return ", so it has no answer that the problems above could differentiate"
-        edge = f"{kind}={{{read!r}: [{reader!r}]}}"
-        if kind == "u2l":
+        edge = f"{kind.value}={{{read!r}: [{reader!r}]}}"
+        if kind is Kind.U2L:
             lacks = f"the hypergradient of {read!r} lacks the response of {reader!r}"
         elif carries is Carries.SLOPE:
             lacks = f"the hypergradient of {reader!r} lacks the response of {read!r}"

@@ -21,6 +21,14 @@ class Carries(enum.Enum):
     CROSS = enum.auto()
 
 
+class Kind(enum.Enum):
+    """What declares a read: an edge, or nothing for a problem's own parameters."""
+
+    U2L = "u2l"
+    L2U = "l2u"
+    OWN = "own"
+
+
 class Link(NamedTuple):
     """A read that must carry a derivative.
 
@@ -28,14 +36,14 @@ class Link(NamedTuple):
         reader: The problem whose loss reads.
         read: The problem that it reads; the reader itself for its own parameters.
         carries: The derivative that is needed.
-        kind: "u2l" or "l2u", the kind of the edge, or "own".
+        kind: What declares it.
         answers: The problems whose answers respond along this read.
     """
 
     reader: str
     read: str
     carries: Carries
-    kind: str
+    kind: Kind
     answers: tuple[str, ...]
 
 
@@ -47,17 +55,17 @@ def find_links(plan: Plan) -> tuple[Link, ...]:
     of an answer in its own cost, which is not stationary anywhere without them.
     """
     graph = plan.graph
-    links = [Link(c, p, Carries.CROSS, "u2l", (c,)) for p, c in graph.u2l]
+    links = [Link(c, p, Carries.CROSS, Kind.U2L, (c,)) for p, c in graph.u2l]
     for c, p in graph.l2u:
         if c in plan.movers[p]:
-            links.append(Link(p, c, Carries.SLOPE, "l2u", (c,)))
+            links.append(Link(p, c, Carries.SLOPE, Kind.L2U, (c,)))
         elif _is_only_way_back(plan, (c, p)):
-            links.append(Link(p, c, Carries.CROSS, "l2u", (p, c)))
+            links.append(Link(p, c, Carries.CROSS, Kind.L2U, (p, c)))
     for name in graph.order:
         # A problem with movers may reach its own parameters through these alone.
         through_movers = plan.movers[name] and name in plan.totals | plan.unrolled
         if name in plan.responsive and not through_movers:
-            links.append(Link(name, name, Carries.SLOPE, "own", (name,)))
+            links.append(Link(name, name, Carries.SLOPE, Kind.OWN, (name,)))
     return tuple(links)
 
 
