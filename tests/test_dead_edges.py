@@ -315,6 +315,28 @@ class TestThreeLevels:
         found = find(three_levels(low=low))
         assert found == [(Fault.DERIVATIVE_CUT, "c", "p")]
 
+    def test_top_that_reads_the_bottom_alone(self):
+        """p weighs the loss of c; without the edge p -> t it would not be below t."""
+
+        def engine(top, coupling="total"):
+            losses = {
+                "t": top,
+                "p": lambda p, b, ctx: (
+                    cost(ctx.c.params) + jnp.sum(ctx.t.params * p**2)
+                ),
+                "c": lambda p, b, ctx: cost(p) + jnp.sum(ctx.p.params * p**2),
+            }
+            problems = [problem(name, loss) for name, loss in losses.items()]
+            edges = {"t": ["p"], "p": ["c"]}, {"p": ["t"], "c": ["p", "t"]}
+            return mlox.Engine(problems, *edges, coupling=coupling)
+
+        top = lambda p, b, ctx: cost(ctx.c.params)
+        assert traced_warnings(engine(top)) == []
+        # With direct coupling c does not respond to p, hence not to t.
+        assert find(engine(top, "direct")) == [(Fault.NOT_READ, "t", "p")]
+        cut = lambda p, b, ctx: cost(ctx.c.params + stop(ctx.p.params))
+        assert find(engine(cut)) == [(Fault.DERIVATIVE_CUT, "t", "p")]
+
     @pytest.mark.slow
     def test_skip_edge_that_is_not_read(self):
         engine = three_levels(skip=True)

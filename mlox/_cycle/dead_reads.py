@@ -57,7 +57,8 @@ def find_fault(
         moves = constant or _starts_anew(cycle, link.reader, state)
         return None if moves or _has_slope(cycle, link, *given) else Fault.EDGE_REVERSED
     if not _is_read(cycle, link, *given):
-        return None if _is_used(cycle, link, *given) else Fault.NOT_READ
+        used = link.declares_level or _is_used(cycle, link, *given)
+        return None if used else Fault.NOT_READ
     if constant:
         return None
     if not _has_slope(cycle, link, *given):

@@ -74,12 +74,12 @@ class DeadEdge(NamedTuple):
 
     @property
     def _names(self) -> dict[str, str]:
-        reader, read, _, _, answers = self.link
-        return {"reader": reader, "read": read, "answer": answers[0]}
+        reader, read, answer = self.link.reader, self.link.read, self.link.answers[0]
+        return {"reader": reader, "read": read, "answer": answer}
 
     @property
     def _consequence(self) -> str:
-        reader, read, carries, kind, _ = self.link
+        reader, read, carries, kind = self.link[:4]
         if kind is Kind.OWN:
             return ", so it has no answer that the problems above could differentiate"
         edge = f"{kind.value}={{{read!r}: [{reader!r}]}}"

@@ -38,6 +38,8 @@ class Link(NamedTuple):
         carries: The derivative that is needed.
         kind: What declares it.
         answers: The problems whose answers respond along this read.
+        declares_level: Whether the edge has a use without the read: it puts a problem
+            below another one, to which its response comes back by other reads.
     """
 
     reader: str
@@ -45,6 +47,7 @@ class Link(NamedTuple):
     carries: Carries
     kind: Kind
     answers: tuple[str, ...]
+    declares_level: bool = False
 
 
 def find_links(plan: Plan) -> tuple[Link, ...]:
@@ -57,9 +60,11 @@ def find_links(plan: Plan) -> tuple[Link, ...]:
     graph = plan.graph
     links = [Link(c, p, Carries.CROSS, Kind.U2L, (c,)) for p, c in graph.u2l]
     for c, p in graph.l2u:
+        needed = _is_only_way_back(plan, (c, p))
         if c in plan.movers[p]:
-            links.append(Link(p, c, Carries.SLOPE, Kind.L2U, (c,)))
-        elif _is_only_way_back(plan, (c, p)):
+            level = needed and _comes_back_otherwise(plan, (c, p))
+            links.append(Link(p, c, Carries.SLOPE, Kind.L2U, (c,), level))
+        elif needed:
             links.append(Link(p, c, Carries.CROSS, Kind.L2U, (p, c)))
     for name in graph.order:
         # A problem with movers may reach its own parameters through these alone.
@@ -80,6 +85,20 @@ def _is_only_way_back(plan: Plan, edge: tuple[str, str]) -> bool:
         and not _reaches(rest, x, k)
         for k, x in graph.u2l
     )
+
+
+def _comes_back_otherwise(plan: Plan, edge: tuple[str, str]) -> bool:
+    """Return whether a lower acts on an upper through what the upper reads besides.
+
+    As in t over p over c, where p weighs the loss of c, and t reads c alone.
+    """
+    lower, upper = edge
+    moved = {lower}
+    while more := {
+        n for n in plan.movers[upper] - moved if moved.intersection(plan.graph.reads(n))
+    }:
+        moved |= more
+    return bool((moved - {lower}).intersection(plan.graph.lowers(upper)))
 
 
 def _reaches(l2u: Edges, start: str, end: str) -> bool:
