@@ -26,9 +26,12 @@ def diagnose_edges(figures: Figures) -> Iterator[Finding]:
     # What a loop starts from may depend on an upper that the loss does not read.
     restarts = {lower.name for lower in figures.lowers if lower.restarts}
     for edge in figures.edges:
-        if edge.own or (edge.above and edge.cost in restarts):
+        anew = edge.above and edge.cost in restarts
+        if edge.own or anew or not edge.needed:
             continue
-        if edge.unread:
+        if edge.unread and (edge.cost, edge.by) in figures.flat:
+            yield _flat(edge)
+        elif edge.unread:
             yield _not_read(edge)
         elif is_cut(edge):
             yield _cut(edge)
@@ -72,6 +75,18 @@ def _not_read(edge: Edge) -> Finding:
         f"The loss of {edge.cost!r} does not change with {what} of {edge.by!r}, which "
         "an edge declares that it reads.",
         f"Use ctx.{edge.by}.params in the loss, or drop the edge.",
+    )
+
+
+def _flat(edge: Edge) -> Finding:
+    return Finding(
+        Cause.DERIVATIVE_CUT,
+        edge.cost,
+        f"The loss of {edge.cost!r} reads {edge.by!r}, but does not change with it: it "
+        "goes through a comparison, a rounding, an argmax or integers, which have no "
+        "derivative.",
+        f"Replace them where the loss reads ctx.{edge.by}, e.g. a comparison by "
+        "jax.nn.sigmoid, an accuracy by a cross entropy.",
     )
 
 

@@ -83,6 +83,8 @@ class Figures:
         lowers: Its answers.
         differences: How its hypergradient differs from references.
         edges: How each cost depends on each of the parameters that it may read.
+        flat: The edges (reader, read) where a loss reads what has no derivative in its
+            program.
         jumps: The largest relative jump along a line of each cost's value and gradient.
         descent: How far the solved answers lower the cost of each one, relative to it.
         changes: How far the value of each cost changes when its loss is traced again.
@@ -105,6 +107,7 @@ class Figures:
     lowers: tuple[Lower, ...]
     differences: Differences
     edges: tuple[Edge, ...] = ()
+    flat: frozenset[tuple[str, str]] = frozenset()
     jumps: Mapping[str, float] = field(default_factory=dict)
     descent: Mapping[str, float] = field(default_factory=dict)
     changes: Mapping[str, float] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from mlox._check.reference import Reference
 from mlox._check.setting import Arrival
 from mlox._check.vectors import as_tree, as_vector, scale_of, shift
+from mlox._graph.links import find_links
 from mlox._hypergradient.cost import cost
 from mlox._utils.types import PyTree
 
@@ -43,6 +45,14 @@ class Costs:
     def names(self) -> tuple[str, ...]:
         """The problems whose costs are probed."""
         return (self.reference.setting.name, *self.reference.setting.movers)
+
+    @cached_property
+    def needed(self) -> frozenset[tuple[str, str]]:
+        """The pairs (reader, read) that must carry a derivative."""
+        links = find_links(self.reference.plan)
+        return frozenset(
+            (link.reader, link.read) for link in links if not link.declares_level
+        )
 
     def reads(self, name: str) -> tuple[str, ...]:
         """Return a problem, and those of the others that its loss may read."""
@@ -99,6 +109,7 @@ class Edge:
         cost: The problem whose cost it is.
         by: The problem whose parameters move.
         above: Whether the cost's own answer responds to it: an edge u2l.
+        needed: Whether the cost must depend on it, for the edges to mean something.
         change: How far the cost changes where they move a good way, relative to it.
         computed: Its slope along a direction, by JAX.
         measured: The same by central differences.
@@ -118,6 +129,7 @@ class Edge:
     cost: str
     by: str
     above: bool
+    needed: bool
     change: float
     computed: float
     measured: float
@@ -225,6 +237,7 @@ def _make_edge(
         cost=m,
         by=by,
         above=(by, m) in costs.reference.plan.graph.u2l,
+        needed=(m, by) in costs.needed,
         change=far / max(abs(value), abs(values[2]), 1e-300),
         computed=float(as_vector(gradient) @ as_vector(direction)),
         measured=(values[0] - values[1]) / (2 * step),

@@ -24,6 +24,7 @@ from mlox._check.losses import probe_edges
 from mlox._check.precision import cast, cast_state, coarsest, float64
 from mlox._check.probes import (
     find_changing,
+    find_flat,
     measure_descent,
     measure_jumps,
     measure_mixing,
@@ -176,6 +177,7 @@ def measure_losses(experiment: Experiment, figures: Figures, seed: int) -> Figur
     figures = dataclasses.replace(
         figures,
         edges=edges,
+        flat=find_flat(experiment, edges),
         changes=find_changing(experiment),
         mixing=measure_mixing(experiment, seed) if traits[figures.name].norms else 0.0,
         custom=frozenset(n for n, t in traits.items() if t.custom),

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlox._check.experiment import Experiment
-from mlox._check.losses import find_jump
+from mlox._check.losses import Edge, find_jump
 from mlox._check.programs import Traits, read_program
 from mlox._check.reference import Solved
 from mlox._check.setting import Arrival
 from mlox._check.updates import Updates, probe_updates
 from mlox._check.vectors import as_tree, as_vector, scale_of, shift
+from mlox._cycle.dead_reads import Fault
+from mlox._engine.dead_edges import find_dead_edges
 from mlox._utils.types import PyTree
 
 
@@ -35,6 +37,22 @@ def find_changing(experiment: Experiment) -> dict[str, float]:
         n: abs(float(first[n]) - second[n]) / max(abs(second[n]), 1e-300)
         for n in second
     }
+
+
+def find_flat(
+    experiment: Experiment, edges: tuple[Edge, ...]
+) -> frozenset[tuple[str, str]]:
+    """Return the edges (reader, read) of what is read, but not differentiated."""
+    if not any(edge.unread and edge.needed for edge in edges):
+        return frozenset()
+    dead = find_dead_edges(
+        experiment.setting.cycle, experiment.state, experiment.batches
+    )
+    return frozenset(
+        (edge.link.reader, edge.link.read)
+        for edge in dead
+        if edge.fault is Fault.DERIVATIVE_CUT
+    )
 
 
 def read_losses(experiment: Experiment) -> dict[str, Traits]:

@@ -57,6 +57,16 @@ def cut() -> Built:
     return pair({"loss_fn": loss})
 
 
+def threshold() -> Built:
+    """Penalties that are on or off."""
+
+    def loss(w: Any, batch: Any, ctx: mlox.Context) -> Any:
+        on = jnp.where(ctx.penalty.params > -1.5, 0.5, 0.0)
+        return squared(w, batch) + jnp.sum(on * w**2)
+
+    return pair({"loss_fn": loss})
+
+
 def cut_answer() -> Built:
     """An upper that stops the derivative at the fit."""
 
@@ -86,6 +96,8 @@ CASES = [
     Case("an upper that reads no fit", unread_answer, "NOT_READ", unresponsive),
     # Zero.
     Case("a penalty that is cut", cut, "DERIVATIVE_CUT", against_solved),
+    # Zero.
+    Case("a threshold", threshold, "DERIVATIVE_CUT", vanishing),
     # Cosine 0.86, 1.3 times the length.
     Case("an answer that is cut", cut_answer, "DERIVATIVE_CUT", against_solved),
     # Zero.

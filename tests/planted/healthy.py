@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -228,6 +229,22 @@ def frozen_part() -> Built:
     )
 
 
+def balanced() -> Built:
+    """An upper at its optimum: two slopes that cancel."""
+
+    def loss(w: Any, batch: Any, ctx: mlox.Context) -> Any:
+        return jnp.sum(jnp.cosh(w - ctx.penalty.params) + 0.5 * w**2)
+
+    def upper(params: Any, batch: Any, ctx: mlox.Context) -> Any:
+        return jnp.sum((ctx.fit.params - 0.3) ** 2 + 0.1 * params**2)
+
+    engine, state, batches, name = pair(
+        {"loss_fn": loss}, {"loss_fn": upper, "tx": optax.sgd(0.1)}, None, None
+    )
+    state, _ = engine.run(state, None, 80, loggers=(), progress=False)
+    return engine, state, batches, name
+
+
 CASES = [
     Case("ridge regression, CG", solved_by(mlox.CG(iterations=10))),
     Case("ridge regression, the default", pair),
@@ -244,6 +261,12 @@ CASES = [
     Case("network with weight decay", network),
     Case("two lowers", two_lowers),
     Case("three levels", three_levels.build, None, three_levels.against_solved),
+    Case(
+        "three levels, the lowest judged alone",
+        functools.partial(three_levels.build, price=0.0),
+        None,
+        functools.partial(three_levels.against_solved, price=0.0),
+    ),
     Case("a diamond", diamond, None, against_nested),
     Case("finite differences", smooth(mlox.FiniteDifference(epsilon=1e-3))),
     Case("SAMA", smooth(mlox.SAMA())),
@@ -251,4 +274,5 @@ CASES = [
     Case("single precision", single_precision),
     Case("a projection that is not active", loose_box),
     Case("a frozen part", frozen_part),
+    Case("an upper near its optimum", balanced),
 ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import mlox
 
-from .case import TRAIN, Built, Case, pair
+from .case import TRAIN, Built, Case, pair, squared, start
 from .proofs import against_program, unmoved
 
 
@@ -21,6 +22,37 @@ def zero_gradient() -> Built:
         {"tx": optax.adam(0.1), "unroll_steps": 30, "method": mlox.Unrolled()},
         train=(TRAIN[0] * absent, TRAIN[1]),
     )
+
+
+def masked_task() -> Built:
+    """Three tasks, one of them masked out, with slopes clipped by their norm."""
+    draw = np.random.default_rng(0).normal
+    x, mask = draw(size=(3, 6, 2)), np.array([1.0, 1.0, 0.0])
+
+    def task_loss(w: Any, batch: Any, ctx: mlox.Context) -> Any:
+        return batch[2] * squared(w, batch[:2])
+
+    def init_loss(params: Any, batch: Any, ctx: mlox.Context) -> Any:
+        return jnp.mean(batch[2] * jax.vmap(squared)(ctx.fits.params, batch[:2]))
+
+    problems = [
+        mlox.Problem.create(
+            name="init", params=jnp.zeros(2), tx=optax.adam(0.01), loss_fn=init_loss
+        ),
+        mlox.Problem.create(
+            name="fits",
+            params=jnp.zeros(2),
+            tx=optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+            loss_fn=task_loss,
+            method=mlox.Unrolled(),
+            unroll_steps=4,
+            tasks=3,
+            reset=lambda params, ctx: ctx.init.params,
+        ),
+    ]
+    engine = mlox.Engine(problems, {"init": ["fits"]}, {"fits": ["init"]})
+    batch = x, x.sum(axis=2), mask
+    return start(engine, "init", init=batch, fits=batch)
 
 
 def truncated() -> Built:
@@ -56,6 +88,8 @@ def chaotic() -> Built:
 CASES = [
     # All of it is NaN.
     Case("Adam without eps_root", zero_gradient, "EPS_ROOT", against_program),
+    # All of it is NaN.
+    Case("a masked task", masked_task, "EPS_ROOT", against_program),
     # 0.11 times the length.
     Case("two of 40 short steps", truncated, "TRUNCATED", against_program),
     # Right, and used by no step.

@@ -6,6 +6,7 @@ from . import (
     healthy_loops,
     loop_faults,
     loss_faults,
+    networks,
     solver_faults,
 )
 from .case import Case
@@ -15,5 +16,6 @@ FAULTS: list[Case] = [
     *edge_faults.CASES,
     *loss_faults.CASES,
     *loop_faults.CASES,
+    *networks.FAULTS,
 ]
-HEALTHY: list[Case] = [*healthy.CASES, *healthy_loops.CASES]
+HEALTHY: list[Case] = [*healthy.CASES, *healthy_loops.CASES, *networks.HEALTHY]

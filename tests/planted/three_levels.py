@@ -39,12 +39,11 @@ def solve_penalty(t: Any) -> Any:
     return jax.lax.fori_loop(0, 20, newton, jnp.full(4, PRIOR))
 
 
-def prior_cost(p: Any, w: Any) -> Any:
-    return squared(w, TEST) + 0.05 * jnp.sum(jnp.exp(p))
+def build(coupling: Any = "total", price: float = 0.05) -> Built:
+    """Build the program at its solution.
 
-
-def build(coupling: Any = "total", method: Any = None) -> Built:
-    """Build the program at its solution."""
+    The prior judges the slopes, and at a price above zero also the penalties.
+    """
     t = jnp.asarray(-2.5)
     p = jax.jit(solve_penalty)(t)
 
@@ -53,7 +52,8 @@ def build(coupling: Any = "total", method: Any = None) -> Built:
         return squared(ctx.fit.params, batch) + jnp.exp(ctx.prior.params) * away
 
     def prior_loss(t: Any, batch: Any, ctx: mlox.Context) -> Any:
-        return prior_cost(ctx.penalty.params, ctx.fit.params)
+        loss = squared(ctx.fit.params, TEST)
+        return loss + price * jnp.sum(jnp.exp(ctx.penalty.params)) if price else loss
 
     problems = [
         mlox.Problem.create(
@@ -64,7 +64,6 @@ def build(coupling: Any = "total", method: Any = None) -> Built:
             params=p,
             tx=optax.sgd(0.1),
             loss_fn=penalty_loss,
-            method=method,
             unroll_steps=2,
         ),
         mlox.Problem.create(
@@ -84,12 +83,12 @@ def build(coupling: Any = "total", method: Any = None) -> Built:
     return start(engine, "prior", penalty=VALID, fit=TRAIN)
 
 
-def against_solved(*built: Any) -> float:
+def against_solved(*built: Any, price: float = 0.05) -> float:
     """Compare with differences of the program that is solved level by level."""
     _, state, _, _ = built
 
     def top(shift: Any) -> Any:
         p = solve_penalty(state["prior"].params + shift[0])
-        return prior_cost(p, solve_fit(p))
+        return squared(solve_fit(p), TEST) + price * jnp.sum(jnp.exp(p))
 
     return proofs.relative_error(proofs.hypergradient(*built), top)
