@@ -11,11 +11,12 @@ import json
 import pathlib
 import re
 import shutil
-import warnings
 import zlib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from mlox._utils.warn import warn
 
 FORMAT = 3
 STATE, RUN, NOTES = "state", "run", "mlox"
@@ -134,11 +135,10 @@ class CheckpointFolder:
             if path not in ours and not _QUARANTINED.fullmatch(path.name)
         )
         if others:
-            warnings.warn(
+            warn(
                 f"{str(self.path)!r} holds {', '.join(map(repr, others[:10]))}"
                 f"{', ...' if others[10:] else ''}, which no run of mlox has saved: "
-                "left alone.",
-                stacklevel=2,
+                "left alone."
             )
 
     def check_format(self) -> None:

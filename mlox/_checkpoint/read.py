@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 from mlox._checkpoint.folder import CheckpointFolder, DamagedError, reading
 from mlox._checkpoint.leaves import Arrays, Leaf, is_spread, verify
 from mlox._sharding.multihost import is_on_any_process
+from mlox._utils.warn import warn
 
 
 class Saved(NamedTuple):
@@ -61,9 +61,7 @@ def read_newest(folder: CheckpointFolder, match: Match) -> Restored | None:
             damaged.append(str(error))
             continue
         for message in damaged:
-            warnings.warn(
-                f"{message} The one after cycle {cycle} is taken.", stacklevel=2
-            )
+            warn(f"{message} The one after cycle {cycle} is taken.")
         return found
     if damaged:
         raise ValueError(f"No checkpoint is intact. {' '.join(damaged)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from mlox._checkpoint.options import Checkpoint, check_restore, find_best
 from mlox._checkpoint.read import Match, Restored, Saved, read, read_newest
 from mlox._utils.describe import summarize
 from mlox._utils.types import PyTree
+from mlox._utils.warn import warn
 
 
 def restore(
@@ -189,10 +189,10 @@ def _check_same(saved: Saved, old: Mapping[str, str], new: Mapping[str, str]) ->
 def _find_best(folder: CheckpointFolder) -> int | None:
     """Return the best checkpoint, by the options of the newest one."""
 
-    def warn(message: str) -> None:
-        warnings.warn(f"{message} It is left out.", stacklevel=3)
+    def tell(message: str) -> None:
+        warn(f"{message} It is left out.")
 
-    notes = folder.read_all_notes(warn)
+    notes = folder.read_all_notes(tell)
     if not notes:
         return None
     best, mode = notes[max(notes)]["best"]

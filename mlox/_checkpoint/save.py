@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from mlox._checkpoint.leaves import fetch, name_leaves
 from mlox._checkpoint.options import Checkpoint, find_best
 from mlox._sharding.multihost import is_on_any_process
 from mlox._utils.types import PyTree, Scalars
+from mlox._utils.warn import warn
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +57,9 @@ class CheckpointWriter:
         folder = CheckpointFolder(self.checkpoint.path)
         path = folder.locate(cycle)
         if is_on_any_process(folder.is_taken(cycle)):
-            warnings.warn(
+            warn(
                 f"Cycle {cycle} is not saved: no run of mlox has saved what is at "
-                f"{str(path)!r}, and it is left alone.",
-                stacklevel=2,
+                f"{str(path)!r}, and it is left alone."
             )
             return
         others = {name: tree for name, tree in trees.items() if name != STATE}
@@ -130,7 +129,7 @@ def clean(checkpoint: Checkpoint, newest: int | None) -> None:
                 folder.quarantine(cycle)
 
         def tell(message: str) -> None:
-            warnings.warn(f"{message} It is set aside.", stacklevel=3)
+            warn(f"{message} It is set aside.")
 
         for cycle in set(folder.cycles) - set(folder.read_all_notes(tell)):
             folder.quarantine(cycle)

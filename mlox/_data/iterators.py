@@ -1,13 +1,13 @@
 """Iterators over batches that restart at the end and know their position."""
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from mlox._data.shuffled import Shuffled
 from mlox._utils.types import Position
+from mlox._utils.warn import warn
 
 END = object()
 
@@ -113,12 +113,11 @@ def _advance(
     if isinstance(series, itertools.repeat):
         return batches
     if count and not isinstance(series, Sequence):
-        warnings.warn(
+        warn(
             f"{label} cannot tell its position, so that its first {count} batches are "
             "read and dropped: the run continues exactly only if they come in the same "
             "order every time. Pass a list, mlox.shuffled(...), or an iterable whose "
-            "iterators have get_state and set_state, as grain's.",
-            stacklevel=2,
+            "iterators have get_state and set_state, as grain's."
         )
     return itertools.islice(batches, count, None)
 

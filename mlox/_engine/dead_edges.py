@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Generator, Iterable, Set
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from mlox._cycle.dead_reads import Fault, find_fault
 from mlox._graph.links import Carries, Kind, Link, find_links
 from mlox._hypergradient.watch import Read, watch_reads
 from mlox._utils.types import Batches, State
+from mlox._utils.warn import warn
 from mlox.methods import Implicit, Iterative
 
 # Whoever declares an edge expects that something flows along it. A loss that does not
@@ -120,7 +120,7 @@ def warn_of_dead_edges(
     with watch_reads(map(_read_of, links)) as carried:
         yield
     for edge in _judge(cycle, links, carried, state, batches):
-        warnings.warn(f"{edge.text} {edge.remedy}", stacklevel=4)
+        warn(f"{edge.text} {edge.remedy}")
 
 
 def _judge(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.newton import steps_of, why_not_stationary
 from mlox._problem.problem import Problem
+from mlox._utils.warn import warn
 
 
 def check_refined(plan: Plan, problems: Mapping[str, Problem]) -> None:
@@ -27,11 +27,10 @@ def warn_if_refined_on_samples(plan: Plan, problems: Sequence[Problem]) -> None:
     for problem in problems:
         drawn = problem.sample is not None and problem.rng is not None
         if drawn and steps_of(problem) and problem.name in plan.implicit:
-            warnings.warn(
+            warn(
                 f"problem {problem.name!r} samples another batch in each step, and "
                 f"refine={steps_of(problem)} takes Newton steps on the last one "
                 "alone: a settled answer is moved by the noise of that batch, and the "
                 "hypergradient gets worse. Leave refine out, or use one batch for all "
-                "steps.",
-                stacklevel=3,
+                "steps."
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 
 import jax
@@ -15,6 +14,7 @@ from mlox._problem.optimizer import pull_update, restart
 from mlox._problem.problem import Problem
 from mlox._problem.responsive import responsive_part
 from mlox._utils.types import PyTree
+from mlox._utils.warn import warn
 from mlox.methods import Unrolled
 
 # Adam's update has a square root of each entry, which a single zero entry suffices to
@@ -51,7 +51,7 @@ def warn_if_slopes_are_infinite(plan: Plan, problems: Sequence[Problem]) -> None
         if problem.name in plan.responsive:
             found = find_infinite_slope(problem)
             if found is not None:
-                warnings.warn(found.value.format(name=problem.name), stacklevel=4)
+                warn(found.value.format(name=problem.name))
 
 
 def find_infinite_slope(problem: Problem) -> InfiniteSlope | None:

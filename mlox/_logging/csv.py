@@ -4,12 +4,12 @@ import csv
 import io
 import os
 import pathlib
-import warnings
 from collections.abc import Sequence
 
 from mlox._logging import files
 from mlox._logging.base import FunctionLogger, Logger
 from mlox._utils.fields import Kind, check, optional
+from mlox._utils.warn import warn
 
 NAMES = Kind(
     "a list of names of metrics",
@@ -77,10 +77,9 @@ def csv_logger(
         new = {name for name in wanted if name in metrics} - {*names, *omitted}
         omitted.update(new)
         if new:
-            warnings.warn(
+            warn(
                 f"csv_logger: {str(file)!r} leaves out {sorted(new)}: its columns were "
-                "fixed when it began. Begin another file and name all in `columns`.",
-                stacklevel=2,
+                "fixed when it began. Begin another file and name all in `columns`."
             )
 
     def resume(step: int) -> None:

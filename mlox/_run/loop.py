@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import time
-import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ from mlox._run.signals import catch_signals, preemption_message
 from mlox._sharding.layout import Layout
 from mlox._sharding.multihost import gather_positions, poll_preemption
 from mlox._utils.types import PyTree
+from mlox._utils.warn import warn
 
 
 class Run(NamedTuple):
@@ -188,7 +188,7 @@ def _handle_point(
             note = nonfinite.NOTE.format(losses=", ".join(losses))
             heard = send_note(run.loggers, cycle, note)
             if first and not heard and run.is_primary:
-                warnings.warn(f"Cycle {cycle}: {note}.", stacklevel=2)
+                warn(f"Cycle {cycle}: {note}.")
     if run.writer is not None and (due.saves or due.ends or asked or stops):
         yield Phase.CHECKPOINT, reached
         positions = reached.positions

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from mlox._utils.warn import warn
 
 Scores = Mapping[str, np.ndarray]
 Positions = Mapping[str, Any]
@@ -110,11 +111,10 @@ def select_positions(gathered: Positions) -> Positions:
         return gathered
     if len(each) == jax.process_count():
         return each[jax.process_index()]
-    warnings.warn(
+    warn(
         f"the checkpoint is of {len(each)} processes whose data were at different "
         f"positions, and this job has {jax.process_count()}: all continue from the "
-        "position of the first. Resume with as many processes to continue exactly.",
-        stacklevel=2,
+        "position of the first. Resume with as many processes to continue exactly."
     )
     return each[0]
 
