@@ -183,6 +183,22 @@ def test_run_compiles_each_length_of_dispatch_once():
     )  # with the mesh, and without
 
 
+@pytest.mark.slow
+def test_confirmation_returns_the_numbers_of_one_device():
+    engine = make_engine(METHODS["cg"])
+    batches = stack_cycle(engine, 0)
+    state = mlox.shard(engine, engine.init(), make_mesh("fsdp"), "fsdp")
+    found, expected = (
+        _dispatch.compile_confirmation(engine.traced, "penalty", 1, layout_of(x))(
+            x, batches
+        )
+        for x in (state, engine.init())
+    )
+    assert "penalty/fit/distance" in found
+    assert all(x.is_fully_replicated for x in found.values())
+    assert_close(found, jax.device_get(expected), 1e-8)
+
+
 def test_run_returns_metrics_of_examples_as_whole_arrays():
     engine = make_engine(METHODS["detached"])
     state = mlox.shard(engine, engine.init(), make_mesh("fsdp"), "fsdp")

@@ -284,7 +284,7 @@ def test_validation_is_called_every_valid_every_cycles_and_at_the_end(engine, by
 
 def test_records_own_their_numbers():
     """A view of a fetched scalar would keep some kilobytes for every record."""
-    totals = Totals({"x/loss": jnp.ones(())}, {"run/nonfinite": jnp.zeros((), int)})
+    totals = Totals({"x/loss": jnp.ones(())}, {"run/nonfinite": jnp.zeros((), int)}, {})
     point = Point(1, {"x": jnp.ones(3)}, totals, 0)
     scores = validate(lambda state: {"sum": state["x"].sum()}, point, None, False)
     for name, value in {**scores, **mean_metrics(point)}.items():
@@ -293,7 +293,7 @@ def test_records_own_their_numbers():
 
 def test_recording_copies_no_earlier_record():
     """Copying them all at every log point would make a run quadratic."""
-    totals = Totals({"x/loss": jnp.ones(())}, {})
+    totals = Totals({"x/loss": jnp.ones(())}, {}, {})
     first, _ = record_means(start_at(1, {}, totals=totals), totals, donate=False)
     second, _ = record_means(first.reach(Point(2, {}, totals, 1)), totals, donate=False)
     assert second.records.before is first.records
@@ -769,9 +769,11 @@ MANY = {f"classifier/metric_{i}": np.ones(()) for i in range(300)}
         lambda: check_recorded(mlox.EarlyStopping("x/accuracy", "max"), MANY),
         lambda: check_best(mlox.Checkpoint("runs", best="x/accuracy"), MANY),
         lambda: validate(
-            lambda state: MANY, Point(1, {}, Totals({}, {}), 0), Rows({}), False
+            lambda state: MANY, Point(1, {}, Totals({}, {}, {}), 0), Rows({}), False
         ),
-        lambda: restore_totals(Point(1, {}, Totals(MANY, {}), 0), Totals({}, {}), None),
+        lambda: restore_totals(
+            Point(1, {}, Totals(MANY, {}, {}), 0), Totals({}, {}, {}), None
+        ),
     ],
     ids=["early stopping", "best checkpoint", "validation", "resume"],
 )

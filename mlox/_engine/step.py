@@ -20,6 +20,7 @@ from mlox._engine.validation import (
     check_one_program,
     check_state,
 )
+from mlox._hypergradient.newton import why_not_stationary
 from mlox._utils.convolutions import should_unroll
 from mlox._utils.types import Batches, Metrics, State
 
@@ -94,6 +95,20 @@ class Step:
             Blocks without a linear system are left out.
         """
         return self.prepare(state, batches).confirm(state, batches, name)
+
+    def list_screened(self, state: State) -> tuple[tuple[str, str], ...]:
+        """Return (upper, lower) for each answer whose gap can be judged.
+
+        These are the tops of blocks of which a Newton step is defined: elsewhere the
+        multiplier solves no system, or the residual is not zero at the answer.
+        """
+        plan = self.cycle.plan
+        return tuple(
+            (k, b.tops[0])
+            for k in plan.graph.names
+            for b in plan.responses[k].blocks
+            if why_not_stationary(plan, b, {n: state[n] for n in b.names}) is None
+        )
 
     def check(self, state: Any) -> None:
         """Raise if a state does not fit the engine, or was donated."""

@@ -24,10 +24,13 @@ class Totals(NamedTuple):
     Attributes:
         sums: For each metric, its means over the steps of a cycle, summed over cycles.
         counts: The numbers of non-finite cycles, see `mlox._run.nonfinite`.
+        squares: For each gap that is screened, see `mlox._run.health`, the squares of
+            its means over the steps of a cycle, summed over cycles.
     """
 
     sums: dict[str, Any]
     counts: dict[str, Any]
+    squares: dict[str, Any]
 
 
 class Step(Protocol):
@@ -49,6 +52,14 @@ class Step(Protocol):
 
     def rewind(self, to: State, after: State) -> State:
         """Return an earlier state, with the step counts of a later one."""
+        ...
+
+    def list_screened(self, state: State) -> tuple[tuple[str, str], ...]:
+        """Return (upper, lower) for each answer whose gap can be judged."""
+        ...
+
+    def confirm(self, state: State, batches: Any, name: str) -> Metrics:
+        """Return how far the answers below a problem are: a pure function."""
         ...
 
     @property
@@ -93,7 +104,7 @@ def compile_cycles(
         state: State, totals: Totals, batches: Any, rewind_to: State
     ) -> tuple[State, Totals]:
         def cycle(carry: tuple[State, Totals], batches: Any) -> tuple[Any, None]:
-            before, (sums, counts) = carry
+            before, (sums, counts, squares) = carry
             after, metrics = run_cycle(before, batches)
             means = {n: _mean(m, sums[n].dtype) for n, m in metrics.items()}
             if policy is not None:
@@ -107,7 +118,8 @@ def compile_cycles(
                 )
                 means = {n: jnp.where(used, mean, 0) for n, mean in means.items()}
             sums = {n: sums[n] + mean for n, mean in means.items()}
-            return constrain(after, Totals(sums, counts)), None
+            squares = {n: total + means[n] ** 2 for n, total in squares.items()}
+            return constrain(after, Totals(sums, counts, squares)), None
 
         if count == 1:
             return cycle((state, totals), batches)[0]
@@ -142,7 +154,9 @@ def make_zeros(
             name: jnp.zeros(m.shape[1:], _sum_dtype(m.dtype))
             for name, m in metrics.items()
         }
-        return Totals(sums, {} if policy is None else zero_counts(state, sums))
+        counts = {} if policy is None else zero_counts(state, sums)
+        gaps = [f"{upper}/{lower}/gap" for upper, lower in step.list_screened(state)]
+        return Totals(sums, counts, {n: jnp.zeros_like(sums[n]) for n in gaps})
 
     like = jax.eval_shape(zeros, state, batches)
     leaves, structure = jax.tree.flatten(like)
@@ -179,6 +193,21 @@ def _find_committed(state: State, batches: Any) -> jax.Array:
         if isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
     ]
     return next((x for x in arrays if x.committed), arrays[0])
+
+
+@functools.lru_cache(maxsize=16)
+def compile_confirmation(
+    step: Step, name: str, count: int, layout: Layout | None
+) -> Callable[[State, Any], Metrics]:
+    """Compile `Step.confirm` for the first cycle of a dispatch of `count`."""
+
+    def confirm(state: State, batches: Any) -> Metrics:
+        if count > 1:
+            batches = jax.tree.map(lambda x: x[0], batches)
+        found = step.confirm(state, batches, name)
+        return found if layout is None else layout.replicate(found)
+
+    return jax.jit(confirm)
 
 
 def _sum_dtype(dtype: Any) -> Any:

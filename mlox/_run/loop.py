@@ -10,6 +10,7 @@ therefore has the last state, and returns it with the error.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -23,12 +24,13 @@ from mlox._checkpoint.save import CheckpointWriter
 from mlox._data.iterators import BatchIterator
 from mlox._logging.base import Logger, send_note
 from mlox._logging.console import format_losses
-from mlox._run import dispatch, metrics, nonfinite, resume
+from mlox._run import dispatch, health, metrics, nonfinite, resume
 from mlox._run.arguments import Due, RunConfig
 from mlox._run.dispatch import Step, Totals
 from mlox._run.early_stopping import check_recorded, stop_reason
 from mlox._run.nonfinite import Policy
 from mlox._run.run_state import Phase, Point, Rows, RunState
+from mlox._run.screen import screen_answers
 from mlox._run.signals import catch_signals, preemption_message
 from mlox._sharding.layout import Layout
 from mlox._sharding.multihost import gather_positions, poll_preemption
@@ -65,6 +67,12 @@ class Run(NamedTuple):
     def stack_batches(self, count: int) -> Any:
         """Return the batches of the next `count` cycles."""
         return dispatch.stack_batches(self.step, self.sources, count, self.layout)
+
+    def tell(self, cycle: int, text: str) -> None:
+        """Warn of something, in Python and in the logs."""
+        send_note(self.loggers, cycle, text)
+        if self.is_primary:
+            warnings.warn(f"Cycle {cycle}: {text}", stacklevel=2)
 
     def keep(self, state: PyTree) -> PyTree:
         """Return a state whose memory no dispatch will reuse."""
@@ -126,6 +134,16 @@ def loop(
             asked = poll_preemption(number) if run.multi_process else bool(signals)
             due = config.due(point.cycle, size)
             reached = yield from _handle_point(run, reached, zeros, due, asked)
+            if due.logs:
+                yield Phase.LOGGING, reached
+                reached = screen_answers(
+                    run.step,
+                    reached,
+                    batches,
+                    following or size,
+                    run.layout,
+                    functools.partial(run.tell, point.cycle),
+                )
             if run.should_stop(reached):
                 return reached
             if asked and following:
@@ -153,7 +171,8 @@ def _prepare(
         yield Phase.CHECKPOINT, reached
         check_best(config.checkpoint, recorded)
     point = resume.restore_totals(point, zeros, config.policy)
-    reached = reached._replace(points=(point._replace(state=state),))
+    watches = health.begin(run.step.list_screened(state), reached.watches)
+    reached = reached._replace(points=(point._replace(state=state),), watches=watches)
     if config.policy is Policy.RESTORE and reached.rewind_to is None:
         reached = reached._replace(rewind_to=point.state)
     return reached, zeros
@@ -213,13 +232,14 @@ def _raise_if_nonfinite(reached: RunState) -> Iterator[tuple[Phase, RunState]]:
     The error then has the state before that cycle.
     """
     point = reached.point
-    sums, counts = point.totals
+    sums, counts, squares = point.totals
     counts = jax.device_get(counts)
     unused = int(counts[nonfinite.CYCLES])
     if not unused:
         return
     good = point.cycle - unused
-    totals = Totals(sums, {name: 0 * count for name, count in counts.items()})
+    zeros = {name: 0 * count for name, count in counts.items()}
+    totals = Totals(sums, zeros, squares)
     fallback = Point(good, point.state, totals, point.since)
     yield Phase.STEP, reached._replace(points=(fallback,), fallback=fallback)
     raise FloatingPointError(nonfinite.describe_nonfinite(counts, good + 1))

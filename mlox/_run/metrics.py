@@ -11,6 +11,7 @@ import numpy as np
 from mlox._data import stacking as _data
 from mlox._run.dispatch import Totals, copy_state, scalar_names
 from mlox._run.early_stopping import EarlyStopping, check_recorded, update
+from mlox._run.health import observe
 from mlox._run.nonfinite import CYCLES
 from mlox._run.run_state import Point, Rows, RunState, list_rows
 from mlox._sharding.multihost import mean_over_processes
@@ -24,13 +25,19 @@ def mean_metrics(point: Point) -> Columns:
 
     The means leave out non-finite cycles, which are counted.
     """
-    sums, counts = jax.device_get(point.totals)
-    cycles = point.cycle - point.since - counts.get(CYCLES, 0)
+    sums, counts, _ = jax.device_get(point.totals)
+    cycles = count_cycles(point)
     means = {
         name: np.asarray(total / cycles if cycles else np.full_like(total, np.nan))
         for name, total in sums.items()
     }
     return {**means, **{name: np.array(count) for name, count in counts.items()}}
+
+
+def count_cycles(point: Point) -> int:
+    """Return the cycles that the means of a point are over."""
+    unused = int(jax.device_get(point.totals.counts.get(CYCLES, 0)))
+    return point.cycle - point.since - unused
 
 
 def record_means(
@@ -41,13 +48,21 @@ def record_means(
     The totals of the newest point begin anew with `zeros`.
     """
     point = reached.point
-    means = mean_metrics(point)  # waits for the device, so it is part of the time
+    # This waits for the device, so it is part of the time.
+    point = point._replace(totals=jax.device_get(point.totals))
+    means = mean_metrics(point)
+    watches = tuple(
+        observe(watch, count_cycles(point), means, point.totals.squares)
+        for watch in reached.watches
+    )
     cycle, began = reached.clock
     speed = (point.cycle - cycle) / max(time.perf_counter() - began, 1e-9)
     record = {"cycle": np.asarray(point.cycle), **means}
     point = point._replace(totals=zeros, since=point.cycle)
     reached = reached._replace(
-        points=(*reached.points[:-1], point), records=Rows(record, reached.records)
+        points=(*reached.points[:-1], point),
+        records=Rows(record, reached.records),
+        watches=watches,
     )
     scalars = {name: float(means[name]) for name in scalar_names(means)}
     return keep_point(reached, donate), {"cycles_per_second": speed, **scalars}

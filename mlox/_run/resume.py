@@ -15,6 +15,7 @@ from mlox._checkpoint.save import CheckpointWriter, clean
 from mlox._run.arguments import RunConfig
 from mlox._run.dispatch import Totals
 from mlox._run.early_stopping import Best, EarlyStopping
+from mlox._run.health import Watch
 from mlox._run.nonfinite import CYCLES, Policy
 from mlox._run.run_state import Point, Rows, RunState, stack_columns, start_at
 from mlox._sharding.multihost import on_primary, select_positions
@@ -55,6 +56,7 @@ def save(
         "since": point.since,
         "best": list(best),
         "rule": _describe_rule(rule),
+        "watches": [list(watch) for watch in reached.watches],
         "has_best": reached.best_state is not None,
         "positions": dict(positions),
         **{name: list(trees[name]) for name in ("records", "validations")},
@@ -105,11 +107,13 @@ def resume(
         return restore_into({name: like}, arrays)[name]
 
     state = restore_state("state", state)
-    totals = Totals(*(columns(notes[n], "totals", n) for n in Totals._fields))
+    # Older checkpoints have no squares, and no watches.
+    totals = Totals(*(columns(notes.get(n, []), "totals", n) for n in Totals._fields))
     reached = start_at(read.cycle, state, notes["since"], totals)._replace(
         records=_rows(columns(notes["records"], "records")),
         validations=_rows(columns(notes["validations"], "validations")),
         positions=select_positions(notes["positions"]),
+        watches=tuple(Watch(*row) for row in notes.get("watches", [])),
     )
     if config.policy is Policy.RESTORE:
         reached = reached._replace(rewind_to=restore_state("rewind_to", state))
@@ -141,6 +145,9 @@ def restore_totals(point: Point, zeros: Totals, policy: Policy | None) -> Point:
     skipped = int(saved.counts.get(CYCLES, 0)) > 0
     if reshaped or (skipped and policy not in (Policy.SKIP, Policy.RESTORE)):
         return point._replace(totals=zeros, since=point.cycle)
+    # Squares that are missing count as infinite: that interval is not judged.
+    missing = {n: np.full_like(x, np.inf) for n, x in zeros.squares.items()}
+    saved = saved._replace(squares={**missing, **saved.squares})
     return point._replace(totals=restore_into(zeros, name_leaves(saved)))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from mlox._run.dispatch import Totals
 from mlox._run.early_stopping import Best
+from mlox._run.health import Watch
 from mlox._run.history import History
 from mlox._utils.types import Columns, PyTree
 
@@ -69,6 +70,7 @@ class RunState(NamedTuple):
         best_state: The state of its best point, if the run returns that one.
         rewind_to: The state of the last checkpoint, if non-finite cycles are replaced
             by it.
+        watches: What is known of the answers that are screened.
         clock: A cycle, and the time when it began, in seconds; for the speed.
     """
 
@@ -80,6 +82,7 @@ class RunState(NamedTuple):
     best: Best = Best()
     best_state: PyTree = None
     rewind_to: PyTree = None
+    watches: tuple[Watch, ...] = ()
     clock: tuple[int, float] = (0, 0.0)
 
     @property
@@ -97,7 +100,7 @@ class RunState(NamedTuple):
         return self._replace(points=(*self.points[-2:], point))
 
 
-NO_TOTALS = Totals({}, {})
+NO_TOTALS = Totals({}, {}, {})
 
 
 def start_at(
