@@ -59,9 +59,8 @@ def hypergradient(engine, name="x"):
     return quick(lambda s: engine.hypergradient(s, batches, name)[1])(engine.init())
 
 
-@pytest.mark.parametrize(
-    "checkpoint", ["segments", pytest.param("none", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", ["segments", "none"])
 def test_hypergradient_flows_through_a_state_that_the_upper_reads(checkpoint):
     engine = pair(mlox.Unrolled(checkpoint=checkpoint))
     found, expected = hypergradient(engine), differences(engine, "x")

@@ -31,6 +31,7 @@ def telling(program, methods, **options):
     return engine, *found(state_at(engine, program.theta()))
 
 
+@pytest.mark.slow
 def test_parts_of_one_lower_are_those_of_the_formula():
     program = Program(GRAPHS["bilevel"])
     theta = program.theta()
@@ -71,6 +72,7 @@ def test_unrolled_answers_are_one_part_beside_implicit_ones():
     assert abs(along) <= np.linalg.norm(total) <= direct + unrolled + implicit
 
 
+@pytest.mark.slow
 def test_nonfinite_entries_are_counted():
     loss = lambda params, batch, ctx: jnp.sum(jnp.sqrt(params))
     problem = mlox.Problem.create(
