@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -73,7 +72,7 @@ class Run(NamedTuple):
         """Warn of something, in Python and in the logs."""
         send_note(self.loggers, cycle, text)
         if self.is_primary:
-            warnings.warn(f"Cycle {cycle}: {text}", stacklevel=2)
+            warn(f"Cycle {cycle}: {text}")
 
     def keep(self, state: PyTree) -> PyTree:
         """Return a state whose memory no dispatch will reuse."""
