@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from mlox._draw.layout import Point
 from mlox._draw.rows import Link
 
 LANE = 6.0  # from the middle of a link with two edges to each of them
 ARROW = 7.0  # the length of an arrow
-LABEL = 17.0  # the width of a label
+HALF = 9.5  # half the width of a label
 SAMPLES = 32  # of each curve
 # Of a label: in the middle, if there is room.
 SITES = sorted(range(3, SAMPLES - 2), key=lambda i: abs(i - SAMPLES // 2))
+
+Taken: TypeAlias = dict[tuple[int, int], list[Point]]
+"""Points where something is, by the cells of a grid."""
 
 
 class Curve(NamedTuple):
@@ -80,21 +83,32 @@ def place_labels(edges: Sequence[Edge], left: float, right: float) -> list[Point
         The centre of the label of each edge, or nothing.
     """
     samples = [[curve.sample() for curve in edge.curves] for edge in edges]
-    taken = [point for curves in samples for curve in curves for point in curve]
+    taken: Taken = {}
+    for point in (point for curves in samples for curve in curves for point in curve):
+        taken.setdefault(_cell(point), []).append(point)
     labels: list[Point] = []
     for edge, curves in zip(edges, samples, strict=True):
-        side = (5.0 + LABEL / 2) * (1.0 if edge.kind == "l2u" else -1.0)
+        side = (HALF + 4.0) * (1.0 if edge.kind == "l2u" else -1.0)
         sites = ((c[i][0] + side, c[i][1]) for c in curves for i in SITES)
-        inside = (p for p in sites if left < p[0] - LABEL / 2 < right - LABEL)
+        inside = (p for p in sites if left < p[0] - HALF < right - 2 * HALF)
         found = next((point for point in inside if _is_free(point, taken)), None)
         if found is None:
             return []
         x, y = found
-        taken += [(x - LABEL / 2, y - 5), found, (x + LABEL / 2, y + 5)]
+        for point in ((x - HALF, y - 5), found, (x + HALF, y + 5)):
+            taken.setdefault(_cell(point), []).append(point)
         labels.append(found)
     return labels
 
 
-def _is_free(place: Point, taken: Sequence[Point]) -> bool:
+def _cell(point: Point) -> tuple[int, int]:
+    """Return the cell of a grid as coarse as a label is large."""
+    return int(point[0] // HALF), int(point[1] // 5)
+
+
+def _is_free(place: Point, taken: Taken) -> bool:
     x, y = place
-    return not any(abs(a - x) <= LABEL / 2 + 1 and abs(b - y) <= 5 for a, b in taken)
+    column, row = _cell(place)
+    near = ((column + i, row + j) for i in (-1, 0, 1) for j in (-1, 0, 1))
+    points = (point for cell in near for point in taken.get(cell, ()))
+    return not any(abs(a - x) <= HALF and abs(b - y) <= 5 for a, b in points)
