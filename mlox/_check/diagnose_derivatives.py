@@ -59,9 +59,20 @@ def _find_wrong(figures: Figures) -> dict[str, Edge]:
     """Return, for each cost with a wrong derivative, where that shows."""
     wrong: dict[str, Edge] = {}
     for edge in figures.edges:
-        if edge.is_wrong and (edge.own or not is_cut(edge)):
+        cut = not edge.own and is_cut(edge)
+        # A weight that depends on a stopped loss is meant to be a constant; a rule of
+        # the user's own is meant to be right.
+        meant = edge.cost not in figures.custom and _is_harmless(figures)
+        if edge.is_wrong and not cut and not meant:
             wrong.setdefault(edge.cost, edge)
     return wrong
+
+
+def _is_harmless(figures: Figures) -> bool:
+    """Return whether the hypergradient is seen to be that of its values."""
+    d = figures.differences
+    seen = [x.error for x in (d.loss, d.program) if x is not None]
+    return bool(seen) and max(seen) < WRONG
 
 
 def _blame_derivative(edge: Edge, *, custom: bool) -> Finding:

@@ -78,6 +78,26 @@ def against_first_order(engine: Any, state: Any, batches: Any, name: str) -> flo
     return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
 
 
+def weighed_by_losses() -> Built:
+    """Weights that are a function of losses, which are constants for it."""
+
+    def loss(w: Any, batch: Any, ctx: mlox.Context) -> Any:
+        errors = (batch[0] @ w - batch[1]) ** 2
+        scale, offset = ctx.penalty.params
+        weights = jax.nn.sigmoid(scale * jax.lax.stop_gradient(errors) + offset)
+        return jnp.mean(weights * errors)
+
+    return pair(
+        {
+            "loss_fn": loss,
+            "tx": optax.sgd(0.1),
+            "unroll_steps": 1,
+            "method": mlox.Unrolled(),
+        },
+        {"params": jnp.array([-0.5, 0.0])},
+    )
+
+
 def dropout(method: Any, steps: int) -> Any:
     """Dropout on the features, with the key of the step."""
 
@@ -142,6 +162,7 @@ CASES = [
         None,
         against_program,
     ),
+    Case("weights of losses", weighed_by_losses, None, against_program),
     Case("MAML", tasks(mlox.Unrolled()), None, against_program),
     Case("first-order MAML", tasks(mlox.Detached()), None, against_first_order),
     Case("implicit MAML", tasks(mlox.Implicit(), prox=1.0, steps=60)),
