@@ -15,9 +15,11 @@ from .nested import GRAPHS, Program, slope
 from .test_gap import HALF, NEAR, moved, pair, slow
 from .test_laws import (
     DENSE,
+    implicit_under_unrolled,
     quick,
     state_at,
     unrolled_beside_implicit,
+    unrolled_reader_of_implicit,
     unrolled_under_implicit,
     unrolled_under_two_players,
     without_data,
@@ -88,6 +90,23 @@ def test_error_is_quadratic_beside_unrolled_answers(make):
         lambda d: state_at(engine, {**moved(program, answer, d, names), **begin}),
         program.differences("t", answer),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [implicit_under_unrolled, unrolled_reader_of_implicit])
+def test_steps_of_unrolled_uppers_see_the_refined_answer(make):
+    """A quadratic lower that never moves is solved in each of their steps."""
+    program, engine, theta, start, value = make()
+    problems = [
+        problem.replace(tx=optax.sgd(0.0)) if problem.name == "c" else problem
+        for problem in refined(engine).problems
+    ]
+    engine = mlox.Engine(problems, program.graph.u2l, program.graph.l2u)
+    begin = {**theta, **{name: x[None] for name, x in start.items()}}
+    state, batches = state_at(engine, begin), without_data(engine)
+    found = quick(lambda s: engine.hypergradient(s, batches, "t")[1])(state)
+    expected = program.differences("t", theta, value)
+    assert error(found, expected) < 1e-9
 
 
 @pytest.mark.slow
