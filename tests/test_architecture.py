@@ -37,6 +37,7 @@ BELOW = {
     "_checkpoint": {"_utils", "_sharding"},
     "_run": {"_utils", "_data", "_logging", "_sharding", "_checkpoint"},
     "flax": {"_utils", "_problem"},
+    "testing": {"_utils", "solvers", "methods", "_problem", "_engine"},
     "_check": {
         "_utils",
         "solvers",
