@@ -76,7 +76,8 @@ def check_method(
 
     Example:
         >>> import mlox, mlox.testing
-        >>> mlox.testing.check_method(mlox.Implicit(mlox.CG(6)))
+        >>> mlox.testing.check_method(
+        ...     mlox.Implicit(mlox.Identity()), expected=lambda H, v: v)
         >>> try:
         ...     mlox.testing.check_method(mlox.FiniteDifference())
         ... except AssertionError as error:
