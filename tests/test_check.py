@@ -11,6 +11,7 @@ import pytest
 import mlox
 from mlox._check.spectrum import extreme_eigenvalues
 
+from .planted.case import pair, ridge, squared
 from .planted.tables import FAULTS, HEALTHY
 
 # Tried in every run.
@@ -42,6 +43,50 @@ def test_check_finds_nothing_in_a_healthy_program(case):
     report = mlox.check(*case.build())
     assert report.ok, report
     assert report.findings == ()
+
+
+def count_misses(params, batch, ctx):
+    x, y = batch
+    missed = jnp.mean(jnp.abs(x @ ctx.fit.params - y) > 0.3).astype(y.dtype)
+    return missed + 0.1 * squared(ctx.fit.params, batch)
+
+
+def round_penalty(w, batch, ctx):
+    strength = jnp.exp(jnp.round(ctx.penalty.params))
+    return squared(w, batch) + 0.5 * jnp.sum(strength * w**2)
+
+
+ADAM = optax.adam(1e-2, eps_root=1e-4)
+LOW = mlox.MixedPrecision(ridge, jnp.bfloat16)
+SMALL = mlox.FiniteDifference(epsilon=1e-3)
+MORE = {
+    "an upper that counts": (mlox.Cause.NOT_SMOOTH, {}, {"loss_fn": count_misses}),
+    "a rounded penalty": (mlox.Cause.DERIVATIVE_CUT, {"loss_fn": round_penalty}, {}),
+    "a large eps_root": (
+        mlox.Cause.EPS_ROOT,
+        {"tx": ADAM, "method": mlox.Unrolled(), "unroll_steps": 20},
+        {},
+    ),
+    "small differences in bfloat16": (
+        mlox.Cause.LOW_PRECISION,
+        {"loss_fn": LOW, "method": SMALL},
+        {},
+    ),
+    "a lower that is refined": (
+        None,
+        {"unroll_steps": 10, "method": mlox.Implicit(refine=3)},
+        {},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MORE.values(), ids=MORE.keys())
+def test_check_finds_the_cause(case):
+    cause, fit, penalty = case
+    with jax.numpy_dtype_promotion("standard"):
+        report = mlox.check(*pair(fit, penalty))
+    assert [f.cause for f in report.findings][:1] == ([cause] if cause else []), report
 
 
 SCALES = np.array([1.0, 2.0, 4.0])

@@ -12,8 +12,9 @@ from mlox._check.vectors import MOST_DIRECTIONS
 # Counted in gradients of losses: a step takes one, and a product with a Hessian two.
 # A dense solve of n unknowns takes n products, a long one at most 200; Newton's method
 # takes about ten steps from an answer of the program, and three from a solved one.
-DEFAULT = 100_000
+DEFAULT = 200_000
 LONG = 200
+MOST_NOISY = 4
 
 
 class Part(enum.Enum):
@@ -57,14 +58,14 @@ def prices(sizes: Sizes) -> dict[Part, int]:
     once = sizes.steps + 2 * sizes.products + 2 * sizes.problems
     ends = 2 * sizes.directions
     return {
-        Part.LOSSES: 7 * sizes.problems**2 * sizes.samples,
+        Part.LOSSES: 100 * sizes.problems**2 * sizes.samples,
         Part.SOLVER: solve,
         Part.LOWER: 10 * newton + 2 * solve,
         Part.DIFFERENCES: ends * (3 * newton + solve),
         Part.PROGRAM: 3 * ends * once,
         Part.WINDOW: 3 * sizes.steps,
         Part.PRECISION: once,
-        Part.NOISE: (sizes.samples + 4) * solve,
+        Part.NOISE: 2 * MOST_NOISY * solve,
         Part.METASMOOTHNESS: 7 * once,
     }
 

@@ -58,7 +58,7 @@ def check(
         name: The problem with lowers whose hypergradient is checked, or its name.
         budget: The most that the references may cost, in gradients of losses (a step
             of an optimizer takes one, a product with a Hessian two); those beyond it
-            are left out and listed. None means 100,000.
+            are left out and listed. None means 200,000.
         seed: The seed of random directions.
 
     Returns:

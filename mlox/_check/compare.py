@@ -64,7 +64,7 @@ def compare(
         name: The problem whose hypergradient is computed, or its name.
         candidates: {problem: {name: method}}.
         budget: The most that the reference may cost, in gradients of losses; None means
-            100,000.
+            200,000.
         repeats: The number of timed runs of each candidate; they alternate.
 
     Returns:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from mlox._check.diagnose_edges import is_cut
-from mlox._check.figures import Figures
+from mlox._check.figures import WRONG, Figures
 from mlox._check.finding import Cause, Finding
 from mlox._check.losses import Edge
 
 JUMP = 0.03
-LOWEST, WRONG = 0.01, 0.05
+LOWEST = 0.01
 
 
 def diagnose_derivatives(figures: Figures) -> Iterator[Finding]:
     """Yield losses that jump, and losses whose derivatives are wrong."""
     jumping = _find_jumping(figures)
-    for name in jumping:
+    for name, (what, jump) in jumping.items():
         yield Finding(
             Cause.NOT_SMOOTH,
             name,
-            f"The loss of {name!r} or its gradient jumps along a line, by "
-            f"{figures.jumps[name]:.0%} of its range there.",
+            f"{what} of {name!r} jumps along a line, by {jump:.0%} of its range there.",
             "Replace hinges, absolute values, rounding, sorting and argmax by smooth "
             "functions, e.g. jax.nn.softplus, or use a method that does not "
             "differentiate them.",
@@ -33,26 +32,29 @@ def diagnose_derivatives(figures: Figures) -> Iterator[Finding]:
             yield _blame_derivative(edge, custom=name in figures.custom)
 
 
-def _find_jumping(figures: Figures) -> list[str]:
-    """List the losses that jump, if that is what makes a hypergradient wrong.
+def _find_jumping(figures: Figures) -> dict[str, tuple[str, float]]:
+    """Return what of each loss jumps, and how far, if that matters.
 
-    Networks with relu jump somewhere, too. It matters if a derivative is seen to be
-    wrong, or if an answer is where its cost is lowest, and is not stationary there.
+    A value that jumps always does: its derivative misses the jump. A gradient jumps in
+    every network with relu: it matters if a derivative is seen to be wrong, or if an
+    answer is where its cost is lowest, and is not stationary there.
     """
     # A loss in 16 bits is a staircase, and its steps are those of its precision.
-    jumps = {
-        n: jump
-        for n, jump in figures.jumps.items()
-        if jump > JUMP and n not in figures.narrow
-    }
+    jumps = _large(figures.jumps, figures)
+    found = {n: ("The loss", jump) for n, jump in jumps.items()}
+    kinks = {n: x for n, x in _large(figures.kinks, figures).items() if n not in found}
     wrong = {edge.cost for edge in figures.edges if edge.is_wrong}
-    if found := [n for n in jumps if n in wrong]:
-        return found
     loop = figures.differences.program
     lowest = figures.descent and max(figures.descent.values()) < LOWEST
-    if jumps and (lowest or (loop is not None and not loop.error < WRONG)):
-        return [max(jumps, key=lambda n: jumps[n])]
-    return []
+    lost = loop is not None and not loop.error < WRONG
+    if kinks and not wrong.intersection(kinks) and (lowest or lost):
+        wrong = {max(kinks, key=lambda n: kinks[n])}  # which one, cannot be told
+    slopes = {n: ("The gradient", x) for n, x in kinks.items() if n in wrong}
+    return {**found, **slopes}
+
+
+def _large(jumps: Mapping[str, float], figures: Figures) -> dict[str, float]:
+    return {n: x for n, x in jumps.items() if x > JUMP and n not in figures.narrow}
 
 
 def _find_wrong(figures: Figures) -> dict[str, Edge]:

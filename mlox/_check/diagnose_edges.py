@@ -29,12 +29,12 @@ def diagnose_edges(figures: Figures) -> Iterator[Finding]:
         anew = edge.above and edge.cost in restarts
         if edge.own or anew or not edge.needed:
             continue
-        if edge.unread and (edge.cost, edge.by) in figures.flat:
+        if is_cut(edge):
+            yield _cut(edge)
+        elif edge.silent and (edge.cost, edge.by) in figures.flat:
             yield _flat(edge)
         elif edge.unread:
             yield _not_read(edge)
-        elif is_cut(edge):
-            yield _cut(edge)
         elif edge.above and _is_additive(edge):
             yield _additive(edge)
 
@@ -45,14 +45,12 @@ def is_cut(edge: Edge) -> bool:
     # the cost itself, and on its gradient through its own response.
     if edge.has_kink:
         return False
-    if edge.above:
-        return edge.second_wrong and not np.any(edge.slope_computed)
-    return edge.first_wrong and edge.computed == 0
+    return edge.silent and (edge.second_wrong if edge.above else edge.first_wrong)
 
 
 def _is_additive(edge: Edge) -> bool:
     """Return whether the own gradient does not change with the neighbour."""
-    return edge.slope_change < 1e-10 and not np.any(edge.slope_computed)
+    return edge.slope_change < 1e-10 and edge.silent
 
 
 def _reversed(figures: Figures, edge: Edge) -> Finding:
@@ -82,9 +80,8 @@ def _flat(edge: Edge) -> Finding:
     return Finding(
         Cause.DERIVATIVE_CUT,
         edge.cost,
-        f"The loss of {edge.cost!r} reads {edge.by!r}, but does not change with it: it "
-        "goes through a comparison, a rounding, an argmax or integers, which have no "
-        "derivative.",
+        f"The loss of {edge.cost!r} reads {edge.by!r}, but the derivative is 0: it "
+        "goes through a comparison, a rounding, an argmax or integers.",
         f"Replace them where the loss reads ctx.{edge.by}, e.g. a comparison by "
         "jax.nn.sigmoid, an accuracy by a cross entropy.",
     )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlox._check.figures import Figures, Lower
+from mlox._check.figures import WRONG, Figures, Lower
 from mlox._check.finding import Cause, Finding
 from mlox._check.kinds import is_approximate
 from mlox._check.updates import Updates
 from mlox._engine.slopes import InfiniteSlope
 from mlox._utils.describe import show_call
 
-WRONG = 0.05
-LAGGING = 0.1
 CLIPPED = 0.9
 NOWHERE = {
     InfiniteSlope.ENTRIES: "where a gradient is zero (the square root of Adam)",
@@ -117,7 +115,7 @@ def diagnose_loops(figures: Figures) -> Iterator[Finding]:
 def diagnose_answers(figures: Figures) -> Iterator[Finding]:
     """Yield answers that are not those of their costs, and why."""
     distance = figures.differences.lower
-    if distance is None or distance.error < LAGGING:
+    if distance is None or not figures.unsolved:
         return
     judged = [n for n in figures.lowers if n.top and not is_approximate(n.method)]
     explained = False

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlox._check.figures import Figures, Lower
+from mlox._check.figures import WRONG, Figures, Lower
 from mlox._check.finding import Cause, Finding
 from mlox._check.kinds import is_approximate, is_foreign, needs_definite
 from mlox._check.vectors import Distance
 from mlox._utils.describe import show_call
 from mlox.methods import Implicit
 from mlox.solvers import Neumann
-
-WRONG = 0.05
 
 
 def diagnose_coupling(figures: Figures) -> Iterator[Finding]:
@@ -31,9 +29,9 @@ def diagnose_coupling(figures: Figures) -> Iterator[Finding]:
 
 def diagnose_curvature(figures: Figures) -> Iterator[Finding]:
     """Yield Hessians that are indefinite where a method needs a definite one."""
-    differences = figures.differences
-    errors = [x.error for x in (differences.solver, differences.lower) if x]
-    if all(error < WRONG for error in errors):
+    solver = figures.differences.solver
+    solved = solver is None or solver.error < WRONG
+    if solved and not figures.unsolved:
         return
     for lower in figures.lowers:
         low, high = lower.eigenvalues or (0.0, 0.0)

@@ -126,9 +126,9 @@ class Experiment:
             for n, steps in self.chosen.items()
         }
 
-    def _weights(self, weights: np.ndarray) -> jax.Array:
+    def _weights(self, weights: np.ndarray) -> Any:
         dtype = jnp.result_type(*jax.tree.leaves(self.params))
-        return jnp.asarray(weights, dtype)
+        return np.asarray(weights, dtype)
 
     def reference(self, plan: Plan) -> Callable[..., Solved]:
         """Return the compiled references of a plan, see `Reference`."""
@@ -148,7 +148,7 @@ class Experiment:
     ) -> Solved:
         """Return a reference after at most some Newton steps on the answers."""
         at = self.arrival if at is None else at
-        return self._reference(at, dict(params), dict(weights), jnp.int32(most))
+        return self._reference(at, dict(params), dict(weights), np.int32(most))
 
     @cached_property
     def costs(self) -> Costs:
@@ -172,10 +172,13 @@ class Experiment:
         """Return the costs and their gradients at the program's own samples."""
         return self._slopes(self.arrival, dict(params), self.one())
 
-    def values(self, at: Arrival | None = None) -> dict[str, float]:
+    def values(
+        self, at: Arrival | None = None, params: Mapping[str, PyTree] | None = None
+    ) -> dict[str, float]:
         """Return the costs at the end of the window, by a trace of their own."""
         at = self.arrival if at is None else at
-        found = self._values(at, self.params, self.one())
+        params = self.params if params is None else params
+        found = self._values(at, dict(params), self.one())
         return {n: float(value) for n, value in found.items()}
 
     def curved(

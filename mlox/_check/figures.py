@@ -10,6 +10,9 @@ from mlox._check.losses import Edge
 from mlox._check.updates import Updates
 from mlox._check.vectors import Distance
 
+# From this relative error on, something is wrong. Lowers lag while they are trained.
+WRONG, LAGGING = 0.05, 0.1
+
 
 @dataclass(frozen=True)
 class Lower:
@@ -85,7 +88,8 @@ class Figures:
         edges: How each cost depends on each of the parameters that it may read.
         flat: The edges (reader, read) where a loss reads what has no derivative in its
             program.
-        jumps: The largest relative jump along a line of each cost's value and gradient.
+        jumps: The largest relative jump of each cost's value along a line.
+        kinks: The same of its gradient; measured where something is off.
         descent: How far the solved answers lower the cost of each one, relative to it.
         changes: How far the value of each cost changes when its loss is traced again.
         mixing: How far the examples of the upper's batch depend on each other.
@@ -109,6 +113,7 @@ class Figures:
     edges: tuple[Edge, ...] = ()
     flat: frozenset[tuple[str, str]] = frozenset()
     jumps: Mapping[str, float] = field(default_factory=dict)
+    kinks: Mapping[str, float] = field(default_factory=dict)
     descent: Mapping[str, float] = field(default_factory=dict)
     changes: Mapping[str, float] = field(default_factory=dict)
     mixing: float = 0.0
@@ -122,3 +127,16 @@ class Figures:
     remaining: float | None = None
     noise: float | None = None
     metasmoothness: float | None = None
+
+    @property
+    def converged(self) -> bool:
+        """Whether Newton's method has solved the answers."""
+        if self.remaining is None or self.stationarity is None:
+            return True
+        return self.remaining <= 1e-4 * max(self.stationarity, 1e-8)
+
+    @property
+    def unsolved(self) -> bool:
+        """Whether unsolved answers are off by more than batches and keys are."""
+        found = self.differences.lower
+        return found is not None and not found.error < max(LAGGING, self.noise or 0.0)

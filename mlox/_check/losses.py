@@ -19,7 +19,7 @@ from mlox._hypergradient.cost import cost
 from mlox._utils.types import PyTree
 
 STEP = 1e-4
-FAR = 0.1
+FAR, FURTHER = 0.1, 3.0
 BEND = 0.1
 
 
@@ -153,6 +153,13 @@ class Edge:
         return self.change < 1e-12 and self.slope_change < 1e-12
 
     @property
+    def silent(self) -> bool:
+        """Whether JAX sees no dependence that a hypergradient could use."""
+        if self.above:
+            return not np.any(self.slope_computed)
+        return self.computed == 0
+
+    @property
     def is_wrong(self) -> bool:
         """Whether a derivative by JAX differs from differences."""
         return self.first_wrong or self.second_wrong
@@ -201,7 +208,7 @@ def probe_edges(
         length = scale_of(params[by])
         ends = [
             slopes({**params, by: shift(params[by], sign * h * length, direction)})
-            for h in (STEP, FAR)
+            for h in (STEP, FAR, FURTHER)
             for sign in (1.0, -1.0)
         ]
         still = {n: jax.tree.map(np.zeros_like, x) for n, x in params.items()}
@@ -232,7 +239,8 @@ def _make_edge(
     gradient = center.gradients[m][by]
     far = max(abs(v - value) for v in values[2:])
     turned = max(float(np.linalg.norm(g - slope)) for g in own[2:])
-    most = max(float(np.linalg.norm(g)) for g in own)
+    sizes = [float(np.linalg.norm(g)) for g in own]
+    near, most = max(sizes[:2]), max(sizes)
     return Edge(
         cost=m,
         by=by,
@@ -248,8 +256,8 @@ def _make_edge(
         / (2 * step),
         bend=float(np.linalg.norm(own[0] - 2 * slope + own[1]))
         / max(float(np.linalg.norm(own[0] - own[1])), 1e-300),
-        rounding=1e-13 * max(map(abs, values)) / step,
-        slope_rounding=1e-13 * most / step,
+        rounding=1e-13 * max(map(abs, values[:2])) / step,
+        slope_rounding=1e-13 * near / step,
         blind=tuple(
             jax.tree_util.keystr(path)
             for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)

@@ -19,10 +19,11 @@ from mlox._check.differences import (
     solve_references,
 )
 from mlox._check.experiment import Experiment
-from mlox._check.figures import Differences, Figures, Lower
+from mlox._check.figures import WRONG, Differences, Figures, Lower
 from mlox._check.losses import probe_edges
-from mlox._check.precision import cast, cast_state, coarsest, float64
+from mlox._check.precision import cast, cast_state, float64, is_double
 from mlox._check.probes import (
+    Quantity,
     find_changing,
     find_flat,
     measure_descent,
@@ -44,8 +45,6 @@ from mlox._check.vectors import (
 from mlox._utils.tree import STANDARD_PROMOTION
 from mlox._utils.types import Batches, State
 from mlox.solvers import System
-
-SUSPICIOUS = 0.05
 
 
 class Measured(NamedTuple):
@@ -83,7 +82,7 @@ def measure(
         figures,
         differences=differences,
         finite=is_finite(own.gradient),
-        double=coarsest(state) == jnp.float64,
+        double=is_double(state),
     )
     return Measured(figures, {p: price[p] for p in made}, {p: price[p] for p in left})
 
@@ -182,20 +181,21 @@ def measure_losses(experiment: Experiment, figures: Figures, seed: int) -> Figur
         mixing=measure_mixing(experiment, seed) if traits[figures.name].norms else 0.0,
         custom=frozenset(n for n, t in traits.items() if t.custom),
         narrow=frozenset(n for n, t in traits.items() if t.narrow),
+        jumps=measure_jumps(experiment, Quantity.VALUE, seed),
     )
     if is_suspicious(figures):
-        jumps = measure_jumps(experiment, seed)
-        figures = dataclasses.replace(figures, jumps=jumps)
+        kinks = measure_jumps(experiment, Quantity.SLOPE, seed)
+        figures = dataclasses.replace(figures, kinks=kinks)
     return figures
 
 
 def is_suspicious(figures: Figures) -> bool:
     """Return whether something is off that a loss which jumps would explain."""
     d = figures.differences
-    errors = [x.error for x in (d.lower, d.loss, d.program) if x is not None]
-    return any(not e < SUSPICIOUS for e in errors) or any(
-        edge.is_wrong for edge in figures.edges
-    )
+    errors = [x.error for x in (d.loss, d.program) if x is not None]
+    wrong = any(not e < WRONG for e in errors)
+    # Newton's method converges on a smooth loss.
+    return wrong or not figures.converged or any(e.is_wrong for e in figures.edges)
 
 
 def measure_metasmoothness(experiment: Experiment, seed: int) -> float | None:
@@ -217,7 +217,7 @@ def compare_precision(
 ) -> Distance | None:
     """Compare the configured hypergradient in its own and in another precision."""
     wide = as_vector(experiment.arrival.gradient)
-    if coarsest(state) != jnp.float64:
+    if not is_double(state):
         return compare_vectors(as_vector(own.gradient), wide)
     low = cast_state(state, jnp.float32), cast(experiment.batches, jnp.float32)
     try:
@@ -244,8 +244,9 @@ def describe_lowers(
             if f"{n}/{key}" in arrival.metrics
         }
         values, distance = None, None
-        if found.same is not None and n in found.same.eigenvalues:
-            low, high = found.same.eigenvalues[n]
+        near = found.large or found.same
+        if near is not None and n in near.eigenvalues:
+            low, high = near.eigenvalues[n]
             values = (float(low), float(high))
         if found.solved is not None:
             here = as_vector(experiment.params[n])

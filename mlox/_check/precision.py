@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mlox._problem.loss_transforms import Accumulated, MixedPrecision
 from mlox._utils.types import PyTree, State
@@ -28,10 +29,10 @@ def float64() -> Generator[None]:
 def cast(tree: PyTree, dtype: Any) -> PyTree:
     """Return a pytree with its floating leaves in a dtype."""
 
-    def cast_leaf(leaf: Any) -> jax.Array:
-        array = jnp.asarray(leaf)
-        floating = jnp.issubdtype(array.dtype, jnp.floating)
-        return array.astype(dtype) if floating else array
+    # By NumPy: every operation of JAX on new shapes would compile a program.
+    def cast_leaf(leaf: Any) -> Any:
+        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return np.asarray(leaf).astype(dtype) if floating else leaf
 
     return jax.tree.map(cast_leaf, tree)
 
@@ -55,8 +56,9 @@ def without_mixed(loss_fn: Any) -> Any:
     return loss_fn
 
 
-def coarsest(state: State) -> Any:
-    """Return the coarsest floating dtype of the parameters of a state."""
-    params = [problem.params for problem in state.values()]
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
-    return max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps))
+def is_double(state: State) -> bool:
+    """Return whether all of a state, and what its losses compute, is in float64."""
+    params = jax.tree.leaves([problem.params for problem in state.values()])
+    return all(leaf.dtype == jnp.float64 for leaf in params) and all(
+        without_mixed(problem.loss_fn) == problem.loss_fn for problem in state.values()
+    )

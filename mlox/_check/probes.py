@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlox._check.budget import MOST_NOISY
 from mlox._check.experiment import Experiment
 from mlox._check.losses import Edge, find_jump
 from mlox._check.programs import Traits, read_program
@@ -20,13 +22,6 @@ from mlox._check.vectors import as_tree, as_vector, scale_of, shift
 from mlox._cycle.dead_reads import Fault
 from mlox._engine.dead_edges import find_dead_edges
 from mlox._utils.types import PyTree
-
-
-class Repeats(NamedTuple):
-    """One cost, evaluated by two traces."""
-
-    first: float
-    second: float
 
 
 def find_changing(experiment: Experiment) -> dict[str, float]:
@@ -43,7 +38,7 @@ def find_flat(
     experiment: Experiment, edges: tuple[Edge, ...]
 ) -> frozenset[tuple[str, str]]:
     """Return the edges (reader, read) of what is read, but not differentiated."""
-    if not any(edge.unread and edge.needed for edge in edges):
+    if not any(edge.silent and edge.needed for edge in edges):
         return frozenset()
     dead = find_dead_edges(
         experiment.setting.cycle, experiment.state, experiment.batches
@@ -120,8 +115,21 @@ def _with_batch(at: Arrival, name: str, batch: PyTree) -> Arrival:
     return at._replace(batches={**at.batches, name: batch})
 
 
-def measure_jumps(experiment: Experiment, seed: int) -> dict[str, float]:
-    """Return the largest jump of each cost and of its own gradient, along some lines.
+class Quantity(enum.Enum):
+    """What may jump: the value of a cost, or its gradient in its own parameters."""
+
+    VALUE = 0
+    SLOPE = 1
+
+
+# Relative to the scale of the parameters.
+SPANS = {Quantity.VALUE: (1.0, 4.0), Quantity.SLOPE: (1.0,)}
+
+
+def measure_jumps(
+    experiment: Experiment, quantity: Quantity, seed: int
+) -> dict[str, float]:
+    """Return the largest relative jump of each cost, or of its gradient, along lines.
 
     The lines lead through the end of the window, each in the space of one problem.
     """
@@ -134,27 +142,20 @@ def measure_jumps(experiment: Experiment, seed: int) -> dict[str, float]:
         for m in experiment.costs.names:
             if by not in experiment.costs.reads(m):
                 continue
-            for part in (_value_of, _slope_of):
-                along = functools.partial(_along, experiment, by, line, m, part)
-                jump = find_jump(along, scale_of(params[by]))
-                found[m] = max(found[m], jump)
+            along = functools.partial(_along, experiment, quantity, by, line, m)
+            spans = [scale_of(params[by]) * span for span in SPANS[quantity]]
+            found[m] = max(found[m], *(find_jump(along, span) for span in spans))
     return found
 
 
 def _along(
-    experiment: Experiment, by: str, line: PyTree, m: str, part: Any, t: float
+    experiment: Experiment, quantity: Quantity, by: str, line: PyTree, m: str, t: float
 ) -> np.ndarray:
     params = experiment.params
     moved = {**params, by: shift(params[by], t, line)}
-    return part(experiment.slopes(moved), m)
-
-
-def _value_of(slopes: Any, m: str) -> np.ndarray:
-    return np.atleast_1d(np.asarray(slopes.values[m]))
-
-
-def _slope_of(slopes: Any, m: str) -> np.ndarray:
-    return as_vector(slopes.gradients[m])
+    if quantity is Quantity.VALUE:
+        return np.array([experiment.values(params=moved)[m]])
+    return as_vector(experiment.slopes(moved).gradients[m][m])
 
 
 def measure_descent(experiment: Experiment, solved: Solved) -> dict[str, float]:
@@ -179,15 +180,16 @@ def measure_updates(experiment: Experiment) -> Mapping[str, Updates]:
 def measure_noise(experiment: Experiment, seed: int) -> float | None:
     """Return the spread of the hypergradient over batches and keys; None without any.
 
-    At the same answers, exactly solved, for each sample of the answers alone and for
-    four keys of the upper: the root mean square distance from the mean, relative to it.
+    At the same answers, exactly solved, for up to four samples of the answers alone
+    and for four keys of the upper: the root mean square distance from the mean,
+    relative to it.
     """
     at, name = experiment.arrival, experiment.name
-    samples = range(experiment.samples)
+    samples = range(min(experiment.samples, MOST_NOISY))
     found = [experiment.solve(experiment.params, experiment.one(s)) for s in samples]
     key = at.state[name].rng
     if key is not None:
-        for i in range(4):
+        for i in range(MOST_NOISY):
             upper = at.state[name].replace(rng=jax.random.fold_in(key, seed + i))
             moved = at._replace(state={**at.state, name: upper})
             found.append(

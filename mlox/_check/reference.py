@@ -21,6 +21,7 @@ from mlox._graph.dependencies import Block, Plan
 from mlox._hypergradient.adjoint import hypergradient
 from mlox._hypergradient.attach import with_multipliers
 from mlox._hypergradient.lagrangian import count_systems, pairing, residual
+from mlox._hypergradient.newton import steps_of, take_steps
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.tasks import losses_of, map_tasks
 from mlox._utils.types import PyTree
@@ -89,6 +90,8 @@ class Reference:
         point = with_multipliers(plan, name, point)
         blocks = plan.responses[name].blocks
         for b in blocks:
+            refined = steps_of(at.state[b.tops[0]])
+            point = take_steps(plan, b, point, refined)
             point = solve_answer(plan, b, point, most)
         point = jax.lax.stop_gradient(point)
         found = hypergradient(plan, name, point, replay=False)

@@ -25,7 +25,7 @@ from mlox._utils.types import LossFn, PyTree
 # over the steps s of the window. The last step alone is the point of the program
 # itself, each other step alone shows the noise, and equal weights are one large batch.
 
-MOST = 16
+MOST = 8
 
 
 class Samples(NamedTuple):
@@ -69,7 +69,7 @@ class WeightedLoss:
 def choose_samples(steps: int, batch: PyTree, rng: jax.Array | None) -> list[int]:
     """Return the steps of a lower's window that references evaluate, the last one last.
 
-    All of them, but at most 16; only the last one if all are the same.
+    All of them, but at most 8; only the last one if all are the same.
     """
     if steps == 1:
         return [0]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
+from mlox._check.vectors import as_vector
 from mlox._cycle.batches import first_window
 from mlox._cycle.cycle import Cycle
 from mlox._cycle.history import History, LowerRun
@@ -96,4 +97,4 @@ def move(state: State, name: str, params: PyTree) -> dict[str, Any]:
 
 def is_finite(tree: PyTree) -> bool:
     """Return whether all numbers of a pytree are finite."""
-    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+    return bool(np.isfinite(as_vector(tree)).all())

@@ -83,18 +83,23 @@ def _find_clipping(apply: Any, problem: Problem, gradient: PyTree) -> float | No
 
 def _find_floor(apply: Any, problem: Problem) -> float | None:
     """Return the size of a gradient at which a fresh optimizer begins to normalize."""
+    none = as_vector(apply(problem, jax.tree.map(np.zeros_like, problem.params)))
 
     def length(size: float) -> float:
-        ones = jax.tree.map(lambda x: jnp.full_like(x, size), problem.params)
-        none = jax.tree.map(jnp.zeros_like, problem.params)
-        return _norm(as_vector(apply(problem, ones)) - as_vector(apply(problem, none)))
+        entries = jax.tree.map(
+            lambda x: np.full(x.shape, size, x.dtype), problem.params
+        )
+        return _norm(as_vector(apply(problem, entries)) - none)
 
-    full, twice = length(1.0), length(2.0)
-    if full == 0 or abs(twice / full - 1) > 1e-2:
+    full = length(1e3)
+    if full == 0 or length(1e4) > 1.01 * full:
         return None
-    # Above 1e-3 it is a clipping, not an epsilon.
-    sizes = (float(s) for s in 10.0 ** np.arange(-14, -2))
-    return next((s for s in sizes if length(s) > full / 2), None)
+    low, high = 1e-15, 1e3
+    while high > 1.01 * low:
+        middle = float(np.sqrt(low * high))
+        low, high = (low, middle) if length(middle) > full / 2 else (middle, high)
+    # Where it has begun twice as high, it is a clipping.
+    return None if length(2.1 * high) > 0.99 * full else high
 
 
 def _times(tree: PyTree, factor: float) -> PyTree:
