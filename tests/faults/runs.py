@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.training.dynamic_scale import DynamicScale
 
 import mlox
 
-from ..small import ZEROS, problem
+from ..small import ZEROS, pair, problem
 from .fault import Fault, Outcome, describe_end, table
 
 CYCLES, BAD = 5, 3
@@ -28,7 +29,7 @@ ENGINE = mlox.Engine([problem("fit", loss_fn=fit_loss)])
 
 
 def faults() -> list[Fault]:
-    return [*_numbers(), *_data(), *_hooks()]
+    return [*_numbers(), *_answers(), *_data(), *_hooks()]
 
 
 def run(data: Any, engine: mlox.Engine = ENGINE, **options: Any) -> Any:
@@ -103,6 +104,12 @@ def _numbers() -> list[Fault]:
                 "last state, not finite; .*1, 2, 3, 4, 5",
             ),
             (
+                "the same, loggers=()",
+                nan(),
+                "warns: Cycle 3: fit/loss.*on_nonfinite.*until cycle 5",
+                "last state, not finite; .*1, 2, 3, 4, 5",
+            ),
+            (
                 "the same, on_nonfinite='raise'",
                 nan(on_nonfinite="raise"),
                 "RunError: .*step of cycle 3.*FloatingPointError: .*'fit'.*='skip'",
@@ -161,6 +168,35 @@ def _numbers() -> list[Fault]:
                 overflow,
                 "leaves the updates out and lowers the scale",
                 "True",
+            ),
+        ],
+    )
+
+
+def _answers() -> list[Fault]:
+    def lags(folder: pathlib.Path, **fit: Any) -> Outcome:
+        lower = {"params": ZEROS + 0.1, "tx": optax.sgd(1e-4), **fit}
+        engine = pair(lower, {"tx": optax.sgd(0.01)})
+        ones = [np.ones(2, np.float32)]
+        return describe_end(
+            folder, lambda: run(ones, engine, train_iters=24, log_every=8)
+        )
+
+    short = mlox.Implicit(mlox.Neumann(iterations=1, step=0.01))
+    return table(
+        "Answers that are not there yet",
+        [
+            (
+                "a lower with a step that is much too small",
+                lags,
+                "warns: Cycle 24: 'fit' lags behind 'penalty'.*until cycle 24",
+                "last state, finite; .*8, 16, 24",
+            ),
+            (
+                "a solver with too few and too small steps",
+                lambda folder: lags(folder, tx=optax.sgd(0.2), method=short),
+                "warns: Cycle 8: .*system of 'fit' for 'penalty' is not solved",
+                "last state, finite; .*8, 16, 24",
             ),
         ],
     )
