@@ -26,7 +26,8 @@ class BiCGStab:
 
     Each iteration takes two products, and memory does not grow with their number,
     unlike that of `GMRES`. Convergence is not monotone, and breaks down for a
-    skew-symmetric `A`. The iteration stops at a residual of machine precision.
+    skew-symmetric `A`, and for the system of some towers (the residual tells). The
+    iteration stops at a residual of machine precision.
 
     Attributes:
         iterations: the largest number of iterations; the products, reported as
