@@ -138,7 +138,7 @@ def expected():
         },
         loggers=(),
     )
-    return jax.device_get(select_arrays(state)), history
+    return jax.device_get(select_arrays(state)), dict(history)
 
 
 @pytest.mark.parametrize("rules", ["replicated", "fsdp"])
