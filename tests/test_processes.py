@@ -150,7 +150,7 @@ def test_run_returns_the_numbers_of_one_process(job, rules, expected):
         found = load(folder / f"{rules}-{process}.npz")
         mine = [found[f"leaf{i}"] for i in range(len(leaves))]
         assert_close(jax.tree.unflatten(structure, mine), state, 1e-10)
-        assert_close({name: found[name] for name in history}, history, 1e-10)
+        assert_close({name: found[name] for name in history}, dict(history), 1e-10)
         mean = (len(processes) - 1) / 2
         assert found["validation/process"].tolist() == [mean] * 3
 
