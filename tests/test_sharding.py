@@ -12,10 +12,8 @@ from .conftest import UNCACHED
 FILE = pathlib.Path(__file__).with_name("on_eight_devices.py")
 
 
-@pytest.mark.parametrize(
-    "mark", ["not slow", pytest.param("slow", marks=pytest.mark.slow)]
-)
-def test_tests_on_eight_devices_pass(mark):
+@pytest.mark.slow
+def test_tests_on_eight_devices_pass():
     """JAX can be told how many devices there are only before it starts."""
     flags = [
         os.environ["XLA_FLAGS"],
@@ -25,7 +23,7 @@ def test_tests_on_eight_devices_pass(mark):
     ]
     command = f"-m pytest -n0 -p no:cacheprovider {FILE} -m".split()
     done = subprocess.run(
-        [sys.executable, *command, mark],
+        [sys.executable, *command, ""],
         cwd=FILE.parents[1],
         env={**os.environ, **UNCACHED, "XLA_FLAGS": " ".join(flags)},
         capture_output=True,
