@@ -11,6 +11,7 @@ import pytest
 import mlox
 from mlox._check.spectrum import extreme_eigenvalues
 
+from .planted import networks
 from .planted.case import pair, ridge, squared
 from .planted.tables import FAULTS, HEALTHY
 
@@ -87,6 +88,24 @@ def test_check_finds_the_cause(case):
     with jax.numpy_dtype_promotion("standard"):
         report = mlox.check(*pair(fit, penalty))
     assert [f.cause for f in report.findings][:1] == ([cause] if cause else []), report
+
+
+def weigh_stopped(w, batch, ctx):
+    errors = (networks.predict(w, batch[0]) - batch[1]) ** 2
+    slope = jnp.exp(ctx.penalty.params)
+    weights = jax.nn.sigmoid(slope - slope * jax.lax.stop_gradient(errors))
+    return jnp.mean(weights * errors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [mlox.SAMA(), mlox.FiniteDifference()])
+def test_check_allows_kinks_that_an_approximate_method_does_not_use(method):
+    built = networks.network(loss_fn=weigh_stopped, method=method)
+    report = mlox.check(*built, budget=1000)
+    assert "losses and their derivatives" in report.costs
+    causes = {finding.cause for finding in report.findings}
+    # The direction of either method may be told, but nothing about the loss.
+    assert causes <= {mlox.Cause.METHOD_WRONG}, report
 
 
 SCALES = np.array([1.0, 2.0, 4.0])

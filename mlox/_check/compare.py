@@ -178,7 +178,7 @@ def find_reference(
 ) -> tuple[str, np.ndarray]:
     """Return the best reference that a budget affords: its name, and the gradient."""
     cycle = engine.traced.prepare(state, batches)
-    with float64(), STANDARD_PROMOTION():
+    with float64("compare", name), STANDARD_PROMOTION():
         wide = cast_state(state, jnp.float64), cast(batches, jnp.float64)
         configured = Experiment(Setting(cycle, name), *wide)
         exact = Exact(solver_for(configured.unknowns))

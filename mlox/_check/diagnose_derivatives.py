@@ -9,6 +9,7 @@ import numpy as np
 from mlox._check.diagnose_edges import is_cut
 from mlox._check.figures import WRONG, Figures
 from mlox._check.finding import Cause, Finding
+from mlox._check.kinds import is_approximate
 from mlox._check.losses import Edge
 
 JUMP = 0.03
@@ -37,12 +38,15 @@ def _find_jumping(figures: Figures) -> dict[str, tuple[str, float]]:
 
     A value that jumps always does: its derivative misses the jump. A gradient jumps in
     every network with relu: it matters if a derivative is seen to be wrong, or if an
-    answer is where its cost is lowest, and is not stationary there.
+    answer is where its cost is lowest, and is not stationary there. An
+    approximate method does not differentiate the gradient, so that it may jump.
     """
     # A loss in 16 bits is a staircase, and its steps are those of its precision.
     jumps = _large(figures.jumps, figures)
     found = {n: ("The loss", jump) for n, jump in jumps.items()}
     kinks = {n: x for n, x in _large(figures.kinks, figures).items() if n not in found}
+    rough = _find_approximate(figures)
+    kinks = {n: x for n, x in kinks.items() if n not in rough}
     wrong = {edge.cost for edge in figures.edges if edge.is_wrong}
     loop = figures.differences.program
     lowest = figures.descent and max(figures.descent.values()) < LOWEST
@@ -53,6 +57,11 @@ def _find_jumping(figures: Figures) -> dict[str, tuple[str, float]]:
     return {**found, **slopes}
 
 
+def _find_approximate(figures: Figures) -> frozenset[str]:
+    """Return the answers whose methods are judged by the direction alone."""
+    return frozenset(n.name for n in figures.lowers if is_approximate(n.method))
+
+
 def _large(jumps: Mapping[str, float], figures: Figures) -> dict[str, float]:
     return {n: x for n, x in jumps.items() if x > JUMP and n not in figures.narrow}
 
@@ -60,12 +69,16 @@ def _large(jumps: Mapping[str, float], figures: Figures) -> dict[str, float]:
 def _find_wrong(figures: Figures) -> dict[str, Edge]:
     """Return, for each cost with a wrong derivative, where that shows."""
     wrong: dict[str, Edge] = {}
+    # Where a gradient jumps, only the slopes of its cost are seen well.
+    rough = _find_approximate(figures).intersection(_large(figures.kinks, figures))
+    rough -= figures.custom
     for edge in figures.edges:
         cut = not edge.own and is_cut(edge)
         # A weight that depends on a stopped loss is meant to be a constant; a rule of
         # the user's own is meant to be right.
         meant = edge.cost not in figures.custom and _is_harmless(figures)
-        if edge.is_wrong and not cut and not meant:
+        unused = edge.cost in rough and (edge.own or not edge.first_wrong)
+        if edge.is_wrong and not (cut or meant or unused):
             wrong.setdefault(edge.cost, edge)
     return wrong
 

@@ -66,7 +66,7 @@ def measure(
 ) -> Measured:
     """Measure a hypergradient."""
     own = jax.jit(setting.arrive)(state, batches)
-    with float64(), STANDARD_PROMOTION():
+    with float64("check", setting.name), STANDARD_PROMOTION():
         wide = Experiment(
             setting, cast_state(state, jnp.float64), cast(batches, jnp.float64)
         )

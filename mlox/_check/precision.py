@@ -12,17 +12,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlox._problem.loss_transforms import Accumulated, MixedPrecision
+from mlox._utils.describe import annotate_errors
 from mlox._utils.types import PyTree, State
 
 # References are computed in float64, where a difference of two costs has ten good
 # digits. A loss that casts to a lower precision inside is not touched, but for
 # `MixedPrecision`, which can be taken off.
 
+REMEDY = (
+    "it computes its references in float64. Let every dtype in losses, project and tx "
+    "follow the parameters, e.g. jnp.zeros((), params.dtype) for jnp.zeros((), "
+    "jnp.float32)"
+)
+
 
 @contextlib.contextmanager
-def float64() -> Generator[None]:
-    """Allow arrays in float64, whatever the configuration of JAX is."""
-    with jax.enable_x64(True):
+def float64(task: str, name: str) -> Generator[None]:
+    """Allow arrays in float64, whatever the configuration of JAX is.
+
+    An error inside gets a note that says so: a loss that is bound to another precision
+    fails there alone.
+
+    Args:
+        task: What needs float64, "check" or "compare".
+        name: The problem whose hypergradient it is.
+    """
+    with annotate_errors(f"mlox.{task} of {name!r}: {REMEDY}"), jax.enable_x64(True):
         yield
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 import mlox
 
 from ..small import GOOD, pair, single
@@ -17,6 +20,15 @@ def cases() -> list[Case]:
 def _check(name: Any = "penalty", engine: Any = None, **options: Any) -> Any:
     engine = engine or pair()
     return mlox.check(engine, engine.init(), GOOD, name, **options)
+
+
+def _count_in_float32(params: Any, batch: Any, ctx: mlox.Context) -> Any:
+    start = jnp.zeros((), jnp.float32)
+    return jax.lax.scan(lambda sum, y: (sum + y * y, None), start, ctx.fit.params)[0]
+
+
+BOUND = {"loss_fn": _count_in_float32}
+IN_FLOAT64 = r"loss_fn of problem 'penalty'.*{} of 'penalty'.* in float64.*params.dtype"
 
 
 def _checks() -> list[Case]:
@@ -59,12 +71,20 @@ def _checks() -> list[Case]:
                 ValueError,
                 r"batches.keys\(\).*'penalty'",
             ),
+            (
+                "a loss that is bound to float32",
+                lambda _: _check(engine=pair(penalty=BOUND)),
+                TypeError,
+                IN_FLOAT64.format("check"),
+            ),
         ],
     )
 
 
-def _compare(candidates: Any, name: Any = "penalty", **options: Any) -> Any:
-    engine = pair()
+def _compare(
+    candidates: Any, name: Any = "penalty", engine: Any = None, **options: Any
+) -> Any:
+    engine = engine or pair()
     return mlox.compare(engine, engine.init(), GOOD, name, candidates, **options)
 
 
@@ -113,6 +133,14 @@ def _comparisons() -> list[Case]:
                 lambda _: _compare({"fit": {"sama": mlox.SAMA()}}, repeats=0),
                 ValueError,
                 "repeats is 0;.*positive",
+            ),
+            (
+                "a loss that is bound to float32",
+                lambda _: _compare(
+                    {"fit": {"sama": mlox.SAMA()}}, engine=pair(penalty=BOUND)
+                ),
+                TypeError,
+                IN_FLOAT64.format("compare"),
             ),
         ],
     )
