@@ -182,7 +182,7 @@ def test_run_warns_once_of_a_system_that_is_not_solved():
     solver = mlox.Neumann(iterations=1, step=0.01)
     engine = make_engine(0.2, mlox.Implicit(solver))
     _, history, messages, notes = run(engine)
-    assert notes[0][0] == 8
+    assert notes[0][0] == 16  # the end of the second window
     residual = history["penalty/fit/residual"][0]
     assert [text for text in messages if "not solved: a" in text] == messages
     assert f"residual of {residual:.2g} is left" in messages[0]
@@ -246,6 +246,21 @@ def test_resumed_run_reads_checkpoints_without_squares(engine):
     restored = restore_totals(point, zeros, None).totals
     assert np.isinf(restored.squares["penalty/fit/gap"])
     assert restored.sums == gap
+
+
+def test_resumed_run_begins_new_means_where_a_checkpoint_has_no_gaps():
+    from mlox._run.dispatch import Totals
+    from mlox._run.resume import restore_totals
+    from mlox._run.run_state import Point
+
+    loss, gap = {"fit/loss": jnp.zeros(())}, {"penalty/fit/gap": jnp.zeros(())}
+    zeros = Totals({**loss, **gap}, {}, gap)
+    saved = Totals({"fit/loss": np.float32(7.0)}, {}, {})
+    restored = restore_totals(Point(3, {}, saved, 0), zeros, None)
+    assert restored == Point(3, {}, zeros, 3)
+    saved = saved._replace(sums={**saved.sums, "fit/error": np.float32(1.0)})
+    with pytest.raises(ValueError, match=r"recorded other metrics: .*fit/error"):
+        restore_totals(Point(3, {}, saved, 0), zeros, None)
 
 
 #

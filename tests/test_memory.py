@@ -39,7 +39,7 @@ VERBS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_programs_of_old_engines_are_freed(verb):
-    """Counted while they are alive: the caches of mlox hold those of 16 engines."""
+    """Counted while they are alive: the caches of mlox hold those of 32 engines."""
 
     def count_programs(centers):
         for center in centers:
@@ -48,8 +48,8 @@ def test_programs_of_old_engines_are_freed(verb):
         gc.collect()
         return len(jax.devices()[0].client.live_executables())
 
-    first = count_programs(range(20))
-    assert count_programs(range(20, 30)) == first
+    first = count_programs(range(36))
+    assert count_programs(range(36, 46)) == first
 
 
 def test_engines_with_the_same_losses_share_their_programs():

@@ -239,7 +239,13 @@ class Engine:
         """
         name = self._known("hypergradient", name)
         check_donated(state)
-        return _jitted(Differentiation(self.traced, name), False, None)(state, batches)
+        differentiate = _jitted(Differentiation(self.traced, name), False, None)
+        try:
+            return differentiate(state, batches)
+        except TypeError:  # `jax.jit` does not name the argument that is no array
+            self.traced.check(state)
+            self.traced.check_batches(state, batches)
+            raise
 
     def evaluate(
         self,
@@ -339,7 +345,7 @@ class Engine:
 # 3 to 5 MiB for each small engine, for ever.
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=32)
 def _jitted(value: Any, donate: bool, layout: Layout | None) -> Any:
     """Jit a value; JAX itself forgets a function with the last reference to it."""
     donated = (0,) if donate else ()

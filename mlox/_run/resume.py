@@ -127,8 +127,9 @@ def resume(
 def restore_totals(point: Point, zeros: Totals, policy: Policy | None) -> Point:
     """Return a point with the totals of its checkpoint, placed like those of a new run.
 
-    They begin anew if a metric has another shape, because the batches have, or if they
-    leave out cycles that the policy of this run would not: a mean is over equal cycles.
+    They begin anew if a metric has another shape, because the batches have, if the
+    checkpoint is older than the gap, or if they leave out cycles that the policy of
+    this run would not: a mean is over equal cycles.
 
     Raises:
         ValueError: If the losses recorded other metrics.
@@ -136,14 +137,19 @@ def restore_totals(point: Point, zeros: Totals, policy: Policy | None) -> Point:
     saved = point.totals
     if not saved.sums:
         return point._replace(totals=zeros)
-    if names := sorted(saved.sums.keys() ^ zeros.sums.keys()):
+    # Older checkpoints have no gaps, which are the metrics with squares.
+    gaps = zeros.squares.keys() - saved.sums.keys()
+    if names := sorted((saved.sums.keys() ^ zeros.sums.keys()) - gaps):
         raise ValueError(
             f"the run that is resumed recorded other metrics: {summarize(names)} "
-            "on one side only. Pass the losses with which it began."
+            "on one side only. Pass the losses with which it began, and an engine with "
+            "the same telemetry."
         )
-    reshaped = any(saved.sums[n].shape != x.shape for n, x in zeros.sums.items())
+    same = zeros.sums.keys() - gaps
+    reshaped = any(saved.sums[n].shape != zeros.sums[n].shape for n in same)
     skipped = int(saved.counts.get(CYCLES, 0)) > 0
-    if reshaped or (skipped and policy not in (Policy.SKIP, Policy.RESTORE)):
+    restarts = skipped and policy not in (Policy.SKIP, Policy.RESTORE)
+    if gaps or reshaped or restarts:
         return point._replace(totals=zeros, since=point.cycle)
     # Squares that are missing count as infinite: that interval is not judged.
     missing = {n: np.full_like(x, np.inf) for n, x in zeros.squares.items()}

@@ -352,6 +352,14 @@ def _asked() -> list[Case]:
                 r"hypergradient of 'penalti'.*\['fit', 'penalty'\]",
             ),
             (
+                "the gradient with batches of strings",
+                lambda _: ENGINE.hypergradient(
+                    STATE, {**GOOD, "fit": "rows"}, "penalty"
+                ),
+                TypeError,
+                r"batches\['fit'\] is 'rows' of type str; expected an array",
+            ),
+            (
                 "evaluate an unknown name",
                 lambda _: evaluated("fitt", BATCH),
                 ValueError,
