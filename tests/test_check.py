@@ -9,7 +9,12 @@ import optax
 import pytest
 
 import mlox
+from mlox._check.check import make_report
+from mlox._check.diagnose import diagnose
+from mlox._check.figures import Differences, Figures, Lower
+from mlox._check.measure import Measured
 from mlox._check.spectrum import extreme_eigenvalues
+from mlox._check.vectors import Distance
 
 from .planted import networks
 from .planted.case import pair, ridge, squared
@@ -224,3 +229,72 @@ def test_extreme_eigenvalues_are_those_of_the_matrix(size):
     low, high = jax.jit(lambda: extreme_eigenvalues(lambda x: matrix @ x, matrix[0]))()
     values = np.linalg.eigvalsh(np.asarray(matrix))
     np.testing.assert_allclose([low, high], [values[0], values[-1]], rtol=1e-6)
+
+
+FAR = Distance(cosine=0.9, ratio=1.5, error=0.6)
+NEAR = Distance(cosine=1.0, ratio=1.0, error=1e-6)
+
+
+def figures(method=None, values=(1.0, 2.0), **measured):
+    """Return figures of an upper whose lower is float32."""
+    lower = Lower(
+        name="fit",
+        method=mlox.Implicit(mlox.CG(iterations=20)) if method is None else method,
+        unrolled=False,
+        top=True,
+        definite=True,
+        steps=1,
+        eigenvalues=values,
+    )
+    return Figures("pull", finite=True, lowers=(lower,), single=True, **measured)
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"), [((-1.0, 2.0), "INDEFINITE"), ((1.0, 2.0), "SOLVER_TOO_SHORT")]
+)
+def test_diagnose_names_the_solver_and_not_the_rounding_that_it_amplifies(
+    values, cause
+):
+    off = Differences(precision=FAR, solver=FAR, indirect=FAR)
+    found = diagnose(figures(values=values, differences=off))
+    assert [finding.cause.name for finding in found] == [cause]
+
+
+def test_diagnose_asks_for_float64_where_float32_is_not_enough():
+    off = Differences(precision=FAR, solver=NEAR, indirect=NEAR)
+    (single,) = diagnose(figures(differences=off))
+    assert single.cause is mlox.Cause.LOW_PRECISION
+    assert "jax_enable_x64" in single.remedy
+    assert "FiniteDifference" not in single.remedy
+    half = dataclasses.replace(
+        figures(mlox.FiniteDifference(), differences=off), single=False
+    )
+    (half,) = diagnose(half)
+    assert "in float32 or float64; for FiniteDifference" in half.remedy
+
+
+def test_diagnose_names_the_lower_that_keeps_statistics():
+    mixed = figures(differences=Differences(), mixing=0.1)
+    (found,) = diagnose(mixed)
+    assert "ctx.fit.model_state" in found.remedy
+    assert "model.eval()" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("lower", "unjudged"),
+    [(NEAR, "rows against it"), (FAR, "differences of the re-solved loss")],
+)
+def test_report_says_what_was_not_judged_if_the_solved_answer_was_not_found(
+    lower, unjudged
+):
+    off = Differences(solver=NEAR, indirect=NEAR, lower=lower, loss=FAR)
+    lost = figures(differences=off, stationarity=1.0, remaining=0.1)
+    report = make_report(Measured(lost, {}, {}))
+    note = f"The solved answer was not found: {unjudged} are not judged."
+    assert report.notes == (note,)
+    assert note in str(report)
+    assert note in report._repr_html_()
+    assert report.ok == (lower is NEAR)
+    assert "Nothing wrong was found." not in str(report)
+    solved = dataclasses.replace(lost, remaining=0.0)
+    assert make_report(Measured(solved, {}, {})).notes == ()

@@ -56,9 +56,10 @@ def check(
         state: {name: Problem}; it does not change.
         batches: The batches of one cycle, as for `engine.step`.
         name: The problem with lowers whose hypergradient is checked, or its name.
-        budget: The most that the references may cost, in gradients of losses (a step
-            of an optimizer takes one, a product with a Hessian two); those beyond it
-            are left out and listed. None means 200,000.
+        budget: The most that the references may cost, estimated before they are
+            computed, in gradients of losses (a step of an optimizer takes one, a
+            product with a Hessian two). Those beyond it are left out and listed, and
+            Newton's method takes no more steps than fit. None means 200,000.
         seed: The seed of random directions.
 
     Returns:
@@ -128,7 +129,18 @@ def make_report(measured: Measured) -> Report:
         findings=diagnose(figures),
         costs={part.value: cost for part, cost in measured.costs.items()},
         left_out={part.value: cost for part, cost in measured.left.items()},
+        notes=note_unjudged(figures),
     )
+
+
+def note_unjudged(figures: Figures) -> tuple[str, ...]:
+    """Return what to know of comparisons that were made and not judged."""
+    if figures.converged:
+        return ()
+    which = (
+        "differences of the re-solved loss" if figures.unsolved else "rows against it"
+    )
+    return (f"The solved answer was not found: {which} are not judged.",)
 
 
 def make_rows(figures: Figures) -> tuple[Row, ...]:

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlox._check.budget import DEFAULT, Part, prices
+from mlox._check.budget import DEFAULT, Part, afford_steps, prices
 from mlox._check.check import ENGINE, known_problem
 from mlox._check.comparison import Candidate, Comparison
 from mlox._check.exact import Exact
-from mlox._check.experiment import NEWTON, Experiment
+from mlox._check.experiment import Experiment
 from mlox._check.measure import count_sizes
 from mlox._check.precision import cast, cast_state, float64
 from mlox._check.reference import solver_for
@@ -63,8 +63,8 @@ def compare(
         batches: The batches of one cycle, as for `engine.step`.
         name: The problem whose hypergradient is computed, or its name.
         candidates: {problem: {name: method}}.
-        budget: The most that the reference may cost, in gradients of losses; None means
-            200,000.
+        budget: The most that the reference may cost, estimated as for `mlox.check`, in
+            gradients of losses; None means 200,000.
         repeats: The number of timed runs of each candidate; they alternate.
 
     Returns:
@@ -191,11 +191,13 @@ def find_reference(
         experiment = Experiment(
             Setting(dataclasses.replace(cycle, plan=plan), name), implicit, wide[1]
         )
-        price = prices(count_sizes(experiment, configured.arrival))[Part.LOWER]
+        sizes = count_sizes(experiment, configured.arrival)
+        price = prices(sizes)[Part.LOWER]
         resets = any(state[n].reset is not None for n in movers)
         if price <= budget and not resets:
             params, even = configured.params, experiment.even
-            solved = experiment.solve(params, even, NEWTON)
+            most = afford_steps(sizes, [Part.LOWER], budget).first
+            solved = experiment.solve(params, even, most)
             start = experiment.solve(params, even)
             if float(solved.stationarity) <= 1e-6 * max(float(start.stationarity), 1.0):
                 return Part.LOWER.value, as_vector(solved.gradient)

@@ -28,6 +28,9 @@ from mlox._check.finding import Cause, Finding
 # told beside it.
 LOSSES = {Cause.NOT_SMOOTH, Cause.CUSTOM_RULE, Cause.DERIVATIVE_CUT}
 
+# A solver that does not solve its system amplifies rounding.
+SYSTEMS = {Cause.INDEFINITE, Cause.SOLVER_TOO_SHORT, Cause.STEP_TOO_LARGE}
+
 
 def diagnose(figures: Figures) -> tuple[Finding, ...]:
     """Return what is wrong."""
@@ -50,8 +53,9 @@ def diagnose(figures: Figures) -> tuple[Finding, ...]:
     unrolled = any(lower.unrolled for lower in figures.lowers)
     if unrolled and any(finding.cause is Cause.CHAOTIC for finding in loops):
         return (*first, *loops)
-    first += diagnose_precision(figures)
-    first += [*loops, *diagnose_coupling(figures)]
-    if curvature := list(diagnose_curvature(figures)):
-        return (*first, *curvature)
-    return (*first, *diagnose_methods(figures), *diagnose_answers(figures))
+    last = list(diagnose_curvature(figures))
+    if not last:
+        last = [*diagnose_methods(figures), *diagnose_answers(figures)]
+    if not SYSTEMS & {finding.cause for finding in last}:
+        first += diagnose_precision(figures)
+    return (*first, *loops, *diagnose_coupling(figures), *last)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from mlox._check.figures import Figures
 from mlox._check.finding import Cause, Finding
+from mlox.methods import FiniteDifference
 
 SAME = 1e-10
 PRECISE = 0.05
@@ -36,9 +37,16 @@ def diagnose_losses(figures: Figures) -> Iterator[Finding]:
             figures.name,
             f"The loss of {figures.name!r} normalizes over its own batch: its examples "
             "depend on each other (batch norm in training mode).",
-            "Evaluate the model with its running statistics, ctx.lower.model_state, "
-            "and without training mode in the upper.",
+            "Evaluate the model without training mode in the upper, by the running "
+            f"statistics in {_name_states(figures)}: use_running_average=True for a "
+            "BatchNorm of Flax, model.eval() for an NNX model.",
         )
+
+
+def _name_states(figures: Figures) -> str:
+    stateful = [n.name for n in figures.lowers if n.stateful]
+    names = stateful or [n.name for n in figures.lowers[:1]]
+    return " and ".join(f"ctx.{name}.model_state" for name in names)
 
 
 def diagnose_precision(figures: Figures) -> Iterator[Finding]:
@@ -52,9 +60,22 @@ def diagnose_precision(figures: Figures) -> Iterator[Finding]:
             figures.name,
             f"The hypergradient in the precision of the run is {distance.text} "
             "off the same one in float64.",
-            "Keep parameters, and the sums of losses, in float32 or float64; for "
-            "FiniteDifference choose a larger epsilon.",
+            _raise_precision(figures),
         )
+
+
+def _raise_precision(figures: Figures) -> str:
+    """Return the remedy for the precision that the run has."""
+    remedy = "Keep parameters, and the sums of losses, in float32 or float64"
+    if figures.single and not figures.narrow:
+        remedy = (
+            "Make the lower better conditioned (a penalty, or damping in its solver), "
+            "or compute in float64: jax.config.update('jax_enable_x64', True), and "
+            "parameters and batches in float64"
+        )
+    if any(isinstance(n.method, FiniteDifference) for n in figures.lowers):
+        remedy += "; for FiniteDifference choose a larger epsilon"
+    return f"{remedy}."
 
 
 def blame_numbers(figures: Figures) -> Finding:

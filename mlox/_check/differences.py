@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlox._check.budget import Part
-from mlox._check.experiment import NEWTON, Experiment
+from mlox._check.budget import Part, Steps
+from mlox._check.experiment import Experiment
 from mlox._check.figures import Differences
 from mlox._check.reference import Solved
 from mlox._check.vectors import (
@@ -49,7 +49,9 @@ class Implicit(NamedTuple):
     solved: Solved | None
 
 
-def solve_references(experiment: Experiment, parts: Sequence[Part]) -> Implicit:
+def solve_references(
+    experiment: Experiment, parts: Sequence[Part], steps: Steps
+) -> Implicit:
     """Return the references of implicit answers that are asked for."""
     same = large = solved = None
     if Part.SOLVER in parts or Part.LOWER in parts:
@@ -58,12 +60,16 @@ def solve_references(experiment: Experiment, parts: Sequence[Part]) -> Implicit:
         large = same
         if experiment.samples > 1:
             large = experiment.solve(experiment.params, experiment.even)
-        solved = experiment.solve(experiment.params, experiment.even, NEWTON)
+        solved = experiment.solve(experiment.params, experiment.even, steps.first)
     return Implicit(same, large, solved)
 
 
 def compare_implicit(
-    experiment: Experiment, found: Implicit, parts: Sequence[Part], seed: int
+    experiment: Experiment,
+    found: Implicit,
+    parts: Sequence[Part],
+    steps: Steps,
+    seed: int,
 ) -> Differences:
     """Return the differences of a hypergradient whose answers are implicit."""
     configured = as_vector(experiment.arrival.gradient)
@@ -83,7 +89,7 @@ def compare_implicit(
         large, solved = (as_vector(x.gradient) for x in (found.large, found.solved))
         lower = compare_vectors(large, solved)
     if found.solved is not None and Part.DIFFERENCES in parts:
-        loss = _compare_resolved(experiment, found.solved, seed)
+        loss = _compare_resolved(experiment, found.solved, steps.again, seed)
     return Differences(
         solver=solver, coupling=coupling, lower=lower, loss=loss, indirect=indirect
     )
@@ -95,14 +101,16 @@ def direct_part(experiment: Experiment) -> np.ndarray:
     return as_vector(gradients[experiment.name][experiment.name])
 
 
-def _compare_resolved(experiment: Experiment, solved: Solved, seed: int) -> Distance:
+def _compare_resolved(
+    experiment: Experiment, solved: Solved, most: int, seed: int
+) -> Distance:
     """Compare a reference with differences of the loss, its answers solved again."""
     name = experiment.name
     start = {name: experiment.params[name], **solved.answers}
 
     def loss(params: PyTree) -> float:
         moved = {**start, name: params}
-        return float(experiment.solve(moved, experiment.even, NEWTON).loss)
+        return float(experiment.solve(moved, experiment.even, most).loss)
 
     directions = choose_directions(start[name], seed, solved.gradient)
     return compare_along(directions, loss, start[name], solved.gradient, SHORT)

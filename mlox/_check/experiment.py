@@ -22,8 +22,6 @@ from mlox._graph.dependencies import Plan
 from mlox._utils.types import Batches, PyTree, State
 from mlox.methods import Iterative, Unrolled
 
-NEWTON = 40
-
 
 @dataclass(frozen=True, eq=False)
 class Experiment:

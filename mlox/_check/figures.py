@@ -32,6 +32,7 @@ class Lower:
         restarts: Whether its loop starts at a `reset` that is differentiated.
         waits: How many more steps those above wait for it.
         updates: What its optimizer does, or None.
+        stateful: Whether it has a mutable state, such as running statistics.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Lower:
     restarts: bool = False
     waits: int = 0
     updates: Updates | None = None
+    stateful: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Figures:
         direct: Whether coupling is direct.
         double: Whether the run is in float64 itself; then `differences.precision` says
             how it would be in float32.
+        single: Whether nothing of the run is in 16 bits.
         gap: The estimate of how far the loss would move if the answers were solved.
         loss: The loss of the upper.
         stationarity: The norm of the residual of the answers.
@@ -121,6 +124,7 @@ class Figures:
     narrow: frozenset[str] = frozenset()
     direct: bool = False
     double: bool = False
+    single: bool = False
     gap: float | None = None
     loss: float | None = None
     stationarity: float | None = None

@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlox._check.budget import Part, Sizes, afford, count_directions, prices
+from mlox._check.budget import (
+    Part,
+    Sizes,
+    Steps,
+    afford,
+    afford_steps,
+    count_directions,
+    prices,
+)
 from mlox._check.differences import (
     Implicit,
     compare_implicit,
@@ -21,7 +29,7 @@ from mlox._check.differences import (
 from mlox._check.experiment import Experiment
 from mlox._check.figures import WRONG, Differences, Figures, Lower
 from mlox._check.losses import probe_edges
-from mlox._check.precision import cast, cast_state, float64, is_double
+from mlox._check.precision import cast, cast_state, float64, is_double, is_single
 from mlox._check.probes import (
     Quantity,
     find_changing,
@@ -73,7 +81,8 @@ def measure(
         sizes = count_sizes(wide, own)
         price = prices(sizes)
         made, left = afford(price, wanted_parts(wide, own), budget)
-        figures = measure_parts(wide, made, seed)
+        steps = afford_steps(sizes, made, budget)
+        figures = measure_parts(wide, made, steps, seed)
         precision = None
         if Part.PRECISION in made:
             precision = compare_precision(wide, own, state)
@@ -83,6 +92,7 @@ def measure(
         differences=differences,
         finite=is_finite(own.gradient),
         double=is_double(state),
+        single=is_single(state),
     )
     return Measured(figures, {p: price[p] for p in made}, {p: price[p] for p in left})
 
@@ -125,7 +135,9 @@ def wanted_parts(experiment: Experiment, own: Arrival) -> frozenset[Part]:
     return frozenset(parts)
 
 
-def measure_parts(experiment: Experiment, parts: Sequence[Part], seed: int) -> Figures:
+def measure_parts(
+    experiment: Experiment, parts: Sequence[Part], steps: Steps, seed: int
+) -> Figures:
     """Return the figures of the measurements that are made."""
     setting, arrival = experiment.setting, experiment.arrival
     found = Implicit(None, None, None)
@@ -134,8 +146,8 @@ def measure_parts(experiment: Experiment, parts: Sequence[Part], seed: int) -> F
         if is_finite(arrival.gradient):
             differences = compare_unrolled(experiment, parts, seed)
     else:
-        found = solve_references(experiment, parts)
-        differences = compare_implicit(experiment, found, parts, seed)
+        found = solve_references(experiment, parts, steps)
+        differences = compare_implicit(experiment, found, parts, steps, seed)
     figures = Figures(
         name=setting.name,
         finite=is_finite(arrival.gradient),
@@ -268,6 +280,7 @@ def describe_lowers(
                 restarts=n in plan.unrolled and problem.reset is not None,
                 waits=count_waits(problem),
                 updates=updates.get(n),
+                stateful=bool(jax.tree.leaves(problem.model_state)),
             )
         )
     return tuple(lowers)

@@ -73,7 +73,16 @@ def without_mixed(loss_fn: Any) -> Any:
 
 def is_double(state: State) -> bool:
     """Return whether all of a state, and what its losses compute, is in float64."""
+    return _computes_in(state, jnp.float64)
+
+
+def is_single(state: State) -> bool:
+    """Return whether the same is in float32 or float64."""
+    return _computes_in(state, jnp.float32, jnp.float64)
+
+
+def _computes_in(state: State, *dtypes: Any) -> bool:
     params = jax.tree.leaves([problem.params for problem in state.values()])
-    return all(leaf.dtype == jnp.float64 for leaf in params) and all(
+    return all(leaf.dtype in dtypes for leaf in params) and all(
         without_mixed(problem.loss_fn) == problem.loss_fn for problem in state.values()
     )

@@ -41,8 +41,9 @@ class Report:
             that a large error has.
         figures: {what was measured: number}, such as "gap" and "metasmoothness".
         findings: What is wrong, and the remedies; empty if nothing was found.
-        costs: {measurement: its cost}, in gradients of losses.
+        costs: {measurement: its estimated cost}, in gradients of losses.
         left_out: The same for the measurements that the budget did not afford.
+        notes: What was measured, but could not be judged; one sentence each.
 
     Example:
         >>> import mlox
@@ -62,11 +63,19 @@ class Report:
     findings: tuple[Finding, ...]
     costs: dict[str, int]
     left_out: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether nothing wrong was found."""
+        """Whether nothing wrong was found in what was judged, see `notes`."""
         return not self.findings
+
+    @property
+    def _remarks(self) -> tuple[str, ...]:
+        """The notes, and the all-clear if there are no findings."""
+        rest = " in the rest" if self.notes else ""
+        clear = (f"Nothing wrong was found{rest}.",) if self.ok else ()
+        return (*self.notes, *clear)
 
     def __str__(self) -> str:
         lines = [f"mlox.check of {self.name!r}"]
@@ -80,8 +89,8 @@ class Report:
                 f"{finding.cause.name} in {finding.problem!r}: {finding.text}"
             )
             lines += wrap(f"Remedy: {finding.remedy}", "  ")
-        if self.ok:
-            lines.append("Nothing wrong was found.")
+        for remark in self._remarks:
+            lines += wrap(remark)
         lines.append(f"Cost: about {sum(self.costs.values()):,} gradients.")
         if self.left_out:
             left = ", ".join(f"{name} ({n:,})" for name, n in self.left_out.items())
@@ -98,13 +107,14 @@ class Report:
             f"{html.escape(f.text)} <i>{html.escape(f.remedy)}</i></li>"
             for f in self.findings
         )
+        remarks = "".join(f"<li>{html.escape(x)}</li>" for x in self._remarks)
         answers = _answers(self.figures)
         return (
             f"<p><b>mlox.check of {html.escape(repr(self.name))}</b></p>"
             f"{format_html(HEADER, [_cells(row) for row in self.rows])}"
             f"<p>{html.escape(_numbers(self.figures))}</p>"
             f"{format_html(*answers) if answers else ''}"
-            f"<ul>{found or '<li>Nothing wrong was found.</li>'}</ul>"
+            f"<ul>{found}{remarks}</ul>"
         )
 
     def draw(self) -> Any:
