@@ -69,7 +69,24 @@ class Dense:
 
 
 def _solve(matrix: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return x by LU factors, or else by singular values, and `|b - A x|^2`."""
+    """Return x of `A x = b`, differentiable at any order, and `|b - A x|^2`."""
+
+    def product(x: jax.Array) -> jax.Array:
+        return jnp.dot(matrix, x, precision=lax.Precision.HIGHEST)
+
+    # The derivatives are further solutions: dx of A dx = db - dA x.
+    x = lax.custom_linear_solve(
+        product,
+        b,
+        solve=lambda _, b: _solve_or_fit(matrix, b),
+        transpose_solve=lambda _, b: _solve_or_fit(matrix.T, b),
+    )
+    r = b - product(x)
+    return x, vdot(r, r)
+
+
+def _solve_or_fit(matrix: jax.Array, b: jax.Array) -> jax.Array:
+    """Return x of `A x = b` by LU factors, or else by singular values."""
 
     def evaluate(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         r = b - jnp.dot(matrix, x, precision=lax.Precision.HIGHEST)
@@ -86,8 +103,7 @@ def _solve(matrix: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     # no time where it need not run; under vmap a `cond` would always take both ways.
     x, rr = evaluate(jnp.linalg.solve(matrix, b))
     failed = ~(rr <= jnp.finfo(b.dtype).eps * vdot(b, b))
-    x, rr, _ = lax.while_loop(lambda state: state[2], improve, (x, rr, failed))
-    return x, rr
+    return lax.while_loop(lambda state: state[2], improve, (x, rr, failed))[0]
 
 
 def _solve_least_squares(matrix: jax.Array, b: jax.Array) -> jax.Array:
