@@ -234,6 +234,28 @@ class TestUnrolledChecks:
             self.engine(tx, mlox.Unrolled())
         assert "never zero, sqrt(|g|^2 + 1e-16)" in str(caught[0].message)
 
+    @pytest.mark.parametrize(
+        ("tx", "message"),
+        [
+            (optax.chain(optax.clip_by_global_norm(1.0), SGD), "takes a norm"),
+            (ROOT_FREE, "has an infinite derivative where an entry"),
+        ],
+        ids=["clip_by_global_norm", "adam"],
+    )
+    @pytest.mark.parametrize("tasks", [None, 3])
+    def test_entries_are_told_from_norms_for_a_scalar(self, tx, message, tasks):
+        """Its one zero entry is all that a norm measures."""
+        inner = problem(
+            "inner",
+            mlox.Unrolled(),
+            tx=tx,
+            tasks=tasks,
+            params=jnp.ones(() if tasks is None else tasks),
+        )
+        with pytest.warns(UserWarning, match=message) as caught:
+            mlox.Engine([problem("outer"), inner], U2L, L2U)
+        assert len(caught) == 1
+
     @pytest.mark.slow
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
     @pytest.mark.parametrize(

@@ -396,6 +396,23 @@ def test_dense_returns_the_shortest_solution_of_a_singular_system(
         np.testing.assert_array_equal(found[1], np.full(3, 0.5))
 
 
+def test_dense_has_derivatives_of_any_order():
+    """Of 2/a; and of sum(x) for the shortest x of a singular, consistent system."""
+
+    def regular(a):
+        return Dense()(lambda x: a * x, jnp.ones(2))[0].sum()
+
+    def singular(a):
+        return Dense()(lambda x: a * x.sum() * jnp.ones(2), jnp.array([2.0, 2.0]))[0][0]
+
+    points = jnp.array([1.0, 2.0])
+    slopes = jax.jit(jax.vmap(jax.grad(regular)))(points)
+    np.testing.assert_allclose(slopes, [-2.0, -0.5], rtol=1e-12)
+    for curvature in (jax.jacfwd(jax.grad(regular)), jax.grad(jax.jacfwd(regular))):
+        np.testing.assert_allclose(curvature(2.0), 0.5, rtol=1e-12)
+    np.testing.assert_allclose(jax.vmap(jax.grad(singular))(points), [-1, -0.25])
+
+
 # Scales
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 from collections.abc import Callable, Sequence
@@ -56,19 +57,36 @@ def warn_if_slopes_are_infinite(plan: Plan, problems: Sequence[Problem]) -> None
 
 def find_infinite_slope(problem: Problem) -> InfiniteSlope | None:
     """Return where the update of a problem's optimizer has no derivative, or None."""
+    if _is_finite(problem, jnp.zeros_like):
+        return None
+    # One zero is told from zeros alone where a leaf has a second entry, in each task.
+    pairs = dataclasses.replace(problem, params=_double_scalars(problem))
+    parts = problem.tasks or 1
+    one_zero = lambda x: jnp.arange(x.size).reshape(x.shape) % (x.size // parts) != 0
+    finite = _is_finite(pairs, one_zero)
+    return InfiniteSlope.NORMS if finite else InfiniteSlope.ENTRIES
+
+
+def _is_finite(problem: Problem, entries: Callable[[jax.Array], jax.Array]) -> bool:
+    """Return whether the first update has finite slopes at a gradient."""
     fresh = restart(problem, problem.params)
     ones = responsive_part(fresh, jax.tree.map(jnp.ones_like, problem.params))
-    pull = jax.jit(functools.partial(pull_update, fresh))
+    gradient = jax.tree.map(lambda x: entries(x).astype(x.dtype), problem.params)
     loss = jnp.zeros(() if problem.tasks is None else (problem.tasks,))
+    pull = jax.jit(functools.partial(pull_update, fresh))
+    slopes = jax.tree.leaves(pull(gradient, ones, loss))
+    return all(bool(jnp.isfinite(x).all()) for x in slopes)
 
-    def is_infinite(entry: Callable[[jax.Array], jax.Array]) -> bool:
-        gradient: PyTree = jax.tree.map(
-            lambda x: entry(jnp.arange(x.size)).reshape(x.shape).astype(x.dtype),
-            problem.params,
-        )
-        slopes = jax.tree.leaves(pull(gradient, ones, loss))
-        return not all(bool(jnp.isfinite(x).all()) for x in slopes)
 
-    if is_infinite(lambda i: i % 2):
-        return InfiniteSlope.ENTRIES
-    return InfiniteSlope.NORMS if is_infinite(jnp.zeros_like) else None
+def _double_scalars(problem: Problem) -> PyTree:
+    """Return parameters whose leaves of one entry, in each task, have two."""
+    parts = problem.tasks or 1
+    mapped = problem.tasks is not None
+
+    def double(x: jax.Array) -> jax.Array:
+        if x.size != parts:
+            return x
+        one = x if x.ndim > mapped else x[..., None]
+        return jnp.concatenate([one, one], axis=-1)
+
+    return jax.tree.map(double, problem.params)

@@ -98,7 +98,8 @@ class Method(Protocol):
             guess: A pytree like y to start from, or None.
 
         Returns:
-            A pytree like y, and a dict of scalars.
+            A pytree like y, and a dict of scalars. It must not have the key "gap",
+            under which the engine reports <lambda, G>.
         """
         ...
 

@@ -44,13 +44,15 @@ class Implicit:
         refine: The number of Newton steps y <- y - (dG/dy)^{-1} G on the answer before
             it is differentiated, each one more solve. The error of a hypergradient at
             an unsolved answer, of first order in its distance, becomes one of second
-            order. Parameters, loss, metrics and mutable state stay those of the actual
-            answer. For lowers that see the same data in every step: with mini-batches a
-            step solves for the noise of the last one, and a settled lower's
-            hypergradient gets worse (an error of 0.4 became 1.0 at 50 of 2000 rows). An
-            engine raises ValueError where it is not defined: without a linear system,
-            for an answer that is projected, and for a problem with responsive lowers
-            under `coupling="direct"`.
+            order if the solver reaches its tolerance, without damping. Parameters,
+            loss, metrics and mutable state stay those of the actual answer; the
+            reported residual, iterations and gap are those of the refined point. For
+            lowers that see the same data in every step: with mini-batches a step solves
+            for the noise of the last one, and a settled lower's hypergradient gets
+            worse (an error of 0.4 became 1.0 at 50 of 2000 rows). An engine raises
+            ValueError where it is not defined: without a linear system, for an answer
+            that is projected, and for a problem with responsive lowers under
+            `coupling="direct"`.
 
     References:
         Lorraine, Vicol and Duvenaud, Optimizing Millions of Hyperparameters by Implicit
