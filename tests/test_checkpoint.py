@@ -133,7 +133,16 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+QUICK = ("three cycles", "donated and stopping")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, options in OPTIONS.items()
+    ],
+)
 @pytest.mark.parametrize("async_", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_resume_returns_the_bits_of_a_run_that_never_stopped(
     engine, tmp_path, options, async_
@@ -732,6 +741,7 @@ def test_states_may_be_donated_while_they_are_written(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_several_runs_save_at_once_in_threads(engine, tmp_path):
     expected, _ = run(engine, 6)
 

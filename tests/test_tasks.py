@@ -252,8 +252,9 @@ def chain(method, tasks):
     "method",
     [
         mlox.Implicit(mlox.Dense()),
-        mlox.Implicit(mlox.GMRES(2)),  # too few: all at once would be further off
-        mlox.Unrolled(),
+        # Too few products: all at once would be further off.
+        pytest.param(mlox.Implicit(mlox.GMRES(2)), marks=pytest.mark.slow),
+        pytest.param(mlox.Unrolled(), marks=pytest.mark.slow),
     ],
     ids=str,
 )
