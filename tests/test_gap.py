@@ -19,14 +19,14 @@ from .test_laws import (
     without_data,
 )
 
-NEAR, HALF = 0.02, 0.01
+NEAR, HALF = 1e-3, 5e-4
 FIRST = ("uncoupled reader", "siblings")
 
 
 def moved(program, theta, distance, names):
     """Move answers by a distance, in directions drawn at random."""
     draw = np.random.default_rng(7).normal
-    steps = {n: distance * draw(size=program.size) for n in names}
+    steps = {n: distance * draw(size=program.size) for n in sorted(names)}
     return {**theta, **{n: theta[n] + step for n, step in steps.items()}}
 
 
@@ -153,5 +153,5 @@ def test_only_the_sum_of_gaps_is_an_estimate():
     found = gaps(engine, "t")(state_at(engine, there))
     # The cost of t reads p alone, which is where it answers to the solved c.
     parts = [found[f"t/{name}/gap"].item() for name in "cp"]
-    assert min(map(abs, parts)) > 1e-4
-    assert abs(sum(parts)) < 1e-7
+    assert min(map(abs, parts)) > 1e-5
+    assert abs(sum(parts)) < 1e-9

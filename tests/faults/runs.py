@@ -195,7 +195,7 @@ def _answers() -> list[Fault]:
             (
                 "a solver with too few and too small steps",
                 lambda folder: lags(folder, tx=optax.sgd(0.2), method=short),
-                "warns: Cycle 8: .*system of 'fit' for 'penalty' is not solved",
+                "warns: Cycle 16: .*system of 'fit' for 'penalty' is not solved",
                 "last state, finite; .*8, 16, 24",
             ),
         ],
