@@ -17,34 +17,23 @@ from mlox._check.spectrum import extreme_eigenvalues
 from mlox._check.vectors import Distance
 
 from .planted import networks
-from .planted.case import pair, ridge, squared
+from .planted.case import as_parameters, pair, ridge, squared
 from .planted.tables import FAULTS, HEALTHY
 
 # Tried in every run.
 CHEAP = ("unrolled SGD",)
 
 
-def params(cases):
-    return [
-        pytest.param(
-            case,
-            id=case.name,
-            marks=[] if case.name in CHEAP else [pytest.mark.slow],
-        )
-        for case in cases
-    ]
-
-
 # Some faults are told at once, when the engine is built or traced.
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("case", params(FAULTS))
+@pytest.mark.parametrize("case", as_parameters(FAULTS, CHEAP))
 def test_check_names_the_fault_first(case):
     report = mlox.check(*case.build())
     assert not report.ok
     assert report.findings[0].cause is mlox.Cause[case.cause], report
 
 
-@pytest.mark.parametrize("case", params(HEALTHY))
+@pytest.mark.parametrize("case", as_parameters(HEALTHY, CHEAP))
 def test_check_finds_nothing_in_a_healthy_program(case):
     report = mlox.check(*case.build())
     assert report.ok, report

@@ -10,6 +10,7 @@ from mlox._check.measure import Measured, measure
 from mlox._check.report import Report, Row
 from mlox._check.setting import Setting
 from mlox._engine.engine import Engine
+from mlox._engine.validation import name_of_known
 from mlox._problem.problem import Problem
 from mlox._utils.fields import COUNT_OR_ZERO, POSITIVE, instance_of, optional
 from mlox._utils.fields import check as check_value
@@ -98,7 +99,7 @@ def check(
     check_value("check: engine", engine, ENGINE)
     check_value("check: budget", budget, optional(POSITIVE))
     check_value("check: seed", seed, COUNT_OR_ZERO)
-    name = known_problem("check", engine, name)
+    name = name_of_known("check", engine.names, name)
     if not engine.cycle.plan.movers[name]:
         return Report(name, (), {}, (find_reversed(engine, name),), {}, {})
     setting = Setting(engine.traced.prepare(state, batches), name)
@@ -106,17 +107,6 @@ def check(
         setting, state, batches, DEFAULT if budget is None else budget, seed
     )
     return make_report(measured)
-
-
-def known_problem(task: str, engine: Engine, name: str | Problem) -> str:
-    """Return the name of a problem of the engine; raise ValueError for another one."""
-    name = name.name if isinstance(name, Problem) else name
-    if name not in engine.names:
-        raise ValueError(
-            f"{task} of {name!r}: no such problem; the engine has "
-            f"{sorted(engine.names)}."
-        )
-    return name
 
 
 def make_report(measured: Measured) -> Report:

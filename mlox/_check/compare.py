@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlox._check.budget import DEFAULT, Part, afford_steps, prices
-from mlox._check.check import ENGINE, known_problem
+from mlox._check.check import ENGINE
 from mlox._check.comparison import Candidate, Comparison
 from mlox._check.exact import Exact
 from mlox._check.experiment import Experiment
@@ -24,6 +24,7 @@ from mlox._check.reference import solver_for
 from mlox._check.setting import Setting
 from mlox._check.vectors import as_vector, compare_vectors
 from mlox._engine.engine import Engine
+from mlox._engine.validation import name_of_known
 from mlox._problem.problem import Problem
 from mlox._utils.fields import COUNT, POSITIVE, Kind, instance_of, optional
 from mlox._utils.fields import check as check_value
@@ -94,7 +95,7 @@ def compare(
     check_value("compare: engine", engine, ENGINE)
     check_value("compare: budget", budget, optional(POSITIVE))
     check_value("compare: repeats", repeats, COUNT)
-    name = known_problem("compare", engine, name)
+    name = name_of_known("compare", engine.names, name)
     trials = make_trials(engine, state, name, candidates)
     engine.traced.prepare(state, batches)
     reference, truth = find_reference(

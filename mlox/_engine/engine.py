@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from mlox._engine.draw import draw
 from mlox._engine.evaluate import Evaluation
 from mlox._engine.explain import explain, mermaid
 from mlox._engine.html import to_html
+from mlox._engine.jit import jit_value
 from mlox._engine.refine import warn_if_refined_on_samples
 from mlox._engine.slopes import warn_if_slopes_are_infinite
 from mlox._engine.step import Step
@@ -27,13 +27,13 @@ from mlox._engine.validation import (
     check_donated,
     check_methods,
     check_problems,
+    name_of_known,
 )
 from mlox._graph.graph import Graph
 from mlox._problem.problem import Problem
 from mlox._problem.validation import as_key
 from mlox._run.run import run
-from mlox._sharding.layout import Layout, layout_of
-from mlox._utils.describe import summarize
+from mlox._sharding.layout import layout_of
 from mlox._utils.fields import FLAG, check, optional
 from mlox._utils.types import Batches, Metrics, PyTree, State
 
@@ -214,7 +214,7 @@ class Engine:
             TypeError: If `donate` is not a bool.
         """
         check("donate", donate, FLAG)
-        return _jitted(self.traced, donate, layout_of(like))
+        return jit_value(self.traced, donate, layout_of(like))
 
     def hypergradient(
         self, state: State, batches: Batches, name: str | Problem
@@ -237,9 +237,9 @@ class Engine:
         Raises:
             ValueError: If the problem is unknown, or as for `step`.
         """
-        name = self._known("hypergradient", name)
+        name = name_of_known("hypergradient", self.names, name)
         check_donated(state)
-        differentiate = _jitted(Differentiation(self.traced, name), False, None)
+        differentiate = jit_value(Differentiation(self.traced, name), False, None)
         try:
             return differentiate(state, batches)
         except TypeError:  # `jax.jit` does not name the argument that is no array
@@ -290,13 +290,13 @@ class Engine:
             >>> {name: float(score) for name, score in scores.items()}
             {'bias': -2.0, 'loss': 4.0}
         """
-        name = self._known("evaluate", name)
+        name = name_of_known("evaluate", self.names, name)
         check_donated(state)
         check(f"evaluate of {name!r}: batch", batch, ONE_BATCH)
         evaluation = Evaluation(
             self.cycle.plan, name, jax.tree.structure(self.problems)
         )
-        evaluation = _jitted(evaluation, False, None)
+        evaluation = jit_value(evaluation, False, None)
         return evaluation(
             state, _data.as_arrays(name, batch), as_key(f"problem {name!r}: rng", rng)
         )
@@ -324,36 +324,8 @@ class Engine:
     __repr__ = summarize_engine
     _repr_html_ = to_html
 
-    def _known(self, task: str, name: str | Problem) -> str:
-        name = name.name if isinstance(name, Problem) else name
-        if name not in self.names:
-            raise ValueError(
-                f"{task} of {summarize(name)}: no such problem; the engine has "
-                f"{sorted(self.names)}."
-            )
-        return name
-
     @property
     def traced(self) -> Step:
         """The step as a value without arrays, by which programs are cached."""
         problems = jax.tree.structure(self.problems)
         return Step(self.cycle, self.unroll_loops, problems)
-
-
-# A value is a key together with its problems. If engines with other losses had equal
-# keys, they would share one jit, which holds a program for every loss that it has seen:
-# 3 to 5 MiB for each small engine, for ever.
-
-
-@functools.lru_cache(maxsize=32)
-def _jitted(value: Any, donate: bool, layout: Layout | None) -> Any:
-    """Jit a value; JAX itself forgets a function with the last reference to it."""
-    donated = (0,) if donate else ()
-    if layout is None:
-        return jax.jit(value, donate_argnums=donated, inline=True)
-
-    def step(state: State, batches: Batches) -> tuple[State, Metrics]:
-        state, metrics = value(state, batches)
-        return layout.constrain(state), metrics
-
-    return jax.jit(step, donate_argnums=donated)

@@ -15,6 +15,7 @@ from mlox._graph.graph import Graph
 from mlox._problem.optimizer import optimizer_of
 from mlox._problem.problem import Problem
 from mlox._problem.validation import check_opt_state, check_params, check_parts
+from mlox._utils.describe import summarize
 from mlox._utils.fields import Kind, check, check_arrays, instance_of
 from mlox._utils.types import Batches, State
 from mlox.methods import Iterative, Unrolled, reach
@@ -42,6 +43,17 @@ def check_problems(problems: Any) -> None:
     check("Engine: problems", problems, LIST)
     for i, problem in enumerate(problems):
         check(f"Engine: problems[{i}]", problem, PROBLEM)
+
+
+def name_of_known(task: str, names: Sequence[str], problem: str | Problem) -> str:
+    """Return the name of a problem of an engine; raise ValueError for another one."""
+    name = problem.name if isinstance(problem, Problem) else problem
+    if name not in names:
+        raise ValueError(
+            f"{task} of {summarize(name)}: no such problem; the engine has "
+            f"{sorted(names)}."
+        )
+    return name
 
 
 def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:

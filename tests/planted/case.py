@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import mlox
 
@@ -34,6 +35,16 @@ class Case:
     build: Callable[[], Built]
     cause: str | None = None
     error: Callable[..., float] = proofs.against_solved
+
+
+def as_parameters(cases, cheap):
+    """Return cases for a parametrized test; those not among the cheap ones are slow."""
+    return [
+        pytest.param(
+            case, id=case.name, marks=[] if case.name in cheap else [pytest.mark.slow]
+        )
+        for case in cases
+    ]
 
 
 def rows(

@@ -2,31 +2,21 @@
 
 import pytest
 
+from .case import as_parameters
 from .tables import FAULTS, HEALTHY
 
 # Tried in every run; all of them take a minute.
 CHEAP = ("ridge regression, the default", "a cold start", "a fit that reads no penalty")
 
 
-def params(cases):
-    return [
-        pytest.param(
-            case,
-            id=case.name,
-            marks=[] if case.name in CHEAP else [pytest.mark.slow],
-        )
-        for case in cases
-    ]
-
-
 # Some faults are told at once, when the engine is built or traced.
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("case", params(FAULTS))
+@pytest.mark.parametrize("case", as_parameters(FAULTS, CHEAP))
 def test_planted_fault_is_far_off(case):
     assert case.error(*case.build()) > 0.1
 
 
-@pytest.mark.parametrize("case", params(HEALTHY))
+@pytest.mark.parametrize("case", as_parameters(HEALTHY, CHEAP))
 def test_healthy_program_is_right(case):
     assert case.error(*case.build()) < 0.02
 
