@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.interpreters import partial_eval
 
 from mlox._cycle.cycle import Cycle
 from mlox._cycle.reset import start_inner_loops
 from mlox._graph.links import Carries, Kind, Link
 from mlox._hypergradient.cost import cost
+from mlox._utils.depends import depends
 from mlox._utils.types import Batches, PyTree, State
 from mlox.methods import Detached
 
@@ -75,7 +74,7 @@ def _starts_anew(cycle: Cycle, name: str, state: State) -> bool:
 
 def _is_read(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
     at = _cost_at(cycle, link)
-    return _depends(at, state[link.read].params, state, batches)
+    return depends(at, state[link.read].params, state, batches)
 
 
 def _is_used(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
@@ -99,7 +98,7 @@ def _is_used(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
 
     neighbour = state[read]
     parts = (neighbour.params, neighbour.model_state)
-    return _depends(made, parts, state, batches)
+    return depends(made, parts, state, batches)
 
 
 def _has_slope(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
@@ -110,7 +109,7 @@ def _has_slope(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool
         value, transpose = jax.vjp(lambda x: at(x, state, batches), theta)
         return transpose(cotangent.astype(value.dtype))
 
-    return _depends(pull, jnp.ones(()), state, batches)
+    return depends(pull, jnp.ones(()), state, batches)
 
 
 def _has_cross(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
@@ -126,7 +125,7 @@ def _has_cross(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool
 
         return jax.jvp(slopes, (point.params[read],), (tangent,))[1]
 
-    return _depends(push, state[read].params, state, batches)
+    return depends(push, state[read].params, state, batches)
 
 
 def _cost_at(cycle: Cycle, link: Link) -> Callable[..., jax.Array]:
@@ -138,10 +137,3 @@ def _cost_at(cycle: Cycle, link: Link) -> Callable[..., jax.Array]:
         return cost(cycle.plan, link.reader, point)[0]
 
     return at
-
-
-def _depends(function: Callable[..., Any], x: PyTree, *given: Any) -> bool:
-    """Return whether the program of `function(x, *given)` uses x for its result."""
-    program = jax.make_jaxpr(function)(x, *given).jaxpr
-    _, used = partial_eval.dce_jaxpr(program, [True] * len(program.outvars))
-    return any(used[: len(jax.tree.leaves(x))])

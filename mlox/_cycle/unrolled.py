@@ -12,6 +12,7 @@ from mlox._cycle.history import LowerRun
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.adjoint import Hypergradient
 from mlox._problem.responsive import responsive_state
+from mlox._utils.depends import depends
 from mlox._utils.tree import combine
 from mlox._utils.types import Batches, PyTree, State
 
@@ -75,12 +76,7 @@ def find_stateful(
             with_part = state[u].replace(model_state=whole)
             return cost({**state, u: with_part}, batches, name)
 
-        program = jax.make_jaxpr(value)(responsive_state(state[u])).jaxpr
-        needed = {id(x) for x in program.outvars}
-        for equation in reversed(program.eqns):
-            if needed.intersection(map(id, equation.outvars)):
-                needed.update(map(id, equation.invars))
-        return bool(needed.intersection(map(id, program.invars)))
+        return depends(value, responsive_state(state[u]))
 
     graph = plan.graph
     return frozenset(
