@@ -202,7 +202,8 @@ class Engine:
 
         Args:
             donate: Whether the state that is returned reuses the buffers of the one
-                that is passed, which cannot be used again.
+                that is passed, which cannot be used again: JAX then raises "Buffer has
+                been deleted or donated", and the `repr` of its problems says "donated".
             like: A state on a mesh, see `mlox.shard`; the states that are returned are
                 sharded like it.
 
