@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 import hypothesis
 import jax
@@ -34,6 +35,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # collectives, and the devices wait for each other.
 UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
+
+# What a shell starts in the background ignores Ctrl-C, and so do the processes that it
+# starts in turn.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, and no limit that a busy machine can break.
 hypothesis.settings.register_profile(
