@@ -757,6 +757,7 @@ def test_several_runs_save_at_once_in_threads(engine, tmp_path):
         assert bits(mlox.restore(tmp_path / str(number), state)) == bits(expected)
 
 
+@pytest.mark.slow
 def test_flipped_bits_never_give_other_numbers(engine, tmp_path):
     """The one before is taken, or nothing is different."""
     run(engine, 4, checkpoint=mlox.Checkpoint(tmp_path / "whole", every=2))

@@ -556,7 +556,10 @@ def at_solution(graph, methods, **options):
     "make",
     [
         functools.partial(at_solution, "bilevel", AUTO, c={"tx": MOMENTUM}),
-        functools.partial(at_solution, "three levels", DENSE),
+        pytest.param(
+            functools.partial(at_solution, "three levels", DENSE),
+            marks=pytest.mark.slow,
+        ),
         unrolled_reader_of_implicit,
     ],
     ids=["implicit", "total", "unrolled"],

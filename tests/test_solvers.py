@@ -396,6 +396,7 @@ def test_dense_returns_the_shortest_solution_of_a_singular_system(
         np.testing.assert_array_equal(found[1], np.full(3, 0.5))
 
 
+@pytest.mark.slow
 def test_dense_has_derivatives_of_any_order():
     """Of 2/a; and of sum(x) for the shortest x of a singular, consistent system."""
 

@@ -141,7 +141,9 @@ def test_the_report_of_a_solver_is_that_of_the_worst_task():
     assert_close(metrics["hyper/fit/residual"], worst)
 
 
-@pytest.mark.parametrize("method", ["unrolled", "dense"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("unrolled", marks=pytest.mark.slow), "dense"]
+)
 def test_what_a_problem_can_do_a_task_can(method):
     """Reset, project, masks, keys, mutable state and waiting."""
 
@@ -248,13 +250,14 @@ def chain(method, tasks):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
         mlox.Implicit(mlox.Dense()),
         # Too few products: all at once would be further off.
-        pytest.param(mlox.Implicit(mlox.GMRES(2)), marks=pytest.mark.slow),
-        pytest.param(mlox.Unrolled(), marks=pytest.mark.slow),
+        mlox.Implicit(mlox.GMRES(2)),
+        mlox.Unrolled(),
     ],
     ids=str,
 )
@@ -308,6 +311,7 @@ def test_a_lower_may_be_shared_by_tasks():
     assert_close(stepped_at(jnp.zeros(()), TASKS), stepped_at(starts, None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [mlox.Implicit(mlox.Dense()), mlox.FiniteDifference(1e-3)], ids=str
 )
@@ -350,6 +354,7 @@ def test_tasks_below_a_tower_of_one(method):
     assert_close(stepped_to(["low"], TASKS), stepped_to(["a", "b", "c"], None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dense", "unrolled"])
 def test_the_hypergradient_can_be_differentiated_again(method):
     def slope(engine, batches):

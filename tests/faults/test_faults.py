@@ -18,7 +18,15 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.mark.parametrize(
     "fault",
-    [pytest.param(fault, id=f"{fault.area}: {fault.what}") for fault in FAULTS],
+    [
+        pytest.param(
+            fault,
+            id=f"{fault.area}: {fault.what}",
+            # Each of these resumes once for every kind of damage.
+            marks=pytest.mark.slow if "a file of the newest" in fault.area else (),
+        )
+        for fault in FAULTS
+    ],
 )
 def test_fault_loses_nothing(fault):
     seen = observe(fault)
