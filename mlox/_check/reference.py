@@ -117,12 +117,13 @@ class Reference:
         weights: Mapping[str, jax.Array],
     ) -> EvaluationPoint:
         """Return the point with the costs of answers summed over their samples."""
-        inputs = dict(point.inputs)
+        inputs, graph = dict(point.inputs), self.setting.plan.graph
         for n in self.setting.movers:
             problem = inputs[n].problem
             sampled = problem.sample is not None
             steps = 1 if sampled else self.setting.steps(n)
             batch = inputs[n].batch if sampled else at.batches[n]
+            loop = graph.steps_in_window(graph.inner_layer[n], n)
             inputs[n] = inputs[n]._replace(
                 problem=dataclasses.replace(
                     problem,
@@ -131,7 +132,7 @@ class Reference:
                     loss_scale=None,
                 ),
                 batch=stack_samples(
-                    inputs[n], batch, self.chosen[n], steps, weights[n]
+                    inputs[n], batch, self.chosen[n], steps, loop, weights[n]
                 ),
                 rng=None,
             )

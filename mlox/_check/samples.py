@@ -35,12 +35,14 @@ class Samples(NamedTuple):
         batch: The batches.
         rng: The PRNG keys, or None.
         step: The counts.
+        inner_step: The counts within the inner loop.
         weight: The weights.
     """
 
     batch: PyTree
     rng: jax.Array | None
     step: jax.Array
+    inner_step: jax.Array
     weight: jax.Array
 
 
@@ -55,7 +57,12 @@ class WeightedLoss:
         """Return the weighted sum."""
 
         def add(total: jax.Array, sample: Samples) -> tuple[jax.Array, None]:
-            one = dataclasses.replace(ctx, rng=sample.rng, step=sample.step)
+            one = dataclasses.replace(
+                ctx,
+                rng=sample.rng,
+                step=sample.step,
+                inner_step=sample.inner_step,
+            )
             loss = as_dict(self.loss_fn(params, sample.batch, one))["loss"]
             return total + sample.weight * jnp.asarray(loss, total.dtype), None
 
@@ -80,18 +87,27 @@ def choose_samples(steps: int, batch: PyTree, rng: jax.Array | None) -> list[int
 
 
 def stack_samples(
-    inputs: StepInputs, batch: PyTree, chosen: list[int], steps: int, weight: jax.Array
+    inputs: StepInputs,
+    batch: PyTree,
+    chosen: list[int],
+    steps: int,
+    loop: int,
+    weight: jax.Array,
 ) -> Samples:
-    """Return the samples of a lower at the end of its window."""
+    """Return the samples at the end of a window; inner loops have `loop` steps."""
     problem: Problem = inputs.problem
     index = jnp.asarray(chosen)
     if steps == 1:
         batch = jax.tree.map(lambda x: jnp.asarray(x)[None], batch)
-    count = inputs.problem.step - steps + index.astype(problem.step.dtype)
+    before_last = index.astype(problem.step.dtype) - (steps - 1)
+    count = inputs.problem.step - 1 + before_last
+    inner = (inputs.inner_step + before_last) % loop
     key, rng = problem.rng, None
     if key is not None:
         rng = jax.vmap(functools.partial(jax.random.fold_in, key))(count)
-    samples = Samples(jax.tree.map(lambda x: x[index], batch), rng, count, weight)
+    samples = Samples(
+        jax.tree.map(lambda x: x[index], batch), rng, count, inner, weight
+    )
     if problem.tasks is None:
         return samples
     return _stack_tasks(samples, problem.tasks)
@@ -110,5 +126,6 @@ def _stack_tasks(samples: Samples, tasks: int) -> Samples:
         batch=jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), samples.batch),
         rng=rng,
         step=repeat(samples.step),
+        inner_step=repeat(samples.inner_step),
         weight=repeat(samples.weight),
     )

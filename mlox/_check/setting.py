@@ -78,7 +78,7 @@ class Setting:
         cycle, layer = self.cycle, self.layer
         window = first_window(self.plan.graph, self.name, batches)
         run = cycle.run_lowers(layer, state, cycle.start_history(state), window)
-        window = sample_batches(self.plan, layer, run.state, window)
+        window = sample_batches(self.plan, layer, run, window)
         found, gradient = cycle.differentiate(layer, self.name, run, window)
         loss = losses_of(state[self.name], found.metrics).sum()
         return Arrival(loss, gradient, found.metrics, run.state, run.history, window)

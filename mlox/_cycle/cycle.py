@@ -22,6 +22,7 @@ from mlox._cycle.scan import scan_rounds
 from mlox._cycle.telemetry import with_telemetry
 from mlox._cycle.unrolled import Answers, answers_of, pull_back
 from mlox._cycle.update import Update, update
+from mlox._cycle.windows import start_windows
 from mlox._graph.dependencies import Plan
 from mlox._graph.graph import Graph
 from mlox._hypergradient.adjoint import Hypergradient, hypergradient
@@ -104,7 +105,7 @@ class Cycle:
         layer = self.graph.layer_of[name]
         batches = first_window(self.graph, name, batches)
         run = self.run_lowers(layer, state, self.start_history(state), batches)
-        return run, sample_batches(self.plan, layer, run.state, batches)
+        return run, sample_batches(self.plan, layer, run, batches)
 
     def cost(self, state: State, batches: Batches, name: str) -> jax.Array:
         """Return the cost of a problem alone, to inspect its program."""
@@ -115,7 +116,7 @@ class Cycle:
         layer = self.graph.layer_of[name]
         run = LowerRun(dict(state), self.start_history(state), {}, lambda x: x)
         batches = first_window(self.graph, name, batches)
-        batches = sample_batches(self.plan, layer, state, batches)
+        batches = sample_batches(self.plan, layer, run, batches)
         return self.point(layer, name, run, batches)
 
     def start_history(self, state: State) -> History:
@@ -125,6 +126,7 @@ class Cycle:
             model_states={n: problem.model_state for n, problem in state.items()},
             samples=empty_samples(self.plan, state),
             starts=dict(starts),
+            first_steps={n: problem.step for n, problem in state.items()},
         )
 
     def run_window(
@@ -133,7 +135,7 @@ class Cycle:
         """Run a window of a layer: the rounds below it, then its own steps."""
         names = self.graph.layers[layer]
         run = self.run_lowers(layer, state, history, batches)
-        batches = sample_batches(self.plan, layer, run.state, batches)
+        batches = sample_batches(self.plan, layer, run, batches)
         updates = {n: self.update(layer, n, run, batches) for n in names}
         lowered = back_off_movers(
             self.plan, run.state, {n: u.finite for n, u in updates.items()}
@@ -162,6 +164,7 @@ class Cycle:
         if layer == 0:
             return state, history, {}
         state = start_inner_loops(self.plan, layer, state)
+        history = start_windows(self.graph, layer, state, history)
         window = partial(self.run_window, layer - 1)
         return scan_rounds(
             self.plan, layer, window, self.unroll, state, history, batches

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+
 from mlox._problem.problem import Problem
 from mlox._utils.types import Metrics, PyTree
 
@@ -17,11 +19,13 @@ class History(NamedTuple):
         samples: The last batch of each problem that samples its batches.
         starts: For each problem whose last window can be run again, the problems below
             it when that window began.
+        first_steps: The count of each problem when its present window began.
     """
 
     model_states: dict[str, PyTree]
     samples: dict[str, PyTree]
     starts: dict[str, dict[str, Problem]]
+    first_steps: dict[str, jax.Array]
 
 
 class LowerRun(NamedTuple):

@@ -7,6 +7,7 @@ import jax
 from mlox._cycle.batches import last_steps
 from mlox._cycle.history import LowerRun
 from mlox._cycle.replay import RunsRounds, make_replay
+from mlox._cycle.windows import inner_step
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.point import EvaluationPoint, StepInputs, make_inputs
 from mlox._problem.responsive import stop_unresponsive
@@ -42,7 +43,8 @@ def point_at_last_steps(
             if n in plan.replayed:
                 replay = make_replay(cycle, graph, n, layer, run, batches)
         rng = None if problem.rng is None else jax.random.fold_in(problem.rng, step)
-        return make_inputs(problem, batch, rng, step, model_state, replay)
+        inner = inner_step(problem, step, run.history)
+        return make_inputs(problem, batch, rng, step, inner, model_state, replay)
 
     return EvaluationPoint(
         params={

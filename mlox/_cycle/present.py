@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 import jax
 
@@ -20,7 +21,9 @@ class Stream(enum.IntEnum):
     SAMPLE = 2**32 - 2
 
 
-def point_of_stream(state: State, stream: Stream) -> EvaluationPoint:
+def point_of_stream(
+    state: State, stream: Stream, inner_steps: Mapping[str, jax.Array] | None = None
+) -> EvaluationPoint:
     """Return the point of a state, with the keys of a stream at the present steps."""
 
     def key(problem: Problem) -> jax.Array | None:
@@ -29,4 +32,5 @@ def point_of_stream(state: State, stream: Stream) -> EvaluationPoint:
         rng = jax.random.fold_in(problem.rng, int(stream))
         return jax.random.fold_in(rng, problem.step)
 
-    return present_point(state, {n: key(problem) for n, problem in state.items()})
+    keys = {n: key(problem) for n, problem in state.items()}
+    return present_point(state, keys, inner_steps=inner_steps)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mlox._cycle.history import LowerRun
 from mlox._cycle.present import Stream, point_of_stream
+from mlox._cycle.windows import next_inner_steps
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.cost import context_of
 from mlox._hypergradient.point import EvaluationPoint
@@ -17,15 +20,14 @@ from mlox._utils.tree import strip_weak_type
 from mlox._utils.types import Batches, PyTree, State
 
 
-def sample_batches(plan: Plan, layer: int, state: State, batches: Batches) -> Batches:
+def sample_batches(plan: Plan, layer: int, run: LowerRun, batches: Batches) -> Batches:
     """Return the batches of a layer's steps, with those that its problems sample."""
-    names = [n for n in plan.graph.layers[layer] if state[n].sample is not None]
-    return {**batches, **{n: sample_next(plan, n, state) for n in names}}
-
-
-def sample_next(plan: Plan, name: str, state: State) -> PyTree:
-    """Sample the batch of the next step of a problem; a constant."""
-    return sample_batch(plan, name, point_of_stream(state, Stream.SAMPLE))
+    names = [n for n in plan.graph.layers[layer] if run.state[n].sample is not None]
+    if not names:
+        return batches
+    inner_steps = next_inner_steps(run.state, run.history)
+    point = point_of_stream(run.state, Stream.SAMPLE, inner_steps)
+    return {**batches, **{n: sample_batch(plan, n, point) for n in names}}
 
 
 def sample_batch(
@@ -52,7 +54,9 @@ def sample_batch(
 def empty_samples(plan: Plan, state: State) -> dict[str, PyTree]:
     """Return zeros in place of the last sampled batches, before any step."""
     names = [n for n, problem in state.items() if problem.sample is not None]
-    shapes = {
-        n: jax.eval_shape(lambda s, n=n: sample_next(plan, n, s), state) for n in names
-    }
+
+    def sample(state: State, name: str) -> PyTree:
+        return sample_batch(plan, name, point_of_stream(state, Stream.SAMPLE))
+
+    shapes = {n: jax.eval_shape(partial(sample, name=n), state) for n in names}
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -56,6 +56,7 @@ def context_of(
         inputs.model_state,
         train=train,
         task_index=inputs.task_index,
+        inner_step=inputs.inner_step,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from mlox._problem.problem import Problem
 from mlox._problem.responsive import responsive_part
@@ -23,6 +24,7 @@ class StepInputs(NamedTuple):
         batch: The data of its last step.
         rng: The PRNG key of that step, or None.
         step: The count of that step.
+        inner_step: Its count within its window, from 0.
         model_state: The mutable state before that step.
         replay: params -> state: runs the problem's last window again, from its start,
             with the given parameters of the problems above; None if it is not needed.
@@ -34,6 +36,7 @@ class StepInputs(NamedTuple):
     batch: PyTree
     rng: jax.Array | None
     step: jax.Array
+    inner_step: jax.Array
     model_state: PyTree
     replay: Callable[[Params], State] | None
     task_index: jax.Array | None = None
@@ -119,21 +122,33 @@ def make_inputs(
     batch: PyTree,
     rng: jax.Array | None,
     step: jax.Array,
+    inner_step: jax.Array,
     model_state: PyTree,
     replay: Callable[[Params], State] | None = None,
 ) -> StepInputs:
     """Return the inputs of a step; each task of a problem gets a key of its own."""
     if rng is not None and problem.tasks is not None:
         rng = jax.random.split(rng, problem.tasks)
-    return StepInputs(problem, batch, rng, step, model_state, replay)
+    return StepInputs(problem, batch, rng, step, inner_step, model_state, replay)
 
 
 def present_point(
-    state: State, keys: Mapping[str, jax.Array | None], batch: PyTree = None
+    state: State,
+    keys: Mapping[str, jax.Array | None],
+    batch: PyTree = None,
+    inner_steps: Mapping[str, jax.Array] | None = None,
 ) -> EvaluationPoint:
-    """Return the point of a state alone, without the steps that led to it."""
-    inputs = {
-        n: make_inputs(problem, batch, keys[n], problem.step, problem.model_state)
-        for n, problem in state.items()
-    }
+    """Return the point of a state alone, without the steps that led to it.
+
+    It stands at the start of a window, unless the inner steps are given.
+    """
+
+    def inputs_of(n: str) -> StepInputs:
+        problem = state[n]
+        inner_step = jnp.zeros((), jnp.int32) if inner_steps is None else inner_steps[n]
+        return make_inputs(
+            problem, batch, keys[n], problem.step, inner_step, problem.model_state
+        )
+
+    inputs = {n: inputs_of(n) for n in state}
     return EvaluationPoint({n: p.params for n, p in state.items()}, {}, inputs)

@@ -99,10 +99,12 @@ def losses_of(problem: Problem, metrics: Metrics) -> jax.Array:
 
 
 def _stacked_arrays(point: EvaluationPoint, name: str) -> _TaskArrays:
-    _, batch, rng, _, model_state, _, _ = point.inputs[name]
-    problem = point.inputs[name].problem
+    inputs = point.inputs[name]
+    problem = inputs.problem
     own = (problem.params, problem.opt_state, problem.model_state)
-    return _TaskArrays(point.params[name], batch, rng, model_state, own)
+    return _TaskArrays(
+        point.params[name], inputs.batch, inputs.rng, inputs.model_state, own
+    )
 
 
 def _select_task(
@@ -116,12 +118,11 @@ def _select_task(
         opt_state=opt_state,
         model_state=model_state,
     )
-    return StepInputs(
-        problem,
-        arrays.batch,
-        arrays.rng,
-        inputs.step,
-        arrays.model_state,
+    return inputs._replace(
+        problem=problem,
+        batch=arrays.batch,
+        rng=arrays.rng,
+        model_state=arrays.model_state,
         replay=None,
         task_index=index,
     )

@@ -78,6 +78,10 @@ class Context:
             bool, so a loss can branch on it.
         task_index: int32 scalar, the index of the current task, from 0; None for a
             problem without `tasks`.
+        inner_step: int32 scalar, the number of steps that the problem has made in its
+            present window, from 0: since the nearest problem above has stepped, or in
+            the cycle if there is none. It indexes what is learned for each step of an
+            inner loop. 0 in `reset` and `Engine.evaluate`.
 
     Example:
         >>> from mlox import Context, Neighbour
@@ -93,6 +97,7 @@ class Context:
     model_state: PyTree
     train: bool = True
     task_index: jax.Array | None = None
+    inner_step: jax.Array | int = 0
 
     def __getitem__(self, name: str) -> Neighbour:
         if name not in self.neighbours:
