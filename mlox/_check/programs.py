@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
-from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from mlox._utils.programs import equations, list_programs, without_constants
 
 JAX = str(pathlib.Path(jax.__file__).parent)
 
@@ -37,15 +38,15 @@ def read_program(function: Callable[..., Any], *args: Any, rows: int = 0) -> Tra
         >>> read_program(spread, jnp.ones((3, 2)), rows=3)
         Traits(custom=False, narrow=False, norms=True)
     """
-    equations = list(_walk(jax.make_jaxpr(function)(*args).jaxpr))
+    found = list(equations(jax.make_jaxpr(function)(*args)))
     outputs = [
         (e.primitive.name, v.aval)
-        for e in equations
+        for e in found
         for v in e.outvars
         if isinstance(v.aval, ShapedArray)
     ]
     return Traits(
-        custom=any(_is_custom(e) for e in equations),
+        custom=any(_is_custom(e) for e in found),
         narrow=any(_is_narrow(aval.dtype) for _, aval in outputs),
         norms=any(
             name in ("rsqrt", "sqrt") and aval.ndim > 0 and rows not in aval.shape
@@ -54,23 +55,12 @@ def read_program(function: Callable[..., Any], *args: Any, rows: int = 0) -> Tra
     )
 
 
-def _walk(jaxpr: Jaxpr) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, ClosedJaxpr):
-                    yield from _walk(inner.jaxpr)
-                elif isinstance(inner, Jaxpr):
-                    yield from _walk(inner)
-
-
 def _is_custom(equation: Any) -> bool:
     """Return whether a rule stands here that is not one of JAX, such as of relu."""
     if not equation.primitive.name.startswith(("custom_vjp", "custom_jvp")):
         return False
-    inner = [x for x in equation.params.values() if isinstance(x, ClosedJaxpr)]
-    sources = [str(x.jaxpr.debug_info.func_src_info) for x in inner]
+    inner = map(without_constants, list_programs(equation.params.values()))
+    sources = [str(program.debug_info.func_src_info) for program in inner]
     return not any(JAX in source for source in sources)
 
 

@@ -5,29 +5,26 @@ XLA on CPU runs a convolution inside a `while` (so inside `lax.scan`, `fori_loop
 outside of it. A loop whose body has one is therefore unrolled on CPU.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from mlox._utils.programs import equations
 
-def has_convolution(jaxpr: Jaxpr | ClosedJaxpr) -> bool:
+
+def has_convolution(program: Jaxpr | ClosedJaxpr) -> bool:
     """Return whether a program has a convolution, at any depth.
-
-    Searches every program that is a parameter of an equation: those of `jit`, `remat`,
-    `scan`, `cond`, `while_loop`, `custom_jvp`, `custom_vjp`, `custom_linear_solve`.
 
     Example:
         >>> import jax.numpy as jnp
         >>> has_convolution(jax.make_jaxpr(jnp.sin)(1.0))
         False
     """
-    program = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     return any(
         equation.primitive.name == "conv_general_dilated"
-        or any(map(has_convolution, _list_programs(equation.params.values())))
-        for equation in program.eqns
+        for equation in equations(program)
     )
 
 
@@ -42,14 +39,3 @@ def should_unroll(function: Callable[..., Any], *args: Any) -> bool:
     if jax.default_backend() != "cpu":
         return False
     return has_convolution(jax.make_jaxpr(function)(*args))
-
-
-def _list_programs(values: Iterable[Any]) -> Iterable[Jaxpr | ClosedJaxpr]:
-    """Yield the programs among the parameters of an equation."""
-    for value in values:
-        if isinstance(value, Jaxpr | ClosedJaxpr):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _list_programs(value)
-        elif isinstance(value, dict):
-            yield from _list_programs(value.values())
