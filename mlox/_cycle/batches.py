@@ -32,9 +32,9 @@ def restore_axes(graph: Graph, metrics: Mapping[str, Any]) -> dict[str, jax.Arra
 
 
 def first_window(graph: Graph, name: str, batches: Batches) -> Batches:
-    """Return the batches of the first window of a problem's layer."""
+    """Return the batches of the first window of a problem's layer, of those given."""
     layer = graph.layer_of[name]
-    names = (*graph.names_below(layer), *graph.layers[layer])
+    names = (n for n in batches if graph.layer_of[n] <= layer)
     counts = {n: graph.steps_in_window(layer, n) for n in names}
     return {
         n: jax.tree.map(lambda x, c=count: x[0] if c == 1 else x[:c], batches[n])

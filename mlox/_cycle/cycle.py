@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from mlox._cycle.batches import first_window, restore_axes, squeeze_batches
 from mlox._cycle.confirm import confirm
-from mlox._cycle.history import History, LowerRun
+from mlox._cycle.history import History, LowerRun, narrow_run
 from mlox._cycle.last_step import point_at_last_steps
 from mlox._cycle.overflow import back_off_movers
 from mlox._cycle.replay import find_starts
@@ -20,8 +20,9 @@ from mlox._cycle.roll_back import roll_back
 from mlox._cycle.sample import empty_samples, sample_batches
 from mlox._cycle.scan import scan_rounds
 from mlox._cycle.telemetry import with_telemetry
-from mlox._cycle.unrolled import Answers, answers_of, pull_back
+from mlox._cycle.unrolled import Answers, add_unrolled, answers_of, make_pull
 from mlox._cycle.update import Update, update
+from mlox._cycle.warmup import waits
 from mlox._cycle.windows import start_windows
 from mlox._graph.dependencies import Plan
 from mlox._graph.graph import Graph
@@ -95,7 +96,10 @@ class Cycle:
         run, batches = self.run_first_window(state, batches, name)
         point = self.point(self.graph.layer_of[name], name, run, batches)
         return confirm(
-            self.plan, name, point, lambda p: self.differentiate_at(name, run, p)[1]
+            self.plan,
+            name,
+            point,
+            lambda p: self.differentiate_at(run, {name: p})[name][1],
         )
 
     def run_first_window(
@@ -114,14 +118,16 @@ class Cycle:
     def inspect(self, state: State, batches: Batches, name: str) -> EvaluationPoint:
         """Return a point of the cost of a problem, where no lower has run."""
         layer = self.graph.layer_of[name]
-        run = LowerRun(dict(state), self.start_history(state), {}, lambda x: x)
+        scope = self.plan.scope[name]
+        state, batches = ({n: given[n] for n in scope} for given in (state, batches))
+        run = LowerRun(state, self.start_history(state), {}, lambda x: x)
         batches = first_window(self.graph, name, batches)
         batches = sample_batches(self.plan, layer, run, batches)
         return self.point(layer, name, run, batches)
 
     def start_history(self, state: State) -> History:
         """Return the history before any step; it is overwritten before it is used."""
-        starts = find_starts(self.graph, self.plan.replayed, self.graph.names, state)
+        starts = find_starts(self.plan, state, state)
         return History(
             model_states={n: problem.model_state for n, problem in state.items()},
             samples=empty_samples(self.plan, state),
@@ -133,10 +139,10 @@ class Cycle:
         self, layer: int, state: State, history: History, batches: Batches
     ) -> tuple[dict[str, Problem], History, Metrics]:
         """Run a window of a layer: the rounds below it, then its own steps."""
-        names = self.graph.layers[layer]
+        names = [n for n in self.graph.layers[layer] if n in batches]
         run = self.run_lowers(layer, state, history, batches)
         batches = sample_batches(self.plan, layer, run, batches)
-        updates = {n: self.update(layer, n, run, batches) for n in names}
+        updates = self.update_layer(layer, run, batches)
         lowered = back_off_movers(
             self.plan, run.state, {n: u.finite for n, u in updates.items()}
         )
@@ -174,7 +180,8 @@ class Cycle:
         self, layer: int, state: State, history: History, batches: Batches
     ) -> LowerRun:
         """Run the rounds below a layer, with a pull-back where answers are unrolled."""
-        names, lower = self.graph.layers[layer], self.graph.names_below(layer)
+        names = [n for n in self.graph.layers[layer] if n in batches]
+        lower = [n for n in self.graph.names_below(layer) if n in batches]
 
         def run(params: Params) -> tuple[Answers, tuple[State, History, Metrics]]:
             moved = {
@@ -189,62 +196,100 @@ class Cycle:
         # The problems of one layer share the run; each pulls its own cotangents back.
         params = {n: state[n].params for n in names if self.plan.responses[n].unrolled}
         if params:
-            _, vjp, (below, kept, metrics) = jax.vjp(run, params, has_aux=True)
-            pull = lambda cotangents: vjp(cotangents)[0]
+            answers, vjp, (below, kept, metrics) = jax.vjp(run, params, has_aux=True)
+            pull = make_pull(answers, vjp)
         else:
             _, (below, kept, metrics) = run(params)
             pull = lambda cotangents: cotangents.params
-        starts = find_starts(self.graph, self.plan.replayed, names, state)
+        starts = find_starts(self.plan, names, state)
         kept = kept._replace(starts={**kept.starts, **starts})
         return LowerRun({**state, **below}, kept, metrics, pull)
 
-    def update(self, layer: int, name: str, run: LowerRun, batches: Batches) -> Update:
-        """Make one optimizer step of a problem."""
+    def update_layer(
+        self, layer: int, run: LowerRun, batches: Batches
+    ) -> dict[str, Update]:
+        """Make one optimizer step of each problem of a layer."""
+        names = [n for n in self.graph.layers[layer] if n in batches]
+        runs = {n: self.narrow(n, run) for n in names}
+        found: dict[str, tuple[Hypergradient, PyTree]] = {}
+        for group in self.plan.pulled_together[layer]:
+            ready = {
+                n: runs[n]
+                for n in group
+                if n in runs and not waits(self.plan, n, run.state)
+            }
+            found |= self.differentiate_together(layer, run, ready, batches)
+        return {n: self.update(layer, n, runs[n], batches, found.get(n)) for n in names}
+
+    def narrow(self, name: str, run: LowerRun) -> LowerRun:
+        """Return a run as a step of a problem sees it."""
+        run = narrow_run(run, self.plan.scope[name])
+        if name not in self.plan.implicit:
+            return run
         # The loop of an implicit answer is never differentiated: where its derivative
         # is needed, it is attached, see mlox/_hypergradient/attach.py.
-        implicit = name in self.plan.implicit
-        if implicit:
-            state, history = jax.lax.stop_gradient((run.state, run.history))
-            run = run._replace(state=state, history=history)
-        found = update(
+        state, history = jax.lax.stop_gradient((run.state, run.history))
+        return run._replace(state=state, history=history)
+
+    def update(
+        self,
+        layer: int,
+        name: str,
+        run: LowerRun,
+        batches: Batches,
+        found: tuple[Hypergradient, PyTree] | None,
+    ) -> Update:
+        """Make one optimizer step of a problem, whose hypergradient may be known."""
+        after = update(
             self.plan,
             name,
             run.state,
-            gradient=lambda: self.differentiate(layer, name, run, batches),
+            gradient=lambda: found or self.differentiate(layer, name, run, batches),
             evaluate=lambda: cost(
                 self.plan, name, self.point(layer, name, run, batches)
             )[1][0],
         )
-        if implicit:
-            found = found._replace(problem=jax.lax.stop_gradient(found.problem))
-        return found
+        if name in self.plan.implicit:
+            after = after._replace(problem=jax.lax.stop_gradient(after.problem))
+        return after
 
     def differentiate(
         self, layer: int, name: str, run: LowerRun, batches: Batches
     ) -> tuple[Hypergradient, PyTree]:
         """Return the hypergradient of a problem after the rounds below its layer."""
-        actual = self.point(layer, name, run, batches)
-        point = prepare_point(self.plan, name, actual)
-        found, grads = self.differentiate_at(name, run, point)
-        found = report_actual(self.plan, name, actual, found)
-        if self.telemetry:
-            found = with_telemetry(self.plan, name, found, grads)
-        return found, grads
+        return self.differentiate_together(layer, run, {name: run}, batches)[name]
+
+    def differentiate_together(
+        self,
+        layer: int,
+        run: LowerRun,
+        seen: Mapping[str, LowerRun],
+        batches: Batches,
+    ) -> dict[str, tuple[Hypergradient, PyTree]]:
+        """Return the hypergradients of problems that share one pull-back of a run.
+
+        `seen` has the run as each of them sees it.
+        """
+        actual = {n: self.point(layer, n, one, batches) for n, one in seen.items()}
+        points = {n: prepare_point(self.plan, n, at) for n, at in actual.items()}
+        together: dict[str, tuple[Hypergradient, PyTree]] = {}
+        for n, (found, grads) in self.differentiate_at(run, points).items():
+            found = report_actual(self.plan, n, actual[n], found)
+            if self.telemetry:
+                found = with_telemetry(self.plan, n, found, grads)
+            together[n] = found, grads
+        return together
 
     def differentiate_at(
-        self, name: str, run: LowerRun, point: EvaluationPoint
-    ) -> tuple[Hypergradient, PyTree]:
-        """Return the hypergradient of a problem at a prepared point."""
+        self, run: LowerRun, points: Mapping[str, EvaluationPoint]
+    ) -> dict[str, tuple[Hypergradient, PyTree]]:
+        """Return the hypergradients of problems at prepared points."""
         # dL_k/dtheta_k at fixed answers, and the part of the unrolled answers: their
         # cotangents, pulled back through the window that led to them.
-        found = hypergradient(self.plan, name, point, replay=False)
-        grads = found.cotangents[name]
-        if self.plan.responses[name].unrolled:
-            layer = self.graph.layer_of[name]
-            pulled = pull_back(self.plan, layer, name, run, found)
-            grads = jax.tree.map(jnp.add, grads, pulled)
-            found = found._replace(pulled=pulled)
-        return found, grads
+        found = {
+            n: hypergradient(self.plan, n, at, replay=False) for n, at in points.items()
+        }
+        return add_unrolled(self.plan, run, found)
 
     def point(
         self, layer: int, name: str, run: LowerRun, batches: Batches

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple
 
 import jax
 
@@ -35,10 +35,22 @@ class LowerRun(NamedTuple):
         state: The state after.
         history: Their history.
         metrics: Their metrics.
-        pull: Cotangents of the unrolled answers -> cotangents of the layer's params.
+        pull: Cotangents of unrolled answers -> cotangents of the layer's params.
     """
 
     state: dict[str, Problem]
     history: History
     metrics: Metrics
     pull: Callable[[PyTree], PyTree]
+
+
+def narrow(history: History, names: Collection[str]) -> History:
+    """Return the part of a history that is about some problems."""
+    parts: Iterable[Any] = history
+    return History(*({n: part[n] for n in part if n in names} for part in parts))
+
+
+def narrow_run(run: LowerRun, names: Collection[str]) -> LowerRun:
+    """Return the outcome of a run as seen by a problem that depends on some."""
+    state = {n: run.state[n] for n in names}
+    return run._replace(state=state, history=narrow(run.history, names))

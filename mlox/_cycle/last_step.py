@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from mlox._cycle.batches import last_steps
-from mlox._cycle.history import LowerRun
+from mlox._cycle.history import LowerRun, narrow_run
 from mlox._cycle.replay import RunsRounds, make_replay
 from mlox._cycle.windows import inner_step
 from mlox._graph.dependencies import Plan
@@ -29,7 +29,8 @@ def point_at_last_steps(
 ) -> EvaluationPoint:
     """Return the point at which the next step of a problem is differentiated."""
     graph = plan.graph
-    lower = frozenset(graph.names_below(layer))
+    run = narrow_run(run, plan.scope[name])
+    lower = [n for n in run.state if graph.layer_of[n] < layer]
 
     def inputs_of(n: str) -> StepInputs:
         problem = run.state[n]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import jax
 
+from mlox._graph.dependencies import Plan
 from mlox._hypergradient.point import EvaluationPoint, present_point
 from mlox._problem.problem import Problem
 from mlox._utils.types import State
@@ -34,3 +35,8 @@ def point_of_stream(
 
     keys = {n: key(problem) for n, problem in state.items()}
     return present_point(state, keys, inner_steps=inner_steps)
+
+
+def seen_by(plan: Plan, name: str, state: State) -> State:
+    """Return the problems that the functions of a problem see."""
+    return {n: state[n] for n in (name, *plan.graph.reads(name))}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 
 from mlox._cycle.batches import last_steps
-from mlox._cycle.history import History, LowerRun
+from mlox._cycle.history import History, LowerRun, narrow
+from mlox._graph.dependencies import Plan
 from mlox._graph.graph import Graph
 from mlox._utils.types import Batches, Metrics, Params, State
 
@@ -39,7 +40,7 @@ class _Replay:
     Attributes:
         cycle: Runs the rounds.
         layer: The layer whose window is run.
-        above: The problems whose parameters are given.
+        above: The problems that it reads, whose parameters are given.
     """
 
     cycle: RunsRounds
@@ -71,25 +72,24 @@ def make_replay(
     own = graph.layer_of[name]
     start = run.history.starts[name]
     steps = {n: graph.steps_in_window(own, n) for n in start}
-    above = graph.order[len(graph.names_below(own)) :]
+    read = {m for n in start for m in graph.reads(n)}
+    above = tuple(n for n in run.state if n in read and n not in start)
     # A Partial makes its arrays arguments: a residual must not close over tracers.
     function: Any = jax.tree_util.Partial(
         _Replay(cycle, own, above),
-        {**run.state, **start},
-        run.history,
+        {n: run.state[n] for n in above} | start,
+        narrow(run.history, start),
         {n: last_steps(graph, layer, n, batches, steps[n]) for n in start},
     )
     return function
 
 
 def find_starts(
-    graph: Graph, replayed: frozenset[str], names: tuple[str, ...], state: State
+    plan: Plan, names: Iterable[str], state: State
 ) -> Mapping[str, dict[str, Any]]:
-    """Return the problems below each replayed problem among some, as constants."""
+    """Return what a replay of each replayed problem among some runs, as constants."""
     return {
-        n: jax.lax.stop_gradient(
-            {m: state[m] for m in graph.names_below(graph.layer_of[n])}
-        )
+        n: jax.lax.stop_gradient({m: state[m] for m in plan.rerun[n]})
         for n in names
-        if n in replayed
+        if n in plan.rerun
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlox._cycle.present import Stream, point_of_stream
+from mlox._cycle.present import Stream, point_of_stream, seen_by
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.cost import context_of
 from mlox._hypergradient.point import EvaluationPoint
@@ -27,16 +27,16 @@ def start_inner_loops(plan: Plan, layer: int, state: State) -> State:
     names = [
         n
         for n in plan.graph.names_below(layer)
-        if state[n].reset is not None and plan.graph.inner_layer[n] == layer
+        if n in state
+        and state[n].reset is not None
+        and plan.graph.inner_layer[n] == layer
     ]
-    if not names:
-        return state
-    point = point_of_stream(state, Stream.RESET)
-    return {**state, **{n: _reset(plan, n, point) for n in names}}
+    return {**state, **{n: _reset(plan, n, state) for n in names}}
 
 
-def _reset(plan: Plan, name: str, point: EvaluationPoint) -> Problem:
-    problem = point.inputs[name].problem
+def _reset(plan: Plan, name: str, state: State) -> Problem:
+    problem = state[name]
+    point = point_of_stream(seen_by(plan, name, state), Stream.RESET)
     reset: Any = problem.reset
 
     def start(one: EvaluationPoint) -> PyTree:

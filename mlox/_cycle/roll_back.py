@@ -41,14 +41,16 @@ def roll_back(
     The round uses the last batches of the window. `stepped` has, for each problem of
     the layer, whether it has made a step.
     """
-    names = frozenset().union(*(graph.below[n] for n in graph.layers[layer]))
+    steppers = (n for n in graph.layers[layer] if n in batches)
+    names = frozenset().union(*(graph.below[n] for n in steppers))
     if not names:
         return after, history
     # Loss scales are not restored: an overflow in the look-ahead was an overflow.
     restored = {
         n: dataclasses.replace(before[n], loss_scale=after[n].loss_scale) for n in names
     }
-    steps = {n: graph.steps_in_window(layer - 1, n) for n in graph.names_below(layer)}
+    inside = (n for n in graph.names_below(layer) if n in batches)
+    steps = {n: graph.steps_in_window(layer - 1, n) for n in inside}
     last = {
         n: last_steps(graph, layer, n, batches, count) for n, count in steps.items()
     }

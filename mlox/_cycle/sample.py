@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mlox._cycle.history import LowerRun
-from mlox._cycle.present import Stream, point_of_stream
+from mlox._cycle.present import Stream, point_of_stream, seen_by
 from mlox._cycle.windows import next_inner_steps
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.cost import context_of
@@ -22,12 +22,18 @@ from mlox._utils.types import Batches, PyTree, State
 
 def sample_batches(plan: Plan, layer: int, run: LowerRun, batches: Batches) -> Batches:
     """Return the batches of a layer's steps, with those that its problems sample."""
-    names = [n for n in plan.graph.layers[layer] if run.state[n].sample is not None]
-    if not names:
-        return batches
-    inner_steps = next_inner_steps(run.state, run.history)
-    point = point_of_stream(run.state, Stream.SAMPLE, inner_steps)
-    return {**batches, **{n: sample_batch(plan, n, point) for n in names}}
+    names = [
+        n
+        for n in plan.graph.layers[layer]
+        if n in batches and run.state[n].sample is not None
+    ]
+    return {**batches, **{n: _sample_next(plan, n, run) for n in names}}
+
+
+def _sample_next(plan: Plan, name: str, run: LowerRun) -> PyTree:
+    seen = seen_by(plan, name, run.state)
+    inner_steps = next_inner_steps(seen, run.history)
+    return sample_batch(plan, name, point_of_stream(seen, Stream.SAMPLE, inner_steps))
 
 
 def sample_batch(
@@ -58,5 +64,8 @@ def empty_samples(plan: Plan, state: State) -> dict[str, PyTree]:
     def sample(state: State, name: str) -> PyTree:
         return sample_batch(plan, name, point_of_stream(state, Stream.SAMPLE))
 
-    shapes = {n: jax.eval_shape(partial(sample, name=n), state) for n in names}
+    shapes = {
+        n: jax.eval_shape(partial(sample, name=n), seen_by(plan, n, state))
+        for n in names
+    }
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -33,7 +33,7 @@ def scan_rounds(
     """Run the rounds of a layer's window, each a `window` of the layer below."""
     graph = plan.graph
     length = graph.layer_period[layer] // graph.layer_period[layer - 1]
-    names = graph.names_below(layer)
+    names = [n for n in graph.names_below(layer) if n in batches]
     counts = {n: graph.steps_in_window(layer - 1, n) for n in names}
     if length == 1:
         return window(state, history, {n: batches[n] for n in names})
@@ -89,7 +89,7 @@ def _choose_rematerialization(
     plan: Plan, layer: int, state: State, rounds: int
 ) -> Rematerialization:
     """Return what needs the least memory among what the unrolled answers ask for."""
-    methods = [state[u].method for u in plan.unrolled_through(layer)]
+    methods = [state[u].method for u in plan.unrolled_through(layer) if u in state]
     asked = [m.rematerialization(rounds) for m in methods if isinstance(m, Unrolled)]
     for keep in ("segments", "step"):
         if keep in asked:

@@ -63,6 +63,8 @@ def _find_cuts(
 ) -> Iterator[tuple[str, int]]:
     """Yield the round in which the derivative of each unrolled answer begins."""
     for u in plan.unrolled_through(layer):
+        if u not in state:
+            continue
         method: Any = state[u].method
         here = plan.differentiated_at[u] == layer and isinstance(method, Unrolled)
         steps = method.last_steps if here else None

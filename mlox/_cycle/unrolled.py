@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from mlox._hypergradient.adjoint import Hypergradient
 from mlox._problem.responsive import responsive_state
 from mlox._utils.depends import depends
 from mlox._utils.tree import combine
-from mlox._utils.types import Batches, PyTree, State
+from mlox._utils.types import Batches, Params, PyTree, State
 
 # The loop of an unrolled answer moves its parameters and its mutable state alike: with
 # (y, s)_t = Phi((y, s)_{t-1}, x) a cost C(x, y_T, s_T) has the derivative
@@ -39,24 +39,51 @@ class Answers(NamedTuple):
 
 def answers_of(plan: Plan, layer: int, state: State) -> Answers:
     """Return the unrolled answers that respond through the window of a layer."""
-    names = plan.unrolled_through(layer)
+    names = [u for u in plan.unrolled_through(layer) if u in state]
     return Answers(
         {u: state[u].params for u in names},
         {u: responsive_state(state[u]) for u in names if u in plan.stateful},
     )
 
 
-def pull_back(
-    plan: Plan, layer: int, name: str, run: LowerRun, found: Hypergradient
-) -> PyTree:
-    """Return the part of a gradient that flows through unrolled answers."""
-    # Other problems of the layer may have further ones: nothing arrives there.
-    params, states = jax.tree.map(jnp.zeros_like, answers_of(plan, layer, run.state))
-    arrived = {
-        u: combine(found.cotangents[u], params[u])
+def make_pull(
+    answers: Answers, transpose: Callable[[Answers], tuple[Params]]
+) -> Callable[[Answers], Params]:
+    """Return the pull-back of a window, in which nothing arrives at some answers."""
+
+    def pull(arrived: Answers) -> Params:
+        params, states = jax.tree.map(jnp.zeros_like, answers)
+        whole = {u: combine(part, params[u]) for u, part in arrived.params.items()}
+        (pulled,) = transpose(
+            Answers({**params, **whole}, {**states, **arrived.states})
+        )
+        return pulled
+
+    return pull
+
+
+def add_unrolled(
+    plan: Plan, run: LowerRun, found: Mapping[str, Hypergradient]
+) -> dict[str, tuple[Hypergradient, PyTree]]:
+    """Return hypergradients with what flows through unrolled answers, and the sums.
+
+    They share one pull-back: no answer of one may respond to another, see
+    `mlox._graph.scope.group_pulls`.
+    """
+    params = {
+        u: one.cotangents[u]
+        for name, one in found.items()
         for u in plan.responses[name].unrolled
     }
-    return run.pull(Answers({**params, **arrived}, {**states, **found.states}))[name]
+    direct = {n: (one, one.cotangents[n]) for n, one in found.items()}
+    if not params:
+        return direct
+    states = {u: x for one in found.values() for u, x in one.states.items()}
+    pulled = run.pull(Answers(params, states))
+    return {
+        n: (one._replace(pulled=pulled[n]), jax.tree.map(jnp.add, grads, pulled[n]))
+        for n, (one, grads) in direct.items()
+    }
 
 
 def find_stateful(

@@ -8,9 +8,16 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from mlox._graph.dependencies import Plan
 from mlox._problem.problem import Problem
+from mlox._utils.types import State
 
 Outcome = TypeVar("Outcome")
+
+
+def waits(plan: Plan, name: str, state: State) -> bool:
+    """Return whether a problem may have to wait."""
+    return any(state[n].warmup_steps > 0 for n in plan.graph.below[name])
 
 
 def step_unless_waiting(

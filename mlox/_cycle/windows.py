@@ -25,7 +25,11 @@ from mlox._utils.types import State
 
 def start_windows(graph: Graph, layer: int, state: State, history: History) -> History:
     """Return the history with the counts at which a layer's inner loops begin."""
-    names = [n for n in graph.names_below(layer) if graph.inner_layer.get(n) == layer]
+    names = [
+        n
+        for n in graph.names_below(layer)
+        if n in state and graph.inner_layer.get(n) == layer
+    ]
     first_steps = {**history.first_steps, **{n: state[n].step for n in names}}
     return history._replace(first_steps=first_steps)
 

@@ -132,7 +132,13 @@ class Step:
         if self.unroll_loops is None:
             looped = [n for n, steps in plan.graph.steps_per_cycle.items() if steps > 1]
             unroll = any(
-                should_unroll(partial(self.cycle.cost, name=name), state, batches)
-                for name in looped
+                _is_to_be_unrolled(self.cycle, n, state, batches) for n in looped
             )
         return dataclasses.replace(self.cycle, plan=plan, unroll=unroll)
+
+
+def _is_to_be_unrolled(cycle: Cycle, name: str, state: State, batches: Batches) -> bool:
+    """Return whether a loop over steps of a problem should be unrolled."""
+    scope = cycle.plan.scope[name]
+    seen = ({n: given[n] for n in scope} for given in (state, batches))
+    return should_unroll(partial(cycle.cost, name=name), *seen)

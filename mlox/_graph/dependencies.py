@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mlox._graph.graph import Graph
+from mlox._graph.scope import find_rerun, find_scope, group_pulls
 from mlox.solvers import System
 
 # An answer (the *best response* of the literature) is *unrolled* if its inner loop is
@@ -145,6 +146,40 @@ class Plan:
     def replayed(self) -> frozenset[str]:
         """The problems whose last window is run again inside a residual above."""
         return frozenset().union(*(r.replayed for r in self.responses.values()))
+
+    @cached_property
+    def rerun(self) -> Mapping[str, tuple[str, ...]]:
+        """The problems that run when a replayed problem's window runs again."""
+        return {n: self._in_order(find_rerun(self.graph, n)) for n in self.replayed}
+
+    @cached_property
+    def scope(self) -> Mapping[str, tuple[str, ...]]:
+        """The problems on which the gradient of each problem depends."""
+        return {
+            name: self._in_order(
+                find_scope(
+                    self.graph,
+                    name,
+                    (m for n in below & self.replayed for m in self.rerun[n]),
+                )
+            )
+            for name, below in self.graph.below.items()
+        }
+
+    @cached_property
+    def pulled_together(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        """For each layer, its problems in groups that share one pull-back."""
+        readers: dict[str, list[str]] = {}
+        groups: list[tuple[tuple[str, ...], ...]] = []
+        for layer in self.graph.layers:
+            answers = {n: self.responses[n].unrolled for n in layer}
+            pulled = [n for n in layer if answers[n]]
+            rest = ((n,) for n in layer if not answers[n])
+            groups.append((*group_pulls(pulled, answers, readers), *rest))
+            for n in layer:
+                for m in self.scope[n]:
+                    readers.setdefault(m, []).append(n)
+        return tuple(groups)
 
     def unrolled_through(self, layer: int) -> tuple[str, ...]:
         """List the unrolled answers that respond through the window of a layer."""
@@ -293,8 +328,7 @@ class Plan:
 
     def _in_order(self, names: Iterable[str]) -> tuple[str, ...]:
         """Sort problems from the lowest to the highest."""
-        inside = frozenset(names)
-        return tuple(n for n in self.graph.order if n in inside)
+        return tuple(sorted(frozenset(names), key=self.graph.rank.__getitem__))
 
 
 def _close(

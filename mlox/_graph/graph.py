@@ -64,6 +64,11 @@ class Graph:
         return tuple(name for layer in self.layers for name in layer)
 
     @cached_property
+    def rank(self) -> Mapping[str, int]:
+        """The place of each problem in the order."""
+        return {name: i for i, name in enumerate(self.order)}
+
+    @cached_property
     def below(self) -> Mapping[str, frozenset[str]]:
         """The problems from which each problem is reached along l2u edges."""
         found: dict[str, frozenset[str]] = {}
@@ -140,11 +145,13 @@ class Graph:
         (name, ..., lower, name).
         """
         # A ladder of d diamonds has 2^d paths: the engine sums over edges instead.
+        led = {name: frozenset[str]() for name in self.names}
+        for upper, lower in self.u2l:
+            led[upper] |= {lower}
         return {
             name: [
                 (name, *middle, name)
-                for lower in self.names
-                if (name, lower) in self.u2l
+                for lower in sorted(led[name], key=self.names.index)
                 for middle in self._walks_down(name, lower)
             ]
             for name in self.names

@@ -6,7 +6,7 @@ import enum
 from typing import NamedTuple
 
 from mlox._graph.dependencies import Plan
-from mlox._graph.graph import Edges
+from mlox._graph.graph import Graph
 
 
 class Carries(enum.Enum):
@@ -78,12 +78,11 @@ def _is_only_way_back(plan: Plan, edge: tuple[str, str]) -> bool:
     """Return whether some u2l edge has no way back without an l2u edge."""
     graph = plan.graph
     lower, upper = edge
-    rest = tuple(e for e in graph.l2u if e != edge)
     return any(
-        (x == lower or x in graph.below[lower])
-        and (k == upper or upper in graph.below[k])
-        and not _reaches(rest, x, k)
-        for k, x in graph.u2l
+        not _reaches(graph, edge, x, k)
+        for x in (lower, *graph.below[lower])
+        for k in graph.uppers(x)
+        if k == upper or upper in graph.below[k]
     )
 
 
@@ -101,8 +100,12 @@ def _comes_back_otherwise(plan: Plan, edge: tuple[str, str]) -> bool:
     return bool((moved - {lower}).intersection(plan.graph.lowers(upper)))
 
 
-def _reaches(l2u: Edges, start: str, end: str) -> bool:
-    seen = {start}
-    while more := {p for c, p in l2u if c in seen} - seen:
+def _reaches(graph: Graph, without: tuple[str, str], start: str, end: str) -> bool:
+    """Return whether an l2u way leads from a problem to another without an edge."""
+    seen, pending = {end}, [end]
+    while pending:
+        p = pending.pop()
+        more = {c for c in graph.lowers(p) if c not in seen and (c, p) != without}
         seen |= more
-    return end in seen
+        pending += more
+    return start in seen
