@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -298,7 +298,7 @@ class Cycle:
         return point_at_last_steps(self, self.plan, layer, name, run, batches)
 
 
-def _record(run: LowerRun, names: tuple[str, ...], batches: Batches) -> History:
+def _record(run: LowerRun, names: Sequence[str], batches: Batches) -> History:
     """Return the history after the steps of some problems."""
     model_states = {n: run.state[n].model_state for n in names}
     samples = {n: batches[n] for n in names if n in run.history.samples}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -46,8 +46,10 @@ class LowerRun(NamedTuple):
 
 def narrow(history: History, names: Collection[str]) -> History:
     """Return the part of a history that is about some problems."""
-    parts: Iterable[Any] = history
-    return History(*({n: part[n] for n in part if n in names} for part in parts))
+    parts: tuple[Any, ...] = tuple(
+        {n: x for n, x in part.items() if n in names} for part in history
+    )
+    return History(*parts)
 
 
 def narrow_run(run: LowerRun, names: Collection[str]) -> LowerRun:

@@ -78,7 +78,7 @@ def make_replay(
     function: Any = jax.tree_util.Partial(
         _Replay(cycle, own, above),
         {n: run.state[n] for n in above} | start,
-        narrow(run.history, start),
+        narrow(run.history, {*start, *above}),
         {n: last_steps(graph, layer, n, batches, steps[n]) for n in start},
     )
     return function
