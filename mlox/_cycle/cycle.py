@@ -10,6 +10,7 @@ from functools import partial
 import jax
 
 from mlox._cycle.batches import first_window, restore_axes, squeeze_batches
+from mlox._cycle.chunks import run_in_chunks
 from mlox._cycle.confirm import confirm
 from mlox._cycle.history import History, LowerRun, narrow_run
 from mlox._cycle.last_step import point_at_last_steps
@@ -169,6 +170,15 @@ class Cycle:
         """Run the rounds below a layer, from the start of its inner loops."""
         if layer == 0:
             return state, history, {}
+        run = partial(self._run_rounds_at_once, layer)
+        return run_in_chunks(
+            self.graph, layer, run, self.unroll, self.telemetry, state, history, batches
+        )
+
+    def _run_rounds_at_once(
+        self, layer: int, state: State, history: History, batches: Batches
+    ) -> tuple[State, History, Metrics]:
+        """Run the rounds for all tasks that the state has."""
         state = start_inner_loops(self.plan, layer, state)
         history = start_windows(self.graph, layer, state, history)
         window = partial(self.run_window, layer - 1)

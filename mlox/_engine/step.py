@@ -130,7 +130,11 @@ class Step:
             plan = dataclasses.replace(plan, stateful=stateful)
         unroll = self.cycle.unroll
         if self.unroll_loops is None:
-            looped = [n for n, steps in plan.graph.steps_per_cycle.items() if steps > 1]
+            looped = [
+                n
+                for n, steps in plan.graph.steps_per_cycle.items()
+                if steps > 1 or state[n].tasks_at_once is not None
+            ]
             unroll = any(
                 _is_to_be_unrolled(self.cycle, n, state, batches) for n in looped
             )

@@ -8,7 +8,7 @@ import jax
 
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.point import EvaluationPoint
-from mlox._hypergradient.tasks import map_tasks, mean_over_tasks
+from mlox._hypergradient.tasks import at_once, map_tasks, mean_over_tasks
 from mlox._hypergradient.watch import watched
 from mlox._problem.context import Context, Neighbour
 from mlox._problem.loss_output import split_loss
@@ -45,6 +45,7 @@ def context_of(
             p.apply_fn,
             n,
             tasks=p.tasks,
+            tasks_at_once=at_once(point, p.tasks),
         )
         for n, p in problems.items()
     }

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mlox._problem.problem import Problem
 from mlox._problem.responsive import responsive_part
+from mlox._problem.task_chunk import split_key
 from mlox._utils.tree import combine
 from mlox._utils.types import Params, PyTree, State
 
@@ -128,7 +129,7 @@ def make_inputs(
 ) -> StepInputs:
     """Return the inputs of a step; each task of a problem gets a key of its own."""
     if rng is not None and problem.tasks is not None:
-        rng = jax.random.split(rng, problem.tasks)
+        rng = split_key(problem, rng)
     return StepInputs(problem, batch, rng, step, inner_step, model_state, replay)
 
 

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 
 from mlox._hypergradient.point import EvaluationPoint, StepInputs, Unknowns
 from mlox._problem.problem import Problem
+from mlox._problem.task_chunk import find_at_once, number_tasks, stacked_parts
+from mlox._utils.chunks import vmap_in_chunks
+from mlox._utils.tree import combine, partition
 from mlox._utils.types import Metrics, PyTree
 
 # A problem with `tasks` holds N copies of everything, stacked along one axis. What the
@@ -22,20 +25,32 @@ from mlox._utils.types import Metrics, PyTree
 PER_TASK = "_per_task"
 
 
-class _TaskArrays(NamedTuple):
-    """The arrays of one problem that have a leading axis of tasks."""
+class _TaskData(NamedTuple):
+    """What a step of each task is given, with a leading axis of tasks."""
 
-    params: PyTree
+    index: jax.Array
     batch: PyTree
     rng: jax.Array | None
+
+
+class _TaskArrays(NamedTuple):
+    """The other arrays of one problem that have a leading axis of tasks."""
+
+    params: PyTree
     model_state: PyTree
-    problem: tuple[PyTree, PyTree, PyTree]
+    problem: dict[str, PyTree]
 
 
 def count_tasks(names: Iterable[str], point: EvaluationPoint) -> int | None:
     """Return the number of tasks that some problems share, or None."""
     counts = {point.inputs[n].problem.tasks for n in names}
     return counts.pop() if len(counts) == 1 else None
+
+
+def at_once(point: EvaluationPoint, tasks: int | None) -> int | None:
+    """Return how many of so many tasks are computed at a time; None for all."""
+    problems = (inputs.problem for inputs in point.inputs.values())
+    return None if tasks is None else find_at_once(problems, tasks)
 
 
 def map_tasks(
@@ -48,24 +63,30 @@ def map_tasks(
     """
     # All other arrays are closed over, hence the same for all tasks.
     mapped = {n: i for n, i in point.inputs.items() if i.problem.tasks == tasks}
+    own = _mark_multipliers(point.multipliers, mapped)
 
     def of_task(
+        data: Mapping[str, _TaskData],
         arrays: Mapping[str, _TaskArrays],
-        index: jax.Array,
         multipliers: Mapping[str, Unknowns],
         *parts: Any,
     ) -> PyTree:
         params = {n: arrays[n].params for n in mapped}
-        inputs = {n: _select_task(i, arrays[n], index) for n, i in mapped.items()}
+        inputs = {n: _select_task(i, data[n], arrays[n]) for n, i in mapped.items()}
         one = EvaluationPoint(
-            {**point.params, **params}, multipliers, {**point.inputs, **inputs}
+            {**point.params, **params},
+            combine(multipliers, point.multipliers),
+            {**point.inputs, **inputs},
         )
         return function(one, *parts)
 
+    data = {
+        n: _TaskData(number_tasks(i.problem), i.batch, i.rng) for n, i in mapped.items()
+    }
     arrays = {n: _stacked_arrays(point, n) for n in mapped}
-    axes = (0, 0, _multiplier_axes(point.multipliers, mapped), *(0 for _ in stacked))
-    indices = jnp.arange(tasks, dtype=jnp.int32)
-    return jax.vmap(of_task, in_axes=axes)(arrays, indices, point.multipliers, *stacked)
+    multipliers = partition(own, point.multipliers)
+    of_tasks = vmap_in_chunks(of_task, tasks, at_once(point, tasks))
+    return of_tasks(data, arrays, multipliers, *stacked)
 
 
 def map_if_tasks(
@@ -100,42 +121,33 @@ def losses_of(problem: Problem, metrics: Metrics) -> jax.Array:
 
 def _stacked_arrays(point: EvaluationPoint, name: str) -> _TaskArrays:
     inputs = point.inputs[name]
-    problem = inputs.problem
-    own = (problem.params, problem.opt_state, problem.model_state)
-    return _TaskArrays(
-        point.params[name], inputs.batch, inputs.rng, inputs.model_state, own
-    )
+    parts = stacked_parts(inputs.problem)
+    return _TaskArrays(point.params[name], inputs.model_state, parts)
 
 
 def _select_task(
-    inputs: StepInputs, arrays: _TaskArrays, index: jax.Array
+    inputs: StepInputs, data: _TaskData, arrays: _TaskArrays
 ) -> StepInputs:
-    params, opt_state, model_state = arrays.problem
-    problem = dataclasses.replace(
-        inputs.problem,
-        tasks=None,
-        params=params,
-        opt_state=opt_state,
-        model_state=model_state,
-    )
+    none: dict[str, Any] = {"tasks": None, "tasks_at_once": None}
+    problem = dataclasses.replace(inputs.problem, **none, **arrays.problem)
     return inputs._replace(
         problem=problem,
-        batch=arrays.batch,
-        rng=arrays.rng,
+        batch=data.batch,
+        rng=data.rng,
         model_state=arrays.model_state,
         replay=None,
-        task_index=index,
+        task_index=data.index,
     )
 
 
-def _multiplier_axes(
+def _mark_multipliers(
     multipliers: Mapping[str, Unknowns], mapped: Iterable[str]
-) -> dict[str, Any]:
-    """Return the axes of tasks in multipliers, None for those of other problems."""
+) -> dict[str, Unknowns]:
+    """Return which multipliers have an axis of tasks."""
     return {
         tower: Unknowns(
-            {n: 0 if n in mapped else None for n in found.params},
-            _multiplier_axes(found.multipliers, mapped),
+            {n: n in mapped for n in found.params},
+            _mark_multipliers(found.multipliers, mapped),
         )
         for tower, found in multipliers.items()
     }

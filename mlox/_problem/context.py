@@ -26,6 +26,7 @@ class Neighbour:
             None. With tasks, a call also maps over the leading axis of the arrays among
             the arguments; each task gets a key of its own from a single PRNG key, and
             what is no array, such as `train=False`, is the same for all of them.
+        tasks_at_once: How many of its tasks a call computes at a time; None for all.
 
     Example:
         >>> from mlox import Neighbour
@@ -39,6 +40,7 @@ class Neighbour:
     apply_fn: Callable[..., Any] | None
     name: str = ""
     tasks: int | None = None
+    tasks_at_once: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the neighbour's function to its parameters and the arguments."""
@@ -58,7 +60,8 @@ class Neighbour:
         """
         if self.tasks is None:
             return functools.partial(function, *own)
-        return map_over_tasks(f"neighbour {self.name!r}", self.tasks, function, *own)
+        label = f"neighbour {self.name!r}"
+        return map_over_tasks(label, self.tasks, self.tasks_at_once, function, *own)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlox._utils.chunks import vmap_in_chunks
 from mlox._utils.types import PyTree
 
 
 def map_over_tasks(
-    label: str, tasks: int, function: Callable[..., Any], *own: PyTree
+    label: str,
+    tasks: int,
+    at_once: int | None,
+    function: Callable[..., Any],
+    *own: PyTree,
 ) -> Callable[..., Any]:
     """Return (*args, **kwargs) -> function(*own, *args, **kwargs), for each task.
 
@@ -24,6 +29,7 @@ def map_over_tasks(
     Args:
         label: Whose tasks, for errors.
         tasks: Their number.
+        at_once: How many are computed at a time; None for all.
         function: What is applied to one task.
         own: Pytrees of arrays with that axis.
 
@@ -33,7 +39,7 @@ def map_over_tasks(
     Example:
         >>> def scale(params, x, double):
         ...     return params * x * (2 if double else 1)
-        >>> mapped = map_over_tasks("fit", 2, scale, jnp.array([1.0, 3.0]))
+        >>> mapped = map_over_tasks("fit", 2, None, scale, jnp.array([1.0, 3.0]))
         >>> print(mapped(jnp.ones(2), double=True))
         [2. 6.]
     """
@@ -52,12 +58,12 @@ def map_over_tasks(
                     "a Python number."
                 )
 
-        def of_task(own: Any, arrays: dict[int, Any]) -> Any:
+        def of_task(arrays: dict[int, Any], own: Any) -> Any:
             given = [arrays.get(i, x) for i, x in enumerate(rows)]
             args, kwargs = jax.tree.unflatten(structure, given)
             return function(*own, *args, **kwargs)
 
-        return jax.vmap(of_task, axis_size=tasks)(own, arrays)
+        return vmap_in_chunks(of_task, tasks, at_once)(arrays, own)
 
     return mapped
 

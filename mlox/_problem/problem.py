@@ -16,6 +16,7 @@ from mlox._problem.summary import show_problem
 from mlox._problem.transformation import build_transformation
 from mlox._problem.validation import (
     as_key,
+    check_at_once,
     check_mask,
     check_opt_state,
     check_params,
@@ -60,6 +61,7 @@ class Problem:
         unroll_steps: The number of its steps per step of its uppers.
         tasks: The size of the leading axis of params, opt_state and model_state, or
             None.
+        tasks_at_once: The number of tasks that are computed at a time, or None.
         sample, reset, project, trainable, meta_trainable, warmup_steps: See
             `Problem.create`.
 
@@ -88,6 +90,7 @@ class Problem:
     method: Method | Iterative = field(metadata={"static": True})
     unroll_steps: int = field(metadata={"static": True})
     tasks: int | None = field(metadata={"static": True})
+    tasks_at_once: int | None = field(metadata={"static": True})
     sample: Callable[..., Any] | None = field(metadata={"static": True})
     reset: Callable[..., Any] | None = field(metadata={"static": True})
     project: Callable[..., Any] | None = field(metadata={"static": True})
@@ -107,6 +110,7 @@ class Problem:
         method: Method | Iterative | None = None,
         unroll_steps: int = 1,
         tasks: int | None = None,
+        tasks_at_once: int | None = None,
         sample: Callable[[PyTree, Context], PyTree] | None = None,
         reset: Callable[[PyTree, Context], PyTree] | None = None,
         project: Callable[[PyTree], PyTree] | None = None,
@@ -142,6 +146,11 @@ class Problem:
                 leading axis of tasks; so has what neighbours see, unless they have
                 tasks, too: then task i sees task i. Metrics are means over the tasks;
                 the values of the tasks are in "loss_per_task" and the like.
+            tasks_at_once: None to compute all tasks at once, by one `jax.vmap`; k for
+                chunks of k tasks, one after the other: whole inner loops, so that the
+                memory of a window is that of k tasks. The results are the same up to
+                rounding. k divides `tasks`. Problems with the same number of tasks use
+                the least k among them.
             sample: (params, ctx) -> batch, makes the batch of each step inside the
                 compiled step, with its own key in ctx.rng: rollouts in an environment,
                 synthetic data. No derivative flows through the batch. The problem then
@@ -184,6 +193,7 @@ class Problem:
             "method": Implicit() if method is None else method,
             "unroll_steps": unroll_steps,
             "tasks": tasks,
+            "tasks_at_once": tasks_at_once,
             "warmup_steps": warmup_steps,
             "apply_fn": apply_fn,
             "sample": sample,
@@ -193,6 +203,7 @@ class Problem:
             "meta_trainable": meta_trainable,
         }
         check_static(name, static)
+        check_at_once(name, tasks, tasks_at_once)
         check_params(name, params)
         check_parts(name, {"loss_scale": loss_scale})
         check_arrays(f"problem {name!r}: model_state", model_state)
@@ -237,6 +248,7 @@ class Problem:
             )
         check_static(self.name, {n: x for n, x in changes.items() if static[n]})
         changed = dataclasses.replace(self, **changes)
+        check_at_once(self.name, changed.tasks, changed.tasks_at_once)
         masks = {"trainable", "meta_trainable"}.intersection(changes)
         for part in sorted(masks):
             check_mask(self.name, part, changes[part], _first(changed))

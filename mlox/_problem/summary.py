@@ -23,6 +23,7 @@ USUAL = {
     "loss_fn": "<lambda>",
     "unroll_steps": "1",
     "tasks": "None",
+    "tasks_at_once": "None",
     "warmup_steps": "0",
     "apply_fn": "None",
     "sample": "None",

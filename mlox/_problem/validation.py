@@ -85,6 +85,7 @@ KINDS = {
     "unroll_steps": COUNT,
     "warmup_steps": COUNT_OR_ZERO,
     "tasks": optional(COUNT),
+    "tasks_at_once": optional(COUNT),
     "apply_fn": optional(FUNCTION),
     "loss_scale": optional(
         Kind("a flax.training.dynamic_scale.DynamicScale", _is_loss_scale, TypeError)
@@ -117,6 +118,23 @@ def check_parts(name: str, parts: Mapping[str, Any]) -> None:
             check(label, value, KINDS[part])
         elif value is not None or part == "loss_fn":
             check_function(label, value, FUNCTIONS[part])
+
+
+def check_at_once(name: str, tasks: int | None, at_once: int | None) -> None:
+    """Raise ValueError unless chunks of that many tasks make up all of them."""
+    if at_once is None:
+        return
+    label = f"problem {name!r}: tasks_at_once is {at_once}"
+    if tasks is None:
+        raise ValueError(
+            f"{label}, but the problem has no tasks. Pass tasks= as well, or leave "
+            "tasks_at_once out."
+        )
+    if tasks % at_once:
+        fits = [k for k in range(1, tasks + 1) if tasks % k == 0]
+        raise ValueError(
+            f"{label}, which does not divide tasks={tasks}; expected one of {fits}."
+        )
 
 
 def check_static(name: str, parts: Mapping[str, Any]) -> None:

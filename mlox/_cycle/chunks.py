@@ -1,0 +1,140 @@
+"""Chunks of tasks: whole inner loops of some of them, one chunk after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+
+from mlox._cycle.chunk_metrics import join_metrics
+from mlox._cycle.history import History
+from mlox._graph.graph import Graph
+from mlox._problem.problem import Problem
+from mlox._problem.task_chunk import (
+    find_at_once,
+    join_chunks,
+    stacked_parts,
+    take_chunk,
+)
+from mlox._utils.chunks import Chunks
+from mlox._utils.types import Batches, Metrics, PyTree, State
+
+# Tasks do not read one another. So the rounds of a window can be run on some of the
+# tasks, then on others, if all problems that step in it have the same tasks; reverse
+# mode then stores what one chunk needs. If others step in between, or one loss scale
+# serves all tasks, the rounds are run together, and each cost is evaluated in chunks,
+# see mlox/_hypergradient/tasks.py.
+
+Run = Callable[[State, History, Batches], tuple[State, History, Metrics]]
+
+
+def run_in_chunks(
+    graph: Graph,
+    layer: int,
+    run: Run,
+    unroll: bool,
+    telemetry: bool,
+    state: State,
+    history: History,
+    batches: Batches,
+) -> tuple[State, History, Metrics]:
+    """Run the rounds of a layer's window on chunks of tasks, if problems ask for it.
+
+    `run` makes the rounds on the state that it is given.
+    """
+    names = graph.names_below(layer)
+    chunks = _find_chunks(names, state)
+    if chunks is None:
+        return run(state, history, batches)
+    mapped = [n for n, problem in state.items() if problem.tasks == chunks.tasks]
+    axes = {n: 1 if graph.steps_in_window(layer, n) > 1 else 0 for n in names}
+
+    def run_chunk(chunk: jax.Array, arrays: PyTree) -> PyTree:
+        of_state, of_history = arrays
+        part = {n: take_chunk(state[n], chunks, chunk, of_state[n]) for n in mapped}
+        after, kept, metrics = run(
+            {**state, **part},
+            _take_history(history, chunks, chunk, of_history),
+            {n: chunks.take(batches[n], chunk, axes[n]) for n in names},
+        )
+        return {n: after[n] for n in names}, _below(kept, names), metrics
+
+    arrays = {n: stacked_parts(state[n]) for n in mapped}, _list_arrays(history, names)
+    found, kept, metrics = chunks.scan(run_chunk, chunks.split(arrays), unroll)
+    after = {n: join_chunks(state[n], chunks, problem) for n, problem in found.items()}
+    return (
+        {**state, **after},
+        _join_history(history, chunks, kept),
+        join_metrics(chunks, axes, metrics, telemetry),
+    )
+
+
+def _find_chunks(names: Iterable[str], state: State) -> Chunks | None:
+    """Return the chunks in which the loops of some problems are run, or None."""
+    problems = [state[n] for n in names]
+    tasks = {problem.tasks for problem in problems}
+    scaled = any(problem.loss_scale is not None for problem in problems)
+    if len(tasks) != 1 or None in tasks or scaled:
+        return None
+    number = tasks.pop()
+    k = find_at_once(state.values(), number)
+    return None if k is None or k == number else Chunks(number, k)
+
+
+# The history of the problems that step in the window has an axis of tasks: states,
+# samples, and the problems at the start of earlier windows.
+
+
+def _below(history: History, names: Iterable[str]) -> History:
+    """Return the history of some problems."""
+    parts = ({n: part[n] for n in names if n in part} for part in history)
+    return History(*parts)
+
+
+def _list_arrays(history: History, names: Iterable[str]) -> History:
+    """Return the arrays with an axis of tasks in the history of some problems."""
+    found = _below(history, names)
+    return found._replace(starts=_map_starts(stacked_parts, found.starts))
+
+
+def _take_history(
+    history: History, chunks: Chunks, chunk: jax.Array, arrays: History
+) -> History:
+    """Return a history with the tasks of a chunk, whose arrays are given."""
+
+    def take(problem: Problem, parts: dict[str, PyTree]) -> Problem:
+        return take_chunk(problem, chunks, chunk, parts)
+
+    starts = {n: history.starts[n] for n in arrays.starts}
+    taken = arrays._replace(starts=_map_starts(take, starts, arrays.starts))
+    return _merge(history, taken)
+
+
+def _join_history(history: History, chunks: Chunks, found: History) -> History:
+    """Return the history of all tasks from that of each chunk of them."""
+
+    def join(problem: Problem, after: Any) -> Problem:
+        return join_chunks(problem, chunks, after)
+
+    starts = {n: history.starts[n] for n in found.starts}
+    joined = History(
+        chunks.join(found.model_states),
+        chunks.join(found.samples),
+        _map_starts(join, starts, found.starts),
+    )
+    return _merge(history, joined)
+
+
+def _merge(history: History, changed: History) -> History:
+    return History(*({**old, **new} for old, new in zip(history, changed, strict=True)))
+
+
+def _map_starts(
+    function: Callable[..., Any], *starts: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Apply a function to each problem at the start of a window."""
+    return {
+        n: {m: function(*(each[n][m] for each in starts)) for m in problems}
+        for n, problems in starts[0].items()
+    }
