@@ -29,10 +29,9 @@ def join_metrics(
     joined: Metrics = {}
     for key, x in metrics.items():
         axis = axes[key.split("/")[0]]
-        values = metrics.get(f"{key}{PER_TASK}")
-        if values is not None:
-            joined[key] = jnp.mean(chunks.join(values, axis), axis)
-        elif key.removesuffix(PER_TASK) in metrics:
+        if (each := f"{key}{PER_TASK}") in metrics:
+            joined[key] = jnp.mean(chunks.join(metrics[each], axis), axis)
+        elif key.endswith(PER_TASK):
             joined[key] = chunks.join(x, axis)
         else:
             joined[key] = _join(key, metrics, telemetry)
@@ -45,23 +44,24 @@ def _join(key: str, metrics: Metrics, telemetry: bool) -> jax.Array:
     if name == "gap":
         return jnp.mean(x, axis=0)
     if telemetry and name == "nonfinite_entries":
-        return jnp.sum(x, axis=0)
+        return jnp.sum(x, axis=0, dtype=x.dtype)
     if telemetry and name in NORMS:
-        return _norm(x)
+        return _unit_and_norm(x)[1]
     if telemetry and name == "cosine":
         part = metrics[key.removesuffix("cosine") + "norm"]
         direct = metrics[key.split("/")[0] + "/direct_norm"]
-        lengths = _norm(part), _norm(direct)
-        unit = part / _one_if_zero(lengths[0]), direct / _one_if_zero(lengths[1])
-        both_zero = (lengths[0] == 0) & (lengths[1] == 0)
-        return jnp.where(both_zero, 1.0, jnp.sum(unit[0] * unit[1] * x, axis=0))
+        (p, whole), (d, of_direct) = _unit_and_norm(part), _unit_and_norm(direct)
+        both_zero = (whole == 0) & (of_direct == 0)
+        return jnp.where(both_zero, 1.0, jnp.sum(p * d * x, axis=0))
     return jnp.max(x, axis=0)
 
 
-def _norm(parts: jax.Array) -> jax.Array:
-    """Return the norm of norms along the first axis, also where squares overflow."""
-    unit = _one_if_zero(jnp.max(parts, axis=0))
-    return unit * jnp.sqrt(jnp.sum((parts / unit) ** 2, axis=0))
+def _unit_and_norm(parts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return norms along the first axis over the norm of all, and that one."""
+    size = _one_if_zero(jnp.max(parts, axis=0, keepdims=True))
+    # Scaled, since squares may overflow or underflow.
+    whole = size * jnp.sqrt(jnp.sum((parts / size) ** 2, axis=0, keepdims=True))
+    return parts / _one_if_zero(whole), whole[0]
 
 
 def _one_if_zero(x: jax.Array) -> jax.Array:
