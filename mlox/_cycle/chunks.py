@@ -95,7 +95,8 @@ def _below(history: History, names: Iterable[str]) -> History:
 def _list_arrays(history: History, names: Iterable[str]) -> History:
     """Return the arrays with an axis of tasks in the history of some problems."""
     found = _below(history, names)
-    return found._replace(starts=_map_starts(stacked_parts, found.starts))
+    starts = _map_starts(stacked_parts, found.starts)
+    return found._replace(starts=starts, first_steps={})
 
 
 def _take_history(
@@ -122,6 +123,7 @@ def _join_history(history: History, chunks: Chunks, found: History) -> History:
         chunks.join(found.model_states),
         chunks.join(found.samples),
         _map_starts(join, starts, found.starts),
+        {n: count[0] for n, count in found.first_steps.items()},
     )
     return _merge(history, joined)
 

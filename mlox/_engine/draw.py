@@ -7,6 +7,7 @@ import pathlib
 
 from mlox._draw.picture import draw_graph
 from mlox._engine.described import Described
+from mlox._engine.explain import show_tasks
 from mlox._graph.dependencies import Plan
 from mlox._problem.problem import Problem
 from mlox._utils.describe import count, show_call
@@ -56,7 +57,7 @@ def _write(svg: str, file: str | os.PathLike[str]) -> None:
 
 def _box_lines(plan: Plan, problem: Problem) -> list[str]:
     name = problem.name
-    tasks = "" if problem.tasks is None else f", {count(problem.tasks, 'task')}"
+    tasks = "" if problem.tasks is None else f", {show_tasks(problem)}"
     steps = count(plan.graph.steps_per_cycle[name], "step")
     method = [show_call(problem.method)] if name in plan.responsive else []
     return [name, f"{steps} per cycle{tasks}", *method]

@@ -45,6 +45,11 @@ def describe_problems(plan: Plan, problems: Sequence[Problem]) -> dict[str, Rows
     return {name: _describe(plan, by_name[name]) for name in reversed(plan.graph.order)}
 
 
+def show_tasks(problem: Problem) -> str:
+    """Count the tasks of a problem that has some."""
+    return _chunks(problem, count(problem.tasks or 1, "task"))
+
+
 def mermaid(self: Described) -> str:
     """Return the graph as a Mermaid diagram, for Markdown."""
     plan, problems = self.cycle.plan, self.problems
@@ -55,7 +60,7 @@ def mermaid(self: Described) -> str:
         steps = plan.graph.steps_per_cycle[problem.name]
         label = f"{problem.name}<br/>{_times(steps)} per cycle"
         if problem.tasks is not None:
-            label += f", {problem.tasks} tasks"
+            label += f", {show_tasks(problem)}"
         if problem.name in plan.responsive:
             label += f"<br/>{show_call(problem.method)}".replace('"', "'")
         lines.append(f'  {key[problem.name]}["{label}"]')
@@ -69,7 +74,7 @@ def _describe(plan: Plan, problem: Problem) -> Rows:
     steps = graph.steps_per_cycle[name]
     rows = [
         ("steps", f"{_times(steps)} per cycle, {_every(graph.period[name])}"),
-        ("tasks", "" if problem.tasks is None else str(problem.tasks)),
+        ("tasks", _chunks(problem, str(problem.tasks)) if problem.tasks else ""),
         ("reads uppers", ", ".join(graph.uppers(name))),
         ("reads lowers", ", ".join(graph.lowers(name))),
         ("answer", _answer(plan, problem)),
@@ -78,6 +83,11 @@ def _describe(plan: Plan, problem: Problem) -> Rows:
         *(("path", text) for text in _paths(graph.paths[name])),
     ]
     return [(key, value) for key, value in rows if value]
+
+
+def _chunks(problem: Problem, tasks: str) -> str:
+    at_once = problem.tasks_at_once
+    return tasks if at_once is None else f"{tasks}, {at_once} at once"
 
 
 def _answer(plan: Plan, problem: Problem) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlox._engine.described import Described
-from mlox._engine.explain import title
+from mlox._engine.explain import show_tasks, title
 from mlox._graph.dependencies import Plan
 from mlox._problem.problem import Problem
 from mlox._problem.summary import count_numbers
@@ -34,7 +34,7 @@ def summarize_engine(self: Described) -> str:
 
 def _row(plan: Plan, problem: Problem) -> tuple[str, ...]:
     graph, name = plan.graph, problem.name
-    tasks = "" if problem.tasks is None else f", {problem.tasks} tasks"
+    tasks = "" if problem.tasks is None else f", {show_tasks(problem)}"
     reads = ", ".join(graph.reads(name))
     return (
         name,

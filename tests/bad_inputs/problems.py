@@ -142,6 +142,24 @@ def _parts() -> list[Case]:
             ),
             ("tasks=0", lambda _: problem(tasks=0), ValueError, "tasks.*0"),
             (
+                "tasks_at_once=0",
+                lambda _: problem(tasks=4, tasks_at_once=0),
+                ValueError,
+                "tasks_at_once is 0.*positive int",
+            ),
+            (
+                "chunks that do not make up all tasks",
+                lambda _: problem(tasks=4, tasks_at_once=3),
+                ValueError,
+                r"tasks_at_once is 3.*divide tasks=4; expected one of \[1, 2, 4\]",
+            ),
+            (
+                "chunks of a problem without tasks",
+                lambda _: problem(tasks_at_once=2),
+                ValueError,
+                "tasks_at_once is 2, but.*no tasks.*Pass tasks=",
+            ),
+            (
                 "an argument that does not exist",
                 lambda _: problem(lr=0.1),
                 TypeError,
