@@ -88,7 +88,7 @@ def _find_chunks(names: Iterable[str], state: State) -> Chunks | None:
 
 def _below(history: History, names: Iterable[str]) -> History:
     """Return the history of some problems."""
-    parts = ({n: part[n] for n in names if n in part} for part in history)
+    parts: Any = ({n: part[n] for n in names if n in part} for part in history)
     return History(*parts)
 
 
@@ -129,7 +129,9 @@ def _join_history(history: History, chunks: Chunks, found: History) -> History:
 
 
 def _merge(history: History, changed: History) -> History:
-    return History(*({**old, **new} for old, new in zip(history, changed, strict=True)))
+    pairs = zip(history, changed, strict=True)
+    parts: Any = ({**old, **new} for old, new in pairs)
+    return History(*parts)
 
 
 def _map_starts(

@@ -28,7 +28,7 @@ PER_TASK = "_per_task"
 class _TaskData(NamedTuple):
     """What a step of each task is given, with a leading axis of tasks."""
 
-    index: jax.Array
+    number: jax.Array
     batch: PyTree
     rng: jax.Array | None
 
@@ -136,7 +136,7 @@ def _select_task(
         rng=data.rng,
         model_state=arrays.model_state,
         replay=None,
-        task_index=data.index,
+        task_index=data.number,
     )
 
 

@@ -42,7 +42,7 @@ def split_key(problem: Problem, key: jax.Array) -> jax.Array:
     """Return a key for each task of a problem, the same in whatever chunk it is."""
     if isinstance(problem, TaskChunk):
         return jax.random.split(key, problem.total)[problem.numbers]
-    return jax.random.split(key, problem.tasks)
+    return jax.random.split(key, problem.tasks or 1)
 
 
 def find_at_once(problems: Iterable[Problem], tasks: int) -> int | None:
