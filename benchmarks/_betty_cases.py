@@ -41,7 +41,7 @@ class Scaled:
 
     def multiplier(self, answer: Any, cotangent: PyTree, guess: Any = None) -> Any:
         """Return the scaled multiplier; a central difference keeps its length."""
-        found, info = self.method.multiplier(answer, cotangent, guess)
+        found, *_, info = self.method.multiplier(answer, cotangent, guess)
         return jax.tree.map(lambda x: self.factor * x, found), info
 
     def pairing(self, cost: Any, point: PyTree, multiplier: PyTree) -> jax.Array:

@@ -28,11 +28,13 @@ from mlox._run.errors import RunInterrupted as RunInterrupted
 from mlox._sharding.shard import shard as shard
 from mlox._sharding.shard import shard_batches as shard_batches
 from mlox.methods import SAMA as SAMA
+from mlox.methods import SOBA as SOBA
 from mlox.methods import Answer as Answer
 from mlox.methods import Detached as Detached
 from mlox.methods import FiniteDifference as FiniteDifference
 from mlox.methods import Implicit as Implicit
 from mlox.methods import Method as Method
+from mlox.methods import MethodWithMemory as MethodWithMemory
 from mlox.methods import Unrolled as Unrolled
 from mlox.methods import attach as attach
 from mlox.solvers import CG as CG
@@ -41,6 +43,7 @@ from mlox.solvers import BiCGStab as BiCGStab
 from mlox.solvers import Dense as Dense
 from mlox.solvers import Identity as Identity
 from mlox.solvers import Neumann as Neumann
+from mlox.solvers import Richardson as Richardson
 from mlox.solvers import Solver as Solver
 from mlox.solvers import System as System
 from mlox.solvers import linear_solve as linear_solve

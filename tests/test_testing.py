@@ -176,7 +176,8 @@ class Right:
     """The exact method, with room for faults."""
 
     def multiplier(self, answer, cotangent, guess=None):
-        return mlox.Implicit(mlox.Dense()).multiplier(answer, cotangent, guess)
+        lam, _, report = mlox.Implicit(mlox.Dense()).multiplier(answer, cotangent)
+        return lam, report
 
     def pairing(self, cost, point, multiplier):
         return jax.jvp(cost, (point,), (multiplier,))[1]

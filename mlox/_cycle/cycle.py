@@ -16,7 +16,7 @@ from mlox._cycle.history import History, LowerRun, narrow_run
 from mlox._cycle.last_step import point_at_last_steps
 from mlox._cycle.overflow import back_off_movers
 from mlox._cycle.replay import find_starts
-from mlox._cycle.reset import start_inner_loops
+from mlox._cycle.reset import forget_inner_loops, start_inner_loops
 from mlox._cycle.roll_back import roll_back
 from mlox._cycle.sample import empty_samples, sample_batches
 from mlox._cycle.scan import scan_rounds
@@ -213,7 +213,8 @@ class Cycle:
             pull = lambda cotangents: cotangents.params
         starts = find_starts(self.plan, names, state)
         kept = kept._replace(starts={**kept.starts, **starts})
-        return LowerRun({**state, **below}, kept, metrics, pull)
+        after = forget_inner_loops(self.plan, layer, {**state, **below})
+        return LowerRun(after, kept, metrics, pull)
 
     def update_layer(
         self, layer: int, run: LowerRun, batches: Batches

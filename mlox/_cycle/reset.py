@@ -7,6 +7,7 @@ from typing import Any
 from mlox._cycle.present import Stream, point_of_stream, seen_by
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.cost import context_of
+from mlox._hypergradient.memory import start_memories
 from mlox._hypergradient.point import EvaluationPoint
 from mlox._hypergradient.tasks import map_if_tasks
 from mlox._problem.optimizer import restart
@@ -31,7 +32,24 @@ def start_inner_loops(plan: Plan, layer: int, state: State) -> State:
         and state[n].reset is not None
         and plan.graph.inner_layer[n] == layer
     ]
-    return {**state, **{n: _reset(plan, n, state) for n in names}}
+    if not names:
+        return state
+    started = {**state, **{n: _reset(plan, n, state) for n in names}}
+    return start_memories(plan, started, lambda k, b: k in names)
+
+
+def forget_inner_loops(
+    plan: Plan, layer: int, state: dict[str, Problem]
+) -> dict[str, Problem]:
+    """Return the state where a layer's problems remember no loops that were reset."""
+    below = plan.graph.names_below(layer)
+    names = {n for n in below if n in state and state[n].reset is not None}
+    if not names:
+        return state
+    uppers = plan.graph.layers[layer]
+    return start_memories(
+        plan, state, lambda k, b: k in uppers and not names.isdisjoint(b.names)
+    )
 
 
 def _reset(plan: Plan, name: str, state: State) -> Problem:

@@ -60,6 +60,7 @@ def update(
         loss = losses_of(problem, found.metrics)
         finite = all_finite(grads) if checked else jnp.array(True)
         after = apply_gradients(problem, grads, found.model_state, loss)
+        after = dataclasses.replace(after, memory=found.memory)
         for guard in guards:
             after = guard(problem, after, finite)
         return Update(after, found.metrics, finite)

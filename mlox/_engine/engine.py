@@ -18,6 +18,7 @@ from mlox._engine.evaluate import Evaluation
 from mlox._engine.explain import explain, mermaid
 from mlox._engine.html import to_html
 from mlox._engine.jit import jit_value
+from mlox._engine.memory import warn_if_memory_is_reset
 from mlox._engine.refine import warn_if_refined_on_samples
 from mlox._engine.slopes import warn_if_slopes_are_infinite
 from mlox._engine.step import Step
@@ -30,6 +31,7 @@ from mlox._engine.validation import (
     name_of_known,
 )
 from mlox._graph.graph import Graph
+from mlox._hypergradient.memory import start_memories
 from mlox._problem.problem import Problem
 from mlox._problem.validation import as_key
 from mlox._run.run import run
@@ -132,6 +134,7 @@ class Engine:
         check_methods(plan, {p.name: p for p in problems})
         warn_if_slopes_are_infinite(plan, problems)
         warn_if_refined_on_samples(plan, problems)
+        warn_if_memory_is_reset(plan, problems)
         object.__setattr__(self, "problems", tuple(problems))
         cycle = Cycle(plan, bool(unroll_loops), roll_back, telemetry)
         object.__setattr__(self, "cycle", cycle)
@@ -164,10 +167,11 @@ class Engine:
     def init(self) -> dict[str, Problem]:
         """Return the state of a new run: fresh copies of all problems by name."""
         check_donated({problem.name: problem for problem in self.problems})
-        return {
+        state = {
             problem.name: jax.tree.map(lambda x: jnp.array(x, copy=True), problem)
             for problem in self.problems
         }
+        return start_memories(self.cycle.plan, state, lambda k, b: True)
 
     def step(self, state: State, batches: Batches) -> tuple[State, Metrics]:
         """Run one cycle: a pure function to jit, scan, vmap or shard.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlox._engine.described import Described
+from mlox._engine.memory import list_remembered
 from mlox._graph.dependencies import Block, Plan
 from mlox._problem.problem import Problem
 from mlox._utils.describe import count, show_call
@@ -42,7 +43,11 @@ def title(plan: Plan) -> str:
 def describe_problems(plan: Plan, problems: Sequence[Problem]) -> dict[str, Rows]:
     """Describe each problem in rows of a key and a text, the highest one first."""
     by_name = {problem.name: problem for problem in problems}
-    return {name: _describe(plan, by_name[name]) for name in reversed(plan.graph.order)}
+    remembered = list_remembered(plan, by_name)
+    return {
+        name: _describe(plan, by_name[name], remembered[name])
+        for name in reversed(plan.graph.order)
+    }
 
 
 def show_tasks(problem: Problem) -> str:
@@ -69,7 +74,7 @@ def mermaid(self: Described) -> str:
     return "\n".join(lines)
 
 
-def _describe(plan: Plan, problem: Problem) -> Rows:
+def _describe(plan: Plan, problem: Problem, remembered: Sequence[str]) -> Rows:
     graph, name = plan.graph, problem.name
     steps = graph.steps_per_cycle[name]
     rows = [
@@ -80,6 +85,7 @@ def _describe(plan: Plan, problem: Problem) -> Rows:
         ("answer", _answer(plan, problem)),
         ("moves", ", ".join(n for n in graph.order if n in plan.movers[name])),
         *(("solves", _block(b)) for b in plan.responses[name].blocks),
+        ("remembers", ", ".join(remembered)),
         *(("path", text) for text in _paths(graph.paths[name])),
     ]
     return [(key, value) for key, value in rows if value]

@@ -20,7 +20,9 @@ def has_nonfinite(
     found = [jnp.array(False)]
     if losses is not None and after.loss_scale is None:
         found.append(~jnp.isfinite(losses).all())
-    mutable = [(p.params, p.opt_state, p.model_state) for p in (before, after)]
+    mutable = [
+        (p.params, p.opt_state, p.model_state, p.memory) for p in (before, after)
+    ]
     for old, new in zip(*map(jax.tree.leaves, mutable), strict=True):
         if jnp.issubdtype(new.dtype, jnp.inexact):
             found.append((jnp.isfinite(old) & ~jnp.isfinite(new)).any())

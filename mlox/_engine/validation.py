@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from mlox._engine.memory import check_memories, check_memory
 from mlox._engine.refine import check_refined
 from mlox._graph.dependencies import Block, Plan
 from mlox._graph.graph import Graph
@@ -74,6 +75,7 @@ def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
                 f"problem {name!r} has reset= but no inner loop, since no upper reads "
                 f"its answer. Add l2u={{{name!r}: [...]}}, or drop reset."
             )
+    check_memory(plan, problems)
     for upper, response in plan.responses.items():
         for block in response.blocks:
             _check_block(block, upper, problems)
@@ -141,6 +143,7 @@ def check_state(plan: Plan, state: State) -> None:
         check_params(name, problem.params)
         check_arrays(f"problem {name!r}: model_state", problem.model_state)
         check_opt_state(name, optimizer_of(problem), problem.params, problem.opt_state)
+    check_memories(plan, state)
 
 
 def _check_keys(

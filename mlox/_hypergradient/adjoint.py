@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,14 +15,15 @@ from mlox._hypergradient.lagrangian import (
     replay_windows,
     residual,
 )
+from mlox._hypergradient.memory import recall, remember
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.tasks import map_tasks
 from mlox._problem.optimizer import pull_update
 from mlox._problem.responsive import responsive_state
-from mlox._utils.describe import annotate_errors, show_differences, summarize
+from mlox._utils.describe import annotate_errors, show_differences
 from mlox._utils.tree import avoid_zero, shard_like
 from mlox._utils.types import Metrics, Params, PyTree
-from mlox.methods import Answer
+from mlox.methods import Answer, call_multiplier
 from mlox.solvers import Info
 
 # The hypergradient of k is the partial derivative of its Lagrangian L_k, at fixed
@@ -64,6 +64,7 @@ class Hypergradient(NamedTuple):
         direct: The slope of its cost at fixed answers.
         pairings: For each block, by its top, the slope of the pairing, which is
             subtracted.
+        memory: What its methods keep for its next step, see `Problem`.
         pulled: What was pulled back through its window, and added; None before that.
     """
 
@@ -74,6 +75,7 @@ class Hypergradient(NamedTuple):
     multipliers: Unknowns
     direct: PyTree
     pairings: dict[str, PyTree]
+    memory: PyTree
     pulled: PyTree = None
 
 
@@ -104,10 +106,12 @@ def hypergradient(
         lambda theta, states: cost(plan, k, at(theta, states)), (0, 1), has_aux=True
     )(theta, states)
     direct, pairings, multipliers = v[k], {}, Unknowns({}, {})
+    memory = point.inputs[k].problem.memory
     for b in reversed(response.blocks):
         # (dG_b/dy)^T lambda_b = v_b: what has arrived at the answers of the block ...
         v_b = _at_unknowns(b, {n: v[n] for n in b.names}, point)
-        lam, report = solve_adjoint(plan, b, v_b, point)
+        lam, kept, report = solve_adjoint(plan, b, v_b, point, recall(k, b, point))
+        memory = remember(memory, b, kept)
         # ... leaves as -d<lambda_b, G_b>/dtheta_j at everything that G_b reads.
         v = {n: slope for n, slope in v.items() if n not in b.names}
         reads = v.keys() if windows else v.keys() & plan.reads_of(b)
@@ -126,20 +130,22 @@ def hypergradient(
         report = {**report, "gap": value / (point.inputs[k].problem.tasks or 1)}
         metrics |= _name_report(k, b.tops[0], report, metrics)
     return Hypergradient(
-        metrics, model_state, v, of_states, multipliers, direct, pairings
+        metrics, model_state, v, of_states, multipliers, direct, pairings, memory
     )
 
 
 def solve_adjoint(
-    plan: Plan, b: Block, v: Unknowns, point: EvaluationPoint
-) -> tuple[Unknowns, Info]:
-    """Return lambda_b of (dG_b/dy)^T lambda_b = v, with the report of its solver."""
+    plan: Plan, b: Block, v: Unknowns, point: EvaluationPoint, memory: PyTree = None
+) -> tuple[Unknowns, PyTree, Info]:
+    """Return lambda_b of (dG_b/dy)^T lambda_b = v, the memory after, and a report.
+
+    Without a memory, lambda_b is linear in v.
+    """
     tasks = count_systems(plan, b, point)
     if tasks is not None:
-        lam, report = map_tasks(
-            lambda one, part: solve_adjoint(plan, b, part, one), tasks, point, v
-        )
-        return lam, {key: jnp.max(x, axis=0) for key, x in report.items()}
+        solve = lambda one, *parts: solve_adjoint(plan, b, parts[0], one, parts[1])
+        lam, kept, report = map_tasks(solve, tasks, point, v, memory)
+        return lam, kept, {key: jnp.max(x, axis=0) for key, x in report.items()}
     top = point.inputs[b.tops[0]].problem
     method: Any = top.method
     y = point.select(b)
@@ -160,9 +166,9 @@ def solve_adjoint(
     )
     with annotate_errors(f"method of problem {top.name!r}, {method}"):
         cotangent = shard_like(v, y, never=top.step < 0)
-        found = method.multiplier(answer, cotangent, None)
-        _check_multiplier(found, v)
-    return found
+        lam, kept, report = call_multiplier(method, answer, cotangent, memory)
+        _check_multiplier(lam, report, v)
+    return lam, kept, report
 
 
 def _at_unknowns(b: Block, params: Params, point: EvaluationPoint) -> Unknowns:
@@ -171,23 +177,17 @@ def _at_unknowns(b: Block, params: Params, point: EvaluationPoint) -> Unknowns:
     return Unknowns(dict(params), jax.tree.map(jnp.zeros_like, multipliers))
 
 
-def _check_multiplier(found: Any, cotangent: Unknowns) -> None:
-    """Raise unless a method returned a multiplier and a report."""
-    pair = isinstance(found, tuple) and len(found) == 2
-    if not pair or not isinstance(found[1], Mapping):
-        raise TypeError(
-            f"multiplier returned {summarize(found)}; expected a pair (multiplier, "
-            "report), the report a dict of scalars."
-        )
-    if "gap" in found[1]:
+def _check_multiplier(lam: Any, report: Info, cotangent: Unknowns) -> None:
+    """Raise ValueError unless a multiplier is like the cotangent."""
+    if "gap" in report:
         raise ValueError(
             "multiplier returned a report with the key 'gap', under which the engine "
             "reports the value of the pairing. Choose another key."
         )
-    if _shapes(found[0]) != _shapes(cotangent):
+    if _shapes(lam) != _shapes(cotangent):
         raise ValueError(
             "multiplier returned a pytree that differs from the cotangent: "
-            f"{show_differences(found[0], cotangent)}. Return one like the cotangent."
+            f"{show_differences(lam, cotangent)}. Return one like the cotangent."
         )
 
 

@@ -60,15 +60,16 @@ def skip_overflow(before: Problem, after: Problem, finite: jax.Array) -> Problem
     The update still counts as a step, and the scale is adapted.
     """
     new, old = (
-        (problem.params, problem.opt_state, problem.model_state)
+        (problem.params, problem.opt_state, problem.model_state, problem.memory)
         for problem in (after, before)
     )
-    params, opt_state, model_state = optax.tree.where(finite, new, old)
+    params, opt_state, model_state, memory = optax.tree.where(finite, new, old)
     return dataclasses.replace(
         after,
         params=params,
         opt_state=opt_state,
         model_state=model_state,
+        memory=memory,
         loss_scale=_adapt(before.loss_scale, finite),
     )
 

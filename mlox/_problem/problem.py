@@ -52,6 +52,9 @@ class Problem:
         rng: The PRNG key from which the key of each step is folded, or None.
         step: The number of optimizer steps so far, an int32 scalar.
         loss_scale: A Flax `DynamicScale`, or None.
+        memory: {lower: what the method of the lower keeps between the problem's steps},
+            see `mlox.MethodWithMemory`; None if none keeps anything. `engine.init`
+            makes it.
         name: The name of the problem.
         tx: The optimizer, any optax transformation.
         loss_fn: The loss, (params, batch, ctx) -> loss.
@@ -83,6 +86,7 @@ class Problem:
     rng: jax.Array | None
     step: jax.Array
     loss_scale: Any
+    memory: PyTree
     name: str = field(metadata={"static": True})
     tx: optax.GradientTransformation = field(metadata={"static": True})
     loss_fn: LossFn = field(metadata={"static": True})
@@ -223,6 +227,7 @@ class Problem:
             rng=as_key(f"problem {name!r}: rng", rng),
             step=jnp.zeros((), jnp.int32),
             loss_scale=_as_arrays(loss_scale),
+            memory=None,
             **static,
         )
 

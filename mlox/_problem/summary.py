@@ -20,6 +20,7 @@ LONGEST = 66
 # What needs no words, since most problems have it.
 USUAL = {
     "model_state": "None",
+    "memory": "None",
     "loss_fn": "<lambda>",
     "unroll_steps": "1",
     "tasks": "None",
@@ -32,7 +33,7 @@ USUAL = {
     "trainable": "None",
     "meta_trainable": "None",
 }
-OPTIONS = [name for name in USUAL if name not in ("model_state", "loss_fn")]
+OPTIONS = [name for name in USUAL if name not in ("model_state", "memory", "loss_fn")]
 
 
 class Bare(str):
@@ -53,12 +54,15 @@ def show_problem(parts: Mapping[str, Any]) -> str:
     JAX builds problems of tracers, abstract values and placeholders, too, and a state
     that was donated is still there, without its arrays: all of them can be shown.
     """
-    arrays = [parts[name] for name in ("params", "opt_state", "model_state", "step")]
+    arrays = [
+        parts[name] for name in ("params", "opt_state", "model_state", "memory", "step")
+    ]
     donated = ["donated"] if any(map(is_deleted, leaves_of(arrays))) else []
     texts = {
         "step": show_number(parts["step"]),
         "params": show_arrays(parts["params"]),
         "model_state": show_arrays(parts["model_state"]),
+        "memory": show_arrays(parts["memory"]),
         "loss_fn": show_call(parts["loss_fn"]),
         "tx": name_optimizer(parts["tx"]),
         "method": show_call(parts["method"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -21,7 +21,9 @@ Rules = (
 FSDP_MIN_SIZE = 1024
 """Leaves below this size are replicated: gathering them costs more than it saves."""
 
-STACKED = ("params", "opt_state", "model_state")
+MEMORY = "memory"
+"""The part of a problem that is about the answers of others, by their names."""
+STACKED = ("params", "opt_state", "model_state", MEMORY)
 """The parts of a problem with tasks that have an axis of tasks."""
 TASKS = "tasks"
 """The logical name of that axis, which needs no rule."""
@@ -44,15 +46,18 @@ class Leaf(NamedTuple):
         part: "params", "opt_state", or another attribute of a problem.
         path: Its path in that part.
         shape: Its shape.
+        owner: The problem whose arrays it is like: its own one, but for the memory of
+            an answer, which is like the parameters of that answer.
         names: The names of its axes, by Flax, with that of the axis of tasks; None if
             it has none.
-        tasks: Whether its first axis is that of the tasks of its problem.
+        tasks: Whether its first axis is that of the tasks of its owner.
     """
 
     problem: str
     part: str
     path: tuple[Any, ...]
     shape: tuple[int, ...]
+    owner: str
     names: tuple[str | None, ...] | None
     tasks: bool
 
@@ -66,13 +71,14 @@ class Leaf(NamedTuple):
 Rule = Callable[[Leaf], PartitionSpec]
 
 
-def list_leaves(name: str, problem: HasTasks) -> Iterator[Leaf]:
-    """Yield the leaves of a problem in their order."""
+def list_leaves(name: str, state: Mapping[str, HasTasks]) -> Iterator[Leaf]:
+    """Yield the leaves of a problem of a state in their order."""
     # Loaded here, as `import mlox` does not load Flax.
     from flax.core.meta import Partitioned
 
     # A box is a node with the names as static data. `jax.tree.map` over the parameters
     # puts the moments of an optimizer into boxes with the same names.
+    problem = state[name]
     boxed, _ = jax.tree.flatten(problem, lambda node: isinstance(node, Partitioned))
     names = [
         node.names if isinstance(node, Partitioned) else None
@@ -81,9 +87,11 @@ def list_leaves(name: str, problem: HasTasks) -> Iterator[Leaf]:
     ]
     found = jax.tree_util.tree_leaves_with_path(problem)
     for ((part, *path), array), axes in zip(found, names, strict=True):
-        tasks = problem.tasks is not None and part.name in STACKED
+        owner = path[0].key if part.name == MEMORY else name
+        tasks = state[owner].tasks is not None and part.name in STACKED
         axes = (TASKS, *axes) if tasks and axes is not None else axes
-        yield Leaf(name, part.name, tuple(path), jnp.shape(array), axes, tasks)
+        shape = jnp.shape(array)
+        yield Leaf(name, part.name, tuple(path), shape, owner, axes, tasks)
 
 
 def build_rule(rules: Any, mesh: Mesh, leaves: Sequence[Leaf]) -> Rule:
@@ -148,7 +156,8 @@ def _build_table(rows: Sequence[tuple[str, Any]], leaves: Sequence[Leaf]) -> Rul
             )
 
     def rule(leaf: Leaf) -> PartitionSpec:
-        owner = _find_parameter(leaf, leaves) if leaf.part == "opt_state" else leaf
+        like_parameters = leaf.part in ("opt_state", MEMORY)
+        owner = _find_parameter(leaf, leaves) if like_parameters else leaf
         if owner not in named:
             return PartitionSpec()
         found = (spec for pattern, spec in patterns if pattern.search(str(owner)))
@@ -168,11 +177,14 @@ def _compile(text: str) -> re.Pattern[str]:
 
 
 def _find_parameter(leaf: Leaf, leaves: Sequence[Leaf]) -> Leaf | None:
-    """Return the parameter of a moment: it has its shape, and the end of its path."""
+    """Return the parameter of a moment, or of what is remembered of an answer.
+
+    It has the same shape, and the end of the path.
+    """
     owners = [
         other
         for other in leaves
-        if (other.problem, other.part) == (leaf.problem, "params")
+        if (other.problem, other.part) == (leaf.owner, "params")
         and other.shape == leaf.shape
         and leaf.path[len(leaf.path) - len(other.path) :] == other.path
     ]

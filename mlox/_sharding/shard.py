@@ -122,7 +122,7 @@ def shard(
     check_mesh(mesh)
     mesh = with_auto_axes(mesh)
     # JAX flattens dicts in the order of their keys.
-    leaves = [leaf for name in sorted(state) for leaf in list_leaves(name, state[name])]
+    leaves = [leaf for name in sorted(state) for leaf in list_leaves(name, state)]
     rule = build_rule(rules, mesh, leaves)
     shardings = []
     for leaf in leaves:

@@ -43,7 +43,7 @@ class Answer(NamedTuple):
         >>> answer = mlox.Answer(
         ...     point=jnp.zeros(2), residual=lambda y: 4.0 * y - 1.0,
         ...     system=mlox.System.DEFINITE, pull_update=lambda v: 0.1 * v)
-        >>> multiplier, _ = mlox.Implicit().multiplier(answer, jnp.ones(2))
+        >>> multiplier, *_ = mlox.Implicit().multiplier(answer, jnp.ones(2))
         >>> print(multiplier)
         [0.25 0.25]
     """
@@ -59,6 +59,9 @@ class Method(Protocol):
     """Differentiate the answer of a problem, for the problems above it.
 
     A method is any hashable value with these two functions; it needs no registration.
+    One that keeps something from step to step has a third, and another return value of
+    `multiplier`: see `mlox.MethodWithMemory`, which all methods of mlox follow.
+
     With the cotangent v = dC_k/dy of an upper's cost, the upper's hypergradient is
     d/dtheta_k [C_k - <lambda, G>] at fixed lambda. A method chooses lambda, and how to
     evaluate the pairing <lambda, G> with the residual G = dC/dy.
@@ -88,17 +91,18 @@ class Method(Protocol):
     """
 
     def multiplier(
-        self, answer: Answer, cotangent: PyTree, guess: PyTree | None
-    ) -> tuple[PyTree, Info]:
+        self, answer: Answer, cotangent: PyTree, guess: PyTree | None, /
+    ) -> tuple[PyTree, Info] | tuple[PyTree, PyTree, Info]:
         """Return lambda, about (dG/dy)^{-T} cotangent, and scalars to log.
 
         Args:
             answer: The answer y and its residual.
             cotangent: A pytree like y. Lambda must be linear in it.
-            guess: A pytree like y to start from, or None.
+            guess: None: there is no memory of an earlier multiplier.
 
         Returns:
-            A pytree like y, and a dict of scalars. It must not have the key "gap",
+            A pytree like y, and a dict of scalars (between the two stands the memory of
+            a `mlox.MethodWithMemory`). It must not have the key "gap",
             under which the engine reports <lambda, G>.
         """
         ...

@@ -47,12 +47,15 @@ class FiniteDifference:
     def __post_init__(self) -> None:
         check_fields(self, epsilon=POSITIVE)
 
+    def start(self, point: Any) -> None:
+        """Return None: there is no memory."""
+
     def multiplier(
-        self, answer: Answer, cotangent: Any, guess: Any | None = None
-    ) -> tuple[Any, Info]:
+        self, answer: Answer, cotangent: Any, memory: Any | None = None
+    ) -> tuple[Any, Any | None, Info]:
         """Return the cotangent: the identity in place of the inverse Hessian."""
-        del answer, guess
-        return cotangent, {}
+        del answer
+        return cotangent, memory, {}
 
     def pairing(
         self, cost: Callable[[Any], jax.Array], point: Any, multiplier: Any

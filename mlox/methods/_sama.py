@@ -45,15 +45,18 @@ class SAMA:
     def __post_init__(self) -> None:
         check_fields(self, epsilon=optional(POSITIVE))
 
+    def start(self, point: Any) -> None:
+        """Return None: there is no memory."""
+
     def multiplier(
-        self, answer: Answer, cotangent: Any, guess: Any | None = None
-    ) -> tuple[Any, Info]:
+        self, answer: Answer, cotangent: Any, memory: Any | None = None
+    ) -> tuple[Any, Any | None, Info]:
         """Return -(du/dg)^T cotangent."""
-        del guess
         # One step from the present answer: theta' = theta + u(g(theta_k)), so that
         # dtheta'/dtheta_k = du/dg dg/dtheta_k. With lambda = -(du/dg)^T v the pairing
         # <lambda, g> has minus that derivative, transposed and applied to v.
-        return jax.tree.map(lambda x: -x, answer.pull_update(cotangent)), {}
+        pulled = answer.pull_update(cotangent)
+        return jax.tree.map(lambda x: -x, pulled), memory, {}
 
     def pairing(
         self, cost: Callable[[Any], jax.Array], point: Any, multiplier: Any

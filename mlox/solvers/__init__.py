@@ -12,3 +12,4 @@ from mlox.solvers._gmres import GMRES as GMRES
 from mlox.solvers._identity import Identity as Identity
 from mlox.solvers._linear_solve import linear_solve as linear_solve
 from mlox.solvers._neumann import Neumann as Neumann
+from mlox.solvers._richardson import Richardson as Richardson

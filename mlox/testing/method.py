@@ -12,19 +12,19 @@ from jax.flatten_util import ravel_pytree
 
 from mlox._utils.fields import Kind, check
 from mlox._utils.types import PyTree
-from mlox.methods import Answer, Method, reach
+from mlox.methods import Answer, Method, call_multiplier, reach
 from mlox.solvers import System
 from mlox.testing.graphs import check_graphs
 from mlox.testing.laws import (
     float_types,
     law,
-    require,
     require_close,
     require_finite,
     require_like,
     require_report,
     require_value,
 )
+from mlox.testing.memory import check_memory
 from mlox.testing.systems import make_matrix, make_tree, multiply
 
 Inverse = Callable[[jax.Array, jax.Array], jax.Array]
@@ -58,6 +58,10 @@ def check_method(
     hypergradient of a solved quadratic program is the one that follows, also with
     tasks; and if it reaches towers (`mlox.methods.reach`), that of three levels is
     right.
+
+    Of a method with memory (`mlox.MethodWithMemory`) these are the laws without one;
+    with one, its multiplier and its memory are finite, the memory is like the one
+    before, and on a frozen problem the multiplier settles at the expected one.
 
     Args:
         method: A `mlox.Method`.
@@ -100,6 +104,9 @@ def check_method(
     systems += [s for s in (System.SYMMETRIC, System.GENERAL) if s <= reach(method)]
     for system in systems:
         _check_value(method, system, expected, tolerance)
+    check_memory(
+        method, _answer(System.DEFINITE, jnp.result_type(float)), expected, tolerance
+    )
     check_graphs(method, expected, RATE, tolerance)
 
 
@@ -117,17 +124,15 @@ def _answer(system: System, dtype: Any) -> Answer:
 def _check_multiplier(method: Any, dtype: Any, tolerance: float) -> None:
     answer = _answer(System.DEFINITE, dtype)
     first, second = make_tree(2, dtype), make_tree(3, dtype)
-    multiplier = lambda v: method.multiplier(answer, v, None)
+    multiplier = lambda v: call_multiplier(method, answer, v, None)
     with law(
         method,
         f"the multiplier is a pytree like the cotangent, in {dtype}",
-        "Return (lambda, report), each leaf of lambda in shape and dtype of that of "
-        "the cotangent, and the report a dict of scalars.",
+        "Each leaf of lambda has shape and dtype of that of the cotangent.",
     ):
         found = multiplier(first)
-        require(isinstance(found, tuple) and len(found) == 2, f"found {type(found)}.")
         require_like(found[0], first)
-        require_report(found[1])
+        require_report(found[2])
     x, y = found[0], multiplier(second)[0]
     with law(
         method,
@@ -205,7 +210,7 @@ def _check_transformations(method: Any, tolerance: float) -> None:
     dtype = jnp.result_type(float)
     answer = _answer(System.DEFINITE, dtype)
     trees = [make_tree(seed, dtype) for seed in range(3)]
-    multiplier = lambda v: method.multiplier(answer, v, None)[0]
+    multiplier = lambda v: call_multiplier(method, answer, v, None)[0]
     expected = jax.tree.map(lambda *x: jnp.stack(x), *map(multiplier, trees))
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *trees)
     with law(
@@ -230,6 +235,6 @@ def _check_value(
         "Its sign, the Hessian in place of its transpose, or an approximation: pass "
         "what it is by expected=, and how well by tolerance=.",
     ):
-        found = method.multiplier(_answer(system, dtype), v, None)[0]
+        found = call_multiplier(method, _answer(system, dtype), v, None)[0]
         right = np.asarray(expected(matrix, flat))
         require_close(ravel_pytree(found)[0], right, tolerance)

@@ -122,7 +122,7 @@ class Scaled:
     factor: float
 
     def multiplier(self, answer: Any, cotangent: Any, guess: Any) -> Any:
-        found, info = mlox.Implicit().multiplier(answer, cotangent, guess)
+        found, _, info = mlox.Implicit().multiplier(answer, cotangent, guess)
         return jax.tree.map(lambda x: self.factor * x, found), info
 
     def pairing(self, cost: Any, point: Any, multiplier: Any) -> Any:
