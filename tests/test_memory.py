@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import mlox
+from mlox._run import dispatch
 
 SGD = optax.sgd(0.1)
 
@@ -57,3 +58,39 @@ def test_engines_with_the_same_losses_share_their_programs():
     engines = [mlox.Engine([problem]) for _ in range(2)]
     assert engines[0].compile() is engines[1].compile()
     assert engines[0].compile() is not make_engine(1.0).compile()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("donate", [False, True])
+def test_large_state_is_alive_once_between_dispatches(monkeypatch, donate):
+    """With Adam it has three arrays of the size of the parameters; so has the engine.
+
+    A donated run keeps a copy as well, for errors.
+    """
+    size, seen = 1237, []
+    monkeypatch.setattr(dispatch, "LARGE", size)
+
+    def count(state):
+        del state
+        seen.append(sum(x.shape == (size,) for x in jax.live_arrays()))
+        return {"alive": 0.0}
+
+    problem = mlox.Problem.create(
+        name="x",
+        params=jnp.ones(size),
+        tx=optax.adam(0.1),
+        loss_fn=lambda params, batch, ctx: jnp.sum((params - batch) ** 2),
+    )
+    engine = mlox.Engine([problem])
+    del problem
+    # Not with **options, whose tuple of arguments would keep the state.
+    engine.run(
+        engine.init(),
+        {"x": [0.5]},
+        6,
+        validation=count,
+        log_every=2,
+        loggers=(),
+        donate=donate,
+    )
+    assert seen == [9 if donate else 6] * 3

@@ -294,8 +294,8 @@ def test_records_own_their_numbers():
 def test_recording_copies_no_earlier_record():
     """Copying them all at every log point would make a run quadratic."""
     totals = Totals({"x/loss": jnp.ones(())}, {}, {})
-    first, _ = record_means(start_at(1, {}, totals=totals), totals, donate=False)
-    second, _ = record_means(first.reach(Point(2, {}, totals, 1)), totals, donate=False)
+    first, _ = record_means(start_at(1, {}, totals=totals), totals)
+    second, _ = record_means(first.reach(Point(2, {}, totals, 1)), totals)
     assert second.records.before is first.records
     assert first.records.before is None
     history = stack_columns(second.records)

@@ -15,6 +15,7 @@ from mlox._utils.types import PyTree
 
 DICT = instance_of(Mapping, "a dict {name of a problem: iterable of batches}")
 ITERABLE = instance_of(Iterable, "an iterable of batches")
+NUMERIC = "biufc"  # the kinds of NumPy's own numbers and truth values
 ITERATOR = instance_of(Iterator, "an iterator")
 
 
@@ -66,6 +67,19 @@ def stack_batches(
         (array([1., 2.]), None)
     """
     check_data(steps_per_cycle, iterators)
+    hint = "Pass iter(...) or itertools.cycle(...), made once for all calls."
+    for name, iterator in iterators.items():
+        if iterator is not None:
+            check(f"data of {name!r}", iterator, ITERATOR, hint)
+    return take_batches(steps_per_cycle, iterators, cycles)
+
+
+def take_batches(
+    steps_per_cycle: Mapping[str, int],
+    iterators: Mapping[str, Iterator[Any] | None],
+    cycles: int | None = None,
+) -> dict[str, PyTree]:
+    """As `stack_batches`, of iterators that were checked: a run calls it often."""
     outer = () if cycles is None else (cycles,)
     return {
         name: _stack(name, iterators.get(name), (*outer, steps))
@@ -82,20 +96,16 @@ def as_arrays(name: str, batch: PyTree) -> PyTree:
 
 def is_numeric(array: np.ndarray) -> bool:
     """Return whether an array holds numbers or truth values, bfloat16 included."""
-    return bool(
-        jnp.issubdtype(array.dtype, np.number) or jnp.issubdtype(array.dtype, np.bool_)
-    )
+    return array.dtype.kind in NUMERIC or bool(jnp.issubdtype(array.dtype, np.number))
 
 
 def _stack(name: str, iterator: Iterator[Any] | None, lead: tuple[int, ...]) -> PyTree:
     """Fill one array per leaf, of shape `[*lead, ...]`, with the next batches."""
     if iterator is None:
         return None
-    hint = "Pass iter(...) or itertools.cycle(...), made once for all calls."
-    check(f"data of {name!r}", iterator, ITERATOR, hint)
     count = math.prod(lead)
-    first, targets = [], []
-    expected: Any = None  # the structure, shapes and dtypes of the first batch
+    structure: Any = None  # that of the first batch, and its shapes and dtypes
+    arrays, shapes, targets = [], [], []
     for number in range(count):
         batch = next(iterator, END)
         if batch is END:
@@ -104,28 +114,30 @@ def _stack(name: str, iterator: Iterator[Any] | None, lead: tuple[int, ...]) -> 
                 "are needed now; expected an iterator that does not end, e.g. "
                 "itertools.cycle(...)."
             )
-        leaves, structure = jax.tree.flatten(batch)
+        leaves, found = jax.tree.flatten(batch)
         arrays = [_as_array(name, leaf) for leaf in leaves]
-        found = structure, [(x.shape, x.dtype) for x in arrays]
         if number == 0:
-            first, expected = arrays, found
+            structure, shapes = found, [(x.shape, x.dtype) for x in arrays]
             targets = [np.empty((count, *x.shape), x.dtype) for x in arrays]
-        elif found != expected:
-            batch, like = structure.unflatten(arrays), expected[0].unflatten(first)
+        elif found != structure or shapes != [(x.shape, x.dtype) for x in arrays]:
+            like = structure.unflatten([x[0] for x in targets])
             raise ValueError(
                 f"batch {number + 1} of {name!r} differs from the first one of this "
-                f"cycle: {_describe_difference(batch, like)}. All batches of a cycle "
-                "need one structure, shape and dtype. Drop a short last batch "
-                "(DataLoader: drop_last=True)."
+                "cycle: "
+                f"{_describe_difference(found.unflatten(arrays), like)}. All batches "
+                "of a cycle need one structure, shape and dtype. Drop a short last "
+                "batch (DataLoader: drop_last=True)."
             )
         for target, array in zip(targets, arrays, strict=True):
             target[number] = array
     stacked = [x.reshape(*lead, *x.shape[1:]) for x in targets]
-    return jax.tree.unflatten(expected[0], stacked)
+    return jax.tree.unflatten(structure, stacked)
 
 
 def _as_array(name: str, leaf: Any) -> np.ndarray:
     """Convert a leaf without copying it, where it allows that."""
+    if type(leaf) is np.ndarray and leaf.dtype.kind in NUMERIC:
+        return leaf
     problem = f"a batch of {name!r} has a leaf of type {type(leaf).__name__}"
     remedy = "expected arrays or numbers, in dicts, lists or tuples."
     try:

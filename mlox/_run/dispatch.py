@@ -17,6 +17,8 @@ from mlox._run.nonfinite import Policy, apply_policy, zero_counts
 from mlox._sharding.layout import Layout, split_batches
 from mlox._utils.types import Metrics, PyTree, State
 
+LARGE = 2**28  # bytes
+
 
 class Totals(NamedTuple):
     """Sums of metrics since the last log point.
@@ -225,6 +227,15 @@ def scalar_names(metrics: Mapping[str, Any]) -> list[str]:
     return [n for n, m in metrics.items() if m.ndim == 0 and np.isrealobj(m)]
 
 
+def is_large(state: PyTree) -> bool:
+    """Return whether a state is too large for two dispatches at a time.
+
+    A step of such a state takes milliseconds, to which beginning it adds little, while
+    a dispatch that waits in line takes the memory of one more state.
+    """
+    return sum(x.nbytes for x in jax.tree.leaves(state)) >= LARGE
+
+
 def copy_state(state: PyTree) -> PyTree:
     """Return a copy of a state, so that one of the two can be donated."""
     return jax.tree.map(jnp.copy, state)
@@ -235,7 +246,7 @@ def stack_batches(
 ) -> Any:
     """Stack the batches of `count` cycles, and start their transfer to the devices."""
     cycles = None if count == 1 else count
-    batches = _data.stack_batches(step.steps_per_cycle, sources, cycles)
+    batches = _data.take_batches(step.steps_per_cycle, sources, cycles)
     if layout is not None:
         return split_batches(batches, layout.mesh, axis=1 if cycles is None else 2)
     # On CPU, where host and device share memory, passing NumPy arrays to the program is

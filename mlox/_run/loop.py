@@ -1,7 +1,9 @@
 """The one host loop: batches in, states out, with logging, validation and saving.
 
-The device never waits for the host between log points: a dispatch returns before it is
-computed, the next batches are gathered meanwhile, and metrics stay on the device.
+The device does not wait for the host between log points: a dispatch returns before it
+is computed, the next batches are gathered meanwhile, and metrics stay on the device.
+Only if the state is so large that a third one would be a burden, a dispatch begins when
+the one before it is computed.
 
 The loop is a generator of frozen values. Before every line that may fail, and after
 every change, it yields its phase and the state of the run. If it raises, its caller
@@ -109,6 +111,7 @@ def loop(
         for n in {size, cycles % each} - {0}
     }
     sizes = itertools.chain(dispatch.dispatch_sizes(cycles, each), (0,))
+    ahead = 0 if dispatch.is_large(reached.point.state) else 1
     # Where there are several processes, JAX catches the signals.
     catches = run.writer is not None and not run.multi_process
     with catch_signals(catches) as signals:
@@ -127,12 +130,19 @@ def loop(
                 reached = reached._replace(positions=positions)
             if following:
                 yield Phase.DATA, reached
+                del batches  # the dispatch has what it still needs of them
                 batches = run.stack_batches(following)
             yield Phase.STEP, reached
-            jax.block_until_ready(reached.points[-2].totals)
+            reached = reached.settle(ahead, config.donate)
             run.bar.update(size)
             asked = poll_preemption(number) if run.multi_process else bool(signals)
             due = config.due(point.cycle, size)
+            if not (asked or any(due)):
+                continue
+            if config.donate and due.logs:
+                reached = reached._replace(fallback=point)  # frees the one before
+                yield Phase.STEP, reached
+                reached = metrics.copy_fallback(reached)
             reached = yield from _handle_point(run, reached, zeros, due, asked)
             if due.logs:
                 yield Phase.LOGGING, reached
@@ -251,7 +261,7 @@ def _measure(
     """Record means and scores if they are due, and return the scalars as well."""
     config, scalars = run.config, {}
     if logs:
-        reached, scalars = metrics.record_means(reached, zeros, config.donate)
+        reached, scalars = metrics.record_means(reached, zeros)
     if validates and config.validation is not None:
         yield Phase.VALIDATION, reached
         before = reached.validations

@@ -40,9 +40,7 @@ def count_cycles(point: Point) -> int:
     return point.cycle - point.since - unused
 
 
-def record_means(
-    reached: RunState, zeros: Totals, donate: bool
-) -> tuple[RunState, dict[str, float]]:
+def record_means(reached: RunState, zeros: Totals) -> tuple[RunState, dict[str, float]]:
     """Record the means since the last log point, and return the scalars, too.
 
     The totals of the newest point begin anew with `zeros`.
@@ -65,14 +63,12 @@ def record_means(
         watches=watches,
     )
     scalars = {name: float(means[name]) for name in scalar_names(means)}
-    return keep_point(reached, donate), {"cycles_per_second": speed, **scalars}
+    return reached, {"cycles_per_second": speed, **scalars}
 
 
-def keep_point(reached: RunState, donate: bool) -> RunState:
-    """Make the newest point the fallback, before the next dispatch takes its state."""
+def copy_fallback(reached: RunState) -> RunState:
+    """Make a copy of the newest point the fallback, as its state will be donated."""
     point = reached.point
-    if not donate or reached.fallback.cycle == point.cycle:
-        return reached
     return reached._replace(fallback=point._replace(state=copy_state(point.state)))
 
 
@@ -84,7 +80,8 @@ def update_early_stopping(
     cycle = reached.point.cycle
     best = update(rule, reached.best, cycle, scalars[rule.metric])
     if best.cycle == cycle and rule.restore_best:
-        reached = keep_point(reached, donate)
+        if donate and reached.fallback.cycle < cycle:
+            reached = copy_fallback(reached)
         kept = reached.fallback if donate else reached.point
         reached = reached._replace(best_state=kept.state)
     return reached._replace(best=best)

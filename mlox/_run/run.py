@@ -176,6 +176,7 @@ def run(
             )
             given = {} if data is None else data
             cycles = _open_and_loop(stack, step, state, given, config, used, layout)
+            del state  # the loop alone holds states, and forgets those it needs no more
             for phase, reached in cycles:  # noqa: B007
                 pass
             phase = Phase.CLOSING
@@ -233,7 +234,9 @@ def _open_and_loop(
     shown = config.progress if primary else False
     bar = stack.enter_context(progress_bar(config.train_iters, first, shown))
     yield Phase.START, reached
-    yield from loop(Run(step, config, sources, loggers, bar, writer, layout), reached)
+    cycles = loop(Run(step, config, sources, loggers, bar, writer, layout), reached)
+    del state, reached
+    yield from cycles
 
 
 def _take_loggers(

@@ -60,9 +60,9 @@ class RunState(NamedTuple):
     """The state of a run, which is returned with an error if the next line fails.
 
     Attributes:
-        points: The last three dispatches, the newest one last. The newest two may still
-            be computing, so that the device is busy while the host works.
-        fallback: An earlier point whose state is never donated.
+        points: The last dispatches that may still be computing, the newest one last, so
+            that the device is busy while the host works; and the one before them.
+        fallback: A point that is computed, and whose state is never donated.
         positions: Where the data are after the batches of the newest point.
         records: The mean metrics at each log point.
         validations: The scores of each validation.
@@ -97,7 +97,23 @@ class RunState(NamedTuple):
 
     def reach(self, point: Point) -> RunState:
         """Return the state of the run after one more dispatch."""
-        return self._replace(points=(*self.points[-2:], point))
+        return self._replace(points=(*self.points, point))
+
+    def settle(self, ahead: int, donate: bool) -> RunState:
+        """Wait for all dispatches but the newest ones, and forget what is before them.
+
+        Args:
+            ahead: How many of the newest may still be computing.
+            donate: Whether the states of points are donated, and so no fallback.
+
+        Returns:
+            The state of the run without the points before the last one computed.
+        """
+        points = self.points[-1 - ahead :]
+        # What one program returns is ready together.
+        jax.block_until_ready(next(iter(points[0].totals.sums.values())))
+        fallback = self.fallback if donate else points[0]
+        return self._replace(points=points, fallback=fallback)
 
 
 NO_TOTALS = Totals({}, {}, {})
