@@ -249,7 +249,7 @@ class TestCreate:
 
 def test_reserved_names_are_those_of_a_context():
     reserved = {"name", "neighbours", "rng", "step", "model_state", "train"}
-    assert set(RESERVED) == reserved | {"task_index"}
+    assert set(RESERVED) == reserved | {"task_index", "inner_step"}
 
 
 class TestPytree:

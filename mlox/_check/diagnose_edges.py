@@ -10,6 +10,7 @@ from mlox._check.figures import Figures
 from mlox._check.finding import Cause, Finding
 from mlox._check.losses import Edge
 from mlox._engine.engine import Engine
+from mlox._utils.describe import show_call
 
 
 def find_reversed_edges(figures: Figures) -> list[Finding]:
@@ -25,9 +26,15 @@ def diagnose_edges(figures: Figures) -> Iterator[Finding]:
     """Yield what is wrong with the dependence of each cost on each neighbour."""
     # What a loop starts from may depend on an upper that the loss does not read.
     restarts = {lower.name for lower in figures.lowers if lower.restarts}
+    # And its optimizer may.
+    lowers = {lower.name: lower for lower in figures.lowers}
     for edge in figures.edges:
         anew = edge.above and edge.cost in restarts
         if edge.own or anew or not edge.needed:
+            continue
+        if edge.unread and edge.above and edge.by in lowers[edge.cost].steered:
+            if not lowers[edge.cost].unrolled:
+                yield _steers_only(edge, show_call(lowers[edge.cost].method))
             continue
         if is_cut(edge):
             yield _cut(edge)
@@ -73,6 +80,16 @@ def _not_read(edge: Edge) -> Finding:
         f"The loss of {edge.cost!r} does not change with {what} of {edge.by!r}, which "
         "an edge declares that it reads.",
         f"Use ctx.{edge.by}.params in the loss, or drop the edge.",
+    )
+
+
+def _steers_only(edge: Edge, method: str) -> Finding:
+    return Finding(
+        Cause.NOT_READ,
+        edge.cost,
+        f"The optimizer of {edge.cost!r} reads {edge.by!r} by hyperparams=, and its "
+        f"loss does not. {method} does not differentiate its steps.",
+        f"Pass method=mlox.Unrolled() to {edge.cost!r}.",
     )
 
 

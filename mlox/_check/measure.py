@@ -50,6 +50,7 @@ from mlox._check.vectors import (
     compare_vectors,
     scale_of,
 )
+from mlox._cycle.hyperparams import find_steering
 from mlox._utils.tree import STANDARD_PROMOTION
 from mlox._utils.types import Batches, State
 from mlox.solvers import System
@@ -278,6 +279,7 @@ def describe_lowers(
                 eigenvalues=values,
                 distance=distance,
                 restarts=n in plan.unrolled and problem.reset is not None,
+                steered=find_steering(plan, n, arrival.state).reads,
                 waits=count_waits(problem),
                 updates=updates.get(n),
                 stateful=bool(jax.tree.leaves(problem.model_state)),

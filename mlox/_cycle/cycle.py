@@ -256,9 +256,7 @@ class Cycle:
             name,
             run.state,
             gradient=lambda: found or self.differentiate(layer, name, run, batches),
-            evaluate=lambda: cost(
-                self.plan, name, self.point(layer, name, run, batches)
-            )[1][0],
+            point=lambda: self.point(layer, name, run, batches),
         )
         if name in self.plan.implicit:
             after = after._replace(problem=jax.lax.stop_gradient(after.problem))

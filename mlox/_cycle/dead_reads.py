@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from mlox._cycle.cycle import Cycle
+from mlox._cycle.hyperparams import find_steering
 from mlox._cycle.reset import start_inner_loops
 from mlox._graph.links import Carries, Kind, Link
 from mlox._hypergradient.cost import cost
 from mlox._utils.depends import depends
 from mlox._utils.types import Batches, PyTree, State
-from mlox.methods import Detached
+from mlox.methods import Detached, Unrolled
 
 # The rules, for a reader r of n. Each asks whether a program depends on a value, which
 # the elimination of its dead code tells: whether it depends in structure, for all
@@ -34,6 +35,8 @@ class Fault(enum.Enum):
         NOT_READ: The loss does not read it.
         DERIVATIVE_CUT: The loss reads it, but has no derivative with respect to it.
         ADDITIVE: It adds to the loss, but changes no slope: the answer stays.
+        STEERS_ONLY: The loss does not read it; the optimizer does, by `hyperparams`,
+            but the steps have no derivative with respect to it.
         EDGE_REVERSED: An answer's own cost does not depend on its own parameters, as if
             upper and lower were exchanged: it has no stationary point to answer with.
     """
@@ -41,6 +44,7 @@ class Fault(enum.Enum):
     NOT_READ = enum.auto()
     DERIVATIVE_CUT = enum.auto()
     ADDITIVE = enum.auto()
+    STEERS_ONLY = enum.auto()
     EDGE_REVERSED = enum.auto()
 
 
@@ -57,6 +61,10 @@ def find_fault(
         return None if moves or _has_slope(cycle, link, *given) else Fault.EDGE_REVERSED
     if not _is_read(cycle, link, *given):
         used = link.declares_level or _is_used(cycle, link, *given)
+        if not used and _steers(cycle, link, state):
+            # An engine tells of other methods when it is built.
+            through = isinstance(state[link.reader].method, Unrolled)
+            return Fault.STEERS_ONLY if through and link.kind is Kind.U2L else None
         return None if used else Fault.NOT_READ
     if constant:
         return None
@@ -99,6 +107,11 @@ def _is_used(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
     neighbour = state[read]
     parts = (neighbour.params, neighbour.model_state)
     return depends(made, parts, state, batches)
+
+
+def _steers(cycle: Cycle, link: Link, state: State) -> bool:
+    """Return whether the optimizer of the reader reads a neighbour."""
+    return link.read in find_steering(cycle.plan, link.reader, state).reads
 
 
 def _has_slope(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:

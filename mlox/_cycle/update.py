@@ -9,10 +9,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mlox._cycle.hyperparams import with_hyperparams
 from mlox._cycle.overflow import can_overflow
 from mlox._cycle.warmup import step_unless_waiting
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.adjoint import Hypergradient
+from mlox._hypergradient.cost import cost
+from mlox._hypergradient.point import EvaluationPoint
 from mlox._hypergradient.tasks import losses_of
 from mlox._problem.loss_scaling import all_finite, skip_overflow
 from mlox._problem.optimizer import apply_gradients
@@ -44,12 +47,12 @@ def update(
     name: str,
     state: State,
     gradient: Callable[[], tuple[Hypergradient, PyTree]],
-    evaluate: Callable[[], Metrics],
+    point: Callable[[], EvaluationPoint],
 ) -> Update:
     """Make one optimizer step of a problem, unless it waits for one below.
 
     `gradient` returns its hypergradient, and the whole gradient with respect to its
-    parameters; `evaluate` returns its metrics without an update.
+    parameters; `point` returns the point of this step.
     """
     problem: Problem = state[name]
     checked = can_overflow(plan, name, state)
@@ -59,7 +62,8 @@ def update(
         found, grads = gradient()
         loss = losses_of(problem, found.metrics)
         finite = all_finite(grads) if checked else jnp.array(True)
-        after = apply_gradients(problem, grads, found.model_state, loss)
+        steered = with_hyperparams(plan, problem, point)
+        after = apply_gradients(steered, grads, found.model_state, loss)
         after = dataclasses.replace(after, memory=found.memory)
         for guard in guards:
             after = guard(problem, after, finite)
@@ -69,7 +73,9 @@ def update(
         # A problem that waits reports its loss, and zeros for its solvers.
         shapes = jax.eval_shape(step).metrics
         zeros = {key: jnp.zeros(x.shape, x.dtype) for key, x in shapes.items()}
-        return Update(problem, {**zeros, **evaluate()}, jnp.array(True))
+        return Update(
+            problem, {**zeros, **cost(plan, name, point())[1][0]}, jnp.array(True)
+        )
 
     below = [state[n] for n in plan.graph.below[name]]
     return step_unless_waiting(below, step, wait)

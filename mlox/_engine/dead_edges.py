@@ -30,6 +30,10 @@ FOUND = {
         "depends on the parameters of {read!r} by an added term alone, which does not "
         "change its slope"
     ),
+    Fault.STEERS_ONLY: (
+        "does not read the parameters of {read!r}, and its optimizer, which does by "
+        "hyperparams=, has no derivative with respect to them"
+    ),
     Fault.EDGE_REVERSED: "does not depend on the parameters of {reader!r} itself",
 }
 REMEDIES = {
@@ -41,6 +45,10 @@ REMEDIES = {
     Fault.ADDITIVE: (
         "Let them act on what {reader!r} minimizes, e.g. as a weight. A term of "
         "{read!r} alone belongs into the loss of {read!r}."
+    ),
+    Fault.STEERS_ONLY: (
+        "Drop what cuts the derivative in hyperparams (stop_gradient, rounding, "
+        "integers). If a constant is meant, pass method=mlox.Detached() to {answer!r}."
     ),
     Fault.EDGE_REVERSED: (
         "Perhaps upper and lower are exchanged: u2l={{upper: [lower]}} leads to the "

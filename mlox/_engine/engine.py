@@ -21,6 +21,7 @@ from mlox._engine.jit import jit_value
 from mlox._engine.memory import warn_if_memory_is_reset
 from mlox._engine.refine import warn_if_refined_on_samples
 from mlox._engine.slopes import warn_if_slopes_are_infinite
+from mlox._engine.steering import check_steering
 from mlox._engine.step import Step
 from mlox._engine.summary import summarize_engine
 from mlox._engine.validation import (
@@ -135,6 +136,7 @@ class Engine:
         warn_if_slopes_are_infinite(plan, problems)
         warn_if_refined_on_samples(plan, problems)
         warn_if_memory_is_reset(plan, problems)
+        check_steering(plan, problems)
         object.__setattr__(self, "problems", tuple(problems))
         cycle = Cycle(plan, bool(unroll_loops), roll_back, telemetry)
         object.__setattr__(self, "cycle", cycle)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from mlox._cycle.hyperparams import find_steering
 from mlox._engine.described import Described
 from mlox._engine.memory import list_remembered
 from mlox._graph.dependencies import Block, Plan
@@ -45,7 +46,7 @@ def describe_problems(plan: Plan, problems: Sequence[Problem]) -> dict[str, Rows
     by_name = {problem.name: problem for problem in problems}
     remembered = list_remembered(plan, by_name)
     return {
-        name: _describe(plan, by_name[name], remembered[name])
+        name: _describe(plan, name, by_name, remembered[name])
         for name in reversed(plan.graph.order)
     }
 
@@ -74,14 +75,20 @@ def mermaid(self: Described) -> str:
     return "\n".join(lines)
 
 
-def _describe(plan: Plan, problem: Problem, remembered: Sequence[str]) -> Rows:
-    graph, name = plan.graph, problem.name
+def _describe(
+    plan: Plan,
+    name: str,
+    problems: Mapping[str, Problem],
+    remembered: Sequence[str],
+) -> Rows:
+    graph, problem = plan.graph, problems[name]
     steps = graph.steps_per_cycle[name]
     rows = [
         ("steps", f"{_times(steps)} per cycle, {_every(graph.period[name])}"),
         ("tasks", _chunks(problem, str(problem.tasks)) if problem.tasks else ""),
         ("reads uppers", ", ".join(graph.uppers(name))),
         ("reads lowers", ", ".join(graph.lowers(name))),
+        ("optimizer", _steering(plan, name, problems)),
         ("answer", _answer(plan, problem)),
         ("moves", ", ".join(n for n in graph.order if n in plan.movers[name])),
         *(("solves", _block(b)) for b in plan.responses[name].blocks),
@@ -94,6 +101,12 @@ def _describe(plan: Plan, problem: Problem, remembered: Sequence[str]) -> Rows:
 def _chunks(problem: Problem, tasks: str) -> str:
     at_once = problem.tasks_at_once
     return tasks if at_once is None else f"{tasks}, {at_once} at once"
+
+
+def _steering(plan: Plan, name: str, problems: Mapping[str, Problem]) -> str:
+    steering = find_steering(plan, name, problems)
+    source = f", from {', '.join(steering.reads)}" if steering.reads else ""
+    return f"hyperparams: {', '.join(steering.sets)}{source}" if steering.sets else ""
 
 
 def _answer(plan: Plan, problem: Problem) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from mlox._problem.transformation import build_transformation
 from mlox._problem.validation import (
     as_key,
     check_at_once,
+    check_hyperparams,
     check_mask,
     check_opt_state,
     check_params,
@@ -65,8 +66,8 @@ class Problem:
         tasks: The size of the leading axis of params, opt_state and model_state, or
             None.
         tasks_at_once: The number of tasks that are computed at a time, or None.
-        sample, reset, project, trainable, meta_trainable, warmup_steps: See
-            `Problem.create`.
+        sample, reset, project, trainable, meta_trainable, warmup_steps, hyperparams:
+            See `Problem.create`.
 
     Example:
         >>> import jax.numpy as jnp, optax, mlox
@@ -101,6 +102,7 @@ class Problem:
     trainable: Mask | None = field(metadata={"static": True})
     meta_trainable: Mask | None = field(metadata={"static": True})
     warmup_steps: int = field(metadata={"static": True})
+    hyperparams: Callable[..., Any] | None = field(metadata={"static": True})
 
     @classmethod
     def create(
@@ -121,6 +123,7 @@ class Problem:
         trainable: Mask | None = None,
         meta_trainable: Mask | None = None,
         warmup_steps: int = 0,
+        hyperparams: Callable[[Context], Mapping[Any, Any]] | None = None,
         loss_scale: Any = None,
         model_state: PyTree = None,
         rng: jax.Array | int | None = None,
@@ -173,6 +176,13 @@ class Problem:
                 differentiate. The others are trained, but are constants for uppers.
             warmup_steps: The problems above wait until the problem has made more than
                 that many steps.
+            hyperparams: (ctx) -> {name: value}, numbers of the optimizer, set before
+                each of its steps: learning rates, betas and decays that an upper
+                learns. `tx` holds them by `optax.inject_hyperparams`; those that are
+                not named stay. {group: {name: value}} names those of a label of
+                `optax.partition`, or of a name of `optax.named_chain`. What is learned
+                for each step of an inner loop is indexed by ctx.inner_step. `Unrolled`
+                differentiates through it; implicit answers do not depend on it.
             loss_scale: A `flax.training.dynamic_scale.DynamicScale` for losses in
                 float16: every derivative of the loss is computed at that scale. If a
                 gradient of the problem, or of an upper, is not finite, the update is
@@ -205,6 +215,7 @@ class Problem:
             "project": project,
             "trainable": trainable,
             "meta_trainable": meta_trainable,
+            "hyperparams": hyperparams,
         }
         check_static(name, static)
         check_at_once(name, tasks, tasks_at_once)
@@ -219,6 +230,7 @@ class Problem:
             opt_state = optimizer.init(params)
         check_opt_state(name, optimizer, params, opt_state)
         check_update(name, optimizer, params, opt_state)
+        check_hyperparams(name, hyperparams, opt_state)
         opt_state = jax.tree.map(strip_weak_type, opt_state)
         return cls(
             params=_stack(params, tasks),

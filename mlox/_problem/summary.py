@@ -32,6 +32,7 @@ USUAL = {
     "project": "None",
     "trainable": "None",
     "meta_trainable": "None",
+    "hyperparams": "None",
 }
 OPTIONS = [name for name in USUAL if name not in ("model_state", "memory", "loss_fn")]
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from mlox._problem.context import RESERVED
+from mlox._problem.hyperparams import find_injected
 from mlox._utils.describe import annotate_errors, summarize
 from mlox._utils.fields import (
     COUNT,
@@ -106,6 +107,7 @@ FUNCTIONS = {
     "project": "(params) -> params",
     "trainable": "(params) -> bools",
     "meta_trainable": "(params) -> bools",
+    "hyperparams": "(ctx) -> {name: value}",
 }
 BOOL = instance_of(bool | np.bool_, "a bool")
 
@@ -221,6 +223,16 @@ def check_update(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
             f"alone: {error}. Line searches are not supported; leave them out, e.g. by "
             "optax.lbfgs(learning_rate=0.1, linesearch=None)."
         ) from error
+
+
+def check_hyperparams(name: str, hyperparams: Any, opt_state: PyTree) -> None:
+    """Raise ValueError if `hyperparams` is given to an optimizer that holds none."""
+    if hyperparams is not None and not find_injected(opt_state, masked=False):
+        raise ValueError(
+            f"problem {name!r}: hyperparams= sets numbers in the state of tx, which "
+            "holds none. Make tx by optax.inject_hyperparams, e.g. "
+            "optax.inject_hyperparams(optax.adam)(1e-3)."
+        )
 
 
 def as_key(label: str, value: Any) -> jax.Array | None:

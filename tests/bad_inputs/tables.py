@@ -6,6 +6,7 @@ from . import (
     checks,
     dead_edges,
     engines,
+    hyperparams,
     losses,
     modules,
     problems,
@@ -16,6 +17,7 @@ from .case import Case
 
 TABLES = (
     problems,
+    hyperparams,
     engines,
     values,
     losses,
