@@ -32,7 +32,9 @@ from mlox.methods import SOBA as SOBA
 from mlox.methods import Answer as Answer
 from mlox.methods import Detached as Detached
 from mlox.methods import FiniteDifference as FiniteDifference
+from mlox.methods import Forward as Forward
 from mlox.methods import Implicit as Implicit
+from mlox.methods import Loop as Loop
 from mlox.methods import Method as Method
 from mlox.methods import MethodWithMemory as MethodWithMemory
 from mlox.methods import Unrolled as Unrolled

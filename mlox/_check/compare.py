@@ -30,11 +30,9 @@ from mlox._utils.fields import COUNT, POSITIVE, Kind, instance_of, optional
 from mlox._utils.fields import check as check_value
 from mlox._utils.tree import STANDARD_PROMOTION
 from mlox._utils.types import Batches, State
-from mlox.methods import Iterative, Method, Unrolled
+from mlox.methods import Loop, Method, Unrolled
 
-METHOD = instance_of(
-    Method | Iterative, "a method, e.g. mlox.Implicit() or mlox.Unrolled()"
-)
+METHOD = instance_of(Method | Loop, "a method, e.g. mlox.Implicit() or mlox.Unrolled()")
 CANDIDATES = instance_of(
     Mapping, "a dict {problem: {name: method}}, e.g. {'fit': {'cg': mlox.Implicit()}}"
 )

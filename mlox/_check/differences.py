@@ -21,7 +21,7 @@ from mlox._check.vectors import (
     shift,
 )
 from mlox._utils.types import PyTree
-from mlox.methods import Unrolled
+from mlox.methods import Iterative
 
 # Three differences have three causes:
 #
@@ -148,7 +148,9 @@ def compare_unrolled(
 def differs_from_window(experiment: Experiment) -> bool:
     """Return whether an answer is not differentiated through its whole window."""
     methods = [experiment.state[n].method for n in experiment.setting.movers]
-    return any(not isinstance(m, Unrolled) or m.last_steps is not None for m in methods)
+    return any(
+        not isinstance(m, Iterative) or m.last_steps is not None for m in methods
+    )
 
 
 def compare_along(

@@ -20,7 +20,7 @@ from mlox._check.setting import Arrival, Setting, move
 from mlox._check.vectors import as_vector
 from mlox._graph.dependencies import Plan
 from mlox._utils.types import Batches, PyTree, State
-from mlox.methods import Iterative, Unrolled
+from mlox.methods import Loop, Unrolled
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Experiment:
         exact = Exact(solver_for(self.unknowns))
         state = {
             n: dataclasses.replace(
-                p, method=Unrolled() if isinstance(p.method, Iterative) else exact
+                p, method=Unrolled() if isinstance(p.method, Loop) else exact
             )
             for n, p in self.state.items()
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlox.methods import SAMA, Detached, FiniteDifference, Implicit, Unrolled
+from mlox.methods import SAMA, Detached, FiniteDifference, Implicit, Iterative
 from mlox.solvers import (
     CG,
     GMRES,
@@ -43,7 +43,7 @@ def is_foreign(method: Any) -> bool:
     if isinstance(method, Implicit):
         known = CG | GMRES | BiCGStab | Dense | Identity | Neumann | None
         return not isinstance(method.solver, known)
-    return not isinstance(method, FiniteDifference | SAMA | Detached | Unrolled)
+    return not isinstance(method, FiniteDifference | SAMA | Detached | Iterative)
 
 
 def needs_definite(method: Any) -> bool:

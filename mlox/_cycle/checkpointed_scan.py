@@ -2,52 +2,61 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mlox.methods import Rematerialization
+from mlox._cycle.segments import cut_rounds
 
 Body = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def checkpointed_scan(
-    body: Body, carry: Any, xs: Any, length: int, keep: Rematerialization, unroll: bool
+    body: Body, carry: Any, xs: Any, rounds: range, levels: int, unroll: bool
 ) -> tuple[Any, Any]:
-    """Scan like `jax.lax.scan`, with what reverse mode keeps, see `mlox.Unrolled`."""
+    """Scan over some rounds, the first axis of `xs`, with nested checkpoints.
 
-    def scan(step: Body, start: Any, inputs: Any, count: int) -> tuple[Any, Any]:
-        return jax.lax.scan(step, start, inputs, count, unroll=count if unroll else 1)
+    Reverse mode stores what `mlox.Unrolled(levels=)` says.
+    """
 
-    if keep == "none" or length == 1:
-        return scan(body, carry, xs, length)
-    # Inside a loop, common-subexpression elimination cannot undo the rematerialization.
-    step = jax.checkpoint(body, prevent_cse=unroll)
-    size = math.isqrt(length)
-    if keep == "step" or size == 1:
-        return scan(step, carry, xs, length)
+    # A scan over slices copies them: of the batches of a window, which may be large,
+    # once for each level. So the scan is over indices.
+    def step(carry: Any, index: Any) -> tuple[Any, Any]:
+        return body(carry, jax.tree.map(lambda x: _take(x, index), xs))
 
-    # T steps in sqrt(T) segments of sqrt(T) steps: the states at the ends of segments,
-    # and the steps of one segment at a time, 2 sqrt(T) states in all (Griewank 1992).
-    def segment(start: Any, inputs: Any) -> tuple[Any, Any]:
-        return scan(step, start, inputs, size)
+    def scan(step: Body, start: Any, indices: jax.Array) -> tuple[Any, Any]:
+        count = indices.shape[0]
+        return jax.lax.scan(step, start, indices, unroll=count if unroll else 1)
 
-    count, rest = divmod(length, size)
-    head, tail = _split(xs, rest)
-    ys: list[Any] = []
-    if rest:
-        carry, y = scan(step, carry, head, rest)
+    def remember(step: Body) -> Body:
+        # In a loop, common-subexpression elimination cannot undo rematerialization.
+        return jax.checkpoint(step, prevent_cse=unroll)
+
+    if levels == 0 or len(rounds) == 1:
+        return scan(step, carry, jnp.arange(rounds.start, rounds.stop))
+    run, width, ys = remember(step), 1, []
+    first, sizes = cut_rounds(len(rounds), levels)
+    if first:
+        carry, y = scan(run, carry, rounds.start + jnp.arange(first))
         ys.append(y)
-    tail = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), tail)
-    carry, y = scan(jax.checkpoint(segment, prevent_cse=unroll), carry, tail, count)
-    ys.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), y))
+    for level, size in enumerate(reversed(sizes), 1):
+
+        def segment(
+            carry: Any,
+            start: Any,
+            run: Body = run,
+            width: int = width,
+            size: int = size,
+        ) -> tuple[Any, Any]:
+            return scan(run, carry, start + width * jnp.arange(size))
+
+        run, width = remember(segment) if level < levels else segment, width * size
+    carry, y = run(carry, rounds.start + first)
+    ys.append(jax.tree.map(lambda x: x.reshape(width, *x.shape[levels:]), y))
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *ys)
 
 
-def _split(xs: Any, rest: int) -> tuple[Any, Any]:
-    head = jax.tree.map(lambda x: x[:rest], xs)
-    tail = jax.tree.map(lambda x: x[rest:], xs)
-    return head, tail
+def _take(x: Any, index: Any) -> Any:
+    return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)

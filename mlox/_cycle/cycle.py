@@ -14,6 +14,7 @@ from mlox._cycle.chunks import run_in_chunks
 from mlox._cycle.confirm import confirm
 from mlox._cycle.history import History, LowerRun, narrow_run
 from mlox._cycle.last_step import point_at_last_steps
+from mlox._cycle.loops import run_with_pull_back
 from mlox._cycle.overflow import back_off_movers
 from mlox._cycle.replay import find_starts
 from mlox._cycle.reset import forget_inner_loops, start_inner_loops
@@ -21,7 +22,7 @@ from mlox._cycle.roll_back import roll_back
 from mlox._cycle.sample import empty_samples, sample_batches
 from mlox._cycle.scan import scan_rounds
 from mlox._cycle.telemetry import with_telemetry
-from mlox._cycle.unrolled import Answers, add_unrolled, answers_of, make_pull
+from mlox._cycle.unrolled import add_unrolled
 from mlox._cycle.update import Update, update
 from mlox._cycle.warmup import waits
 from mlox._cycle.windows import start_windows
@@ -40,7 +41,7 @@ from mlox._utils.types import Batches, Metrics, Params, PyTree, State
 # below, and then one step of each of its problems:
 #
 #     run_window(i) = run_lowers(i); update each problem of layer i
-#     run_lowers(i) = run_rounds(i), under one `jax.vjp` if an unrolled answer responds
+#     run_lowers(i) = run_rounds(i), by the loops of the unrolled answers that respond
 #     run_rounds(i) = scan of run_window(i - 1)
 #
 # The window of the highest layer is the cycle. The recursion is unfolded while tracing,
@@ -193,24 +194,20 @@ class Cycle:
         names = [n for n in self.graph.layers[layer] if n in batches]
         lower = [n for n in self.graph.names_below(layer) if n in batches]
 
-        def run(params: Params) -> tuple[Answers, tuple[State, History, Metrics]]:
+        def run(params: Params) -> tuple[State, History, Metrics]:
             moved = {
                 n: dataclasses.replace(state[n], params=p) for n, p in params.items()
             }
             after, kept, metrics = self.run_rounds(
                 layer, {**state, **moved}, history, batches
             )
-            below = {n: after[n] for n in lower}
-            return answers_of(self.plan, layer, below), (below, kept, metrics)
+            return {n: after[n] for n in lower}, kept, metrics
 
         # The problems of one layer share the run; each pulls its own cotangents back.
         params = {n: state[n].params for n in names if self.plan.responses[n].unrolled}
-        if params:
-            answers, vjp, (below, kept, metrics) = jax.vjp(run, params, has_aux=True)
-            pull = make_pull(answers, vjp)
-        else:
-            _, (below, kept, metrics) = run(params)
-            pull = lambda cotangents: cotangents.params
+        (below, kept, metrics), pull = run_with_pull_back(
+            self.plan, layer, state, run, params
+        )
         starts = find_starts(self.plan, names, state)
         kept = kept._replace(starts={**kept.starts, **starts})
         after = forget_inner_loops(self.plan, layer, {**state, **below})

@@ -20,23 +20,25 @@ class Stream(enum.IntEnum):
 
     RESET = 2**32 - 1
     SAMPLE = 2**32 - 2
+    LOOP = 2**32 - 3
 
 
 def point_of_stream(
     state: State, stream: Stream, inner_steps: Mapping[str, jax.Array] | None = None
 ) -> EvaluationPoint:
     """Return the point of a state, with the keys of a stream at the present steps."""
-
-    def key(problem: Problem) -> jax.Array | None:
-        if problem.rng is None:
-            return None
-        rng = jax.random.fold_in(problem.rng, int(stream))
-        return jax.random.fold_in(rng, problem.step)
-
-    keys = {n: key(problem) for n, problem in state.items()}
+    keys = {n: key_of_stream(problem, stream) for n, problem in state.items()}
     return present_point(state, keys, inner_steps=inner_steps)
 
 
 def seen_by(plan: Plan, name: str, state: State) -> State:
     """Return the problems that the functions of a problem see."""
     return {n: state[n] for n in (name, *plan.graph.reads(name))}
+
+
+def key_of_stream(problem: Problem, stream: Stream) -> jax.Array | None:
+    """Return the key of a stream at the present step of a problem, if it has keys."""
+    if problem.rng is None:
+        return None
+    rng = jax.random.fold_in(problem.rng, int(stream))
+    return jax.random.fold_in(rng, problem.step)

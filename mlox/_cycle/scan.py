@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from mlox._cycle.batches import split_rounds
 from mlox._cycle.checkpointed_scan import checkpointed_scan
 from mlox._cycle.history import History
-from mlox._cycle.truncate import cut_derivatives, split_phases
+from mlox._cycle.truncate import Phase, cut_derivatives, split_phases
 from mlox._graph.dependencies import Plan
 from mlox._problem.problem import Problem
 from mlox._utils.types import Batches, Metrics, State
-from mlox.methods import Rematerialization, Unrolled
+from mlox.methods import Unrolled
 
 Window = Callable[
     [State, History, Batches], tuple[dict[str, Problem], History, Metrics]
@@ -41,19 +41,15 @@ def scan_rounds(
     parts: list[Metrics] = []
     for phase in split_phases(plan, layer, state, length):
         state = cut_derivatives(state, phase)
-        rounds = phase.stop - phase.start
         # The problems above stay as they are: later phases respond to them.
         start = jax.lax.stop_gradient(state) if phase.constant else state
         below, history, metrics = _scan(
             window,
             start,
             history,
-            {
-                n: jax.tree.map(lambda x, p=phase: x[p.start : p.stop], xs[n])
-                for n in names
-            },
-            rounds,
-            _choose_rematerialization(plan, layer, state, rounds),
+            xs,
+            phase.rounds,
+            _choose_levels(plan, layer, state, phase),
             unroll,
         )
         state = {**state, **below}
@@ -67,8 +63,8 @@ def _scan(
     state: State,
     history: History,
     xs: Batches,
-    rounds: int,
-    keep: Rematerialization,
+    rounds: range,
+    levels: int,
     unroll: bool,
 ) -> tuple[dict[str, Problem], History, Metrics]:
     # What stands above the window is closed over: it is constant in the loop, and its
@@ -81,20 +77,19 @@ def _scan(
         return ({n: after[n] for n in xs}, history), metrics
 
     start = ({n: state[n] for n in xs}, history)
-    (below, history), metrics = checkpointed_scan(body, start, xs, rounds, keep, unroll)
+    (below, history), metrics = checkpointed_scan(
+        body, start, xs, rounds, levels, unroll
+    )
     return below, history, metrics
 
 
-def _choose_rematerialization(
-    plan: Plan, layer: int, state: State, rounds: int
-) -> Rematerialization:
-    """Return what needs the least memory among what the unrolled answers ask for."""
+def _choose_levels(plan: Plan, layer: int, state: State, phase: Phase) -> int:
+    """Return the most levels of checkpoints that the unrolled answers ask for."""
+    if phase.constant:
+        return 0
     methods = [state[u].method for u in plan.unrolled_through(layer) if u in state]
-    asked = [m.rematerialization(rounds) for m in methods if isinstance(m, Unrolled)]
-    for keep in ("segments", "step"):
-        if keep in asked:
-            return keep
-    return "none"
+    asked = [m.levels_of(len(phase.rounds)) for m in methods if isinstance(m, Unrolled)]
+    return max(asked, default=0)
 
 
 def _join_rounds(metrics: Metrics, counts: dict[str, int]) -> Metrics:

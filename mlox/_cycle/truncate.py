@@ -10,7 +10,7 @@ import jax
 
 from mlox._graph.dependencies import Plan
 from mlox._utils.types import State
-from mlox.methods import Unrolled
+from mlox.methods import Iterative
 
 # With `last_steps=K` the derivative of an answer begins K steps before the end of the
 # window (Shaban et al. 2019): its state is a constant there. If y_t = Phi(y_{t-1}, x),
@@ -25,14 +25,12 @@ class Phase(NamedTuple):
     """Rounds between two cuts.
 
     Attributes:
-        start: The first round.
-        stop: The round after the last one.
+        rounds: The rounds.
         cut: The answers whose derivative begins with the first round.
         constant: Whether no answer is differentiated through these rounds.
     """
 
-    start: int
-    stop: int
+    rounds: range
     cut: Sequence[str]
     constant: bool
 
@@ -44,8 +42,7 @@ def split_phases(plan: Plan, layer: int, state: State, length: int) -> list[Phas
     first = min(cuts.values(), default=0)
     return [
         Phase(
-            start,
-            stop,
+            range(start, stop),
             [u for u, cut in cuts.items() if cut == start > 0],
             stop <= first,
         )
@@ -66,7 +63,7 @@ def _find_cuts(
         if u not in state:
             continue
         method: Any = state[u].method
-        here = plan.differentiated_at[u] == layer and isinstance(method, Unrolled)
+        here = plan.differentiated_at[u] == layer and isinstance(method, Iterative)
         steps = method.last_steps if here else None
         per_round = plan.steps_per_round(u, layer)
         yield u, 0 if steps is None else max(0, length - steps // per_round)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,30 +36,21 @@ class Answers(NamedTuple):
     params: dict[str, PyTree]
     states: dict[str, PyTree]
 
+    def fill(self, arrived: Answers) -> Answers:
+        """Return cotangents like these answers: some that arrived, zeros elsewhere."""
+        params, states = jax.tree.map(jnp.zeros_like, self)
+        return Answers(
+            {u: combine(arrived.params.get(u), x) for u, x in params.items()},
+            {u: arrived.states.get(u, x) for u, x in states.items()},
+        )
 
-def answers_of(plan: Plan, layer: int, state: State) -> Answers:
-    """Return the unrolled answers that respond through the window of a layer."""
-    names = [u for u in plan.unrolled_through(layer) if u in state]
+
+def answers_of(plan: Plan, names: Sequence[str], state: State) -> Answers:
+    """Return some unrolled answers."""
     return Answers(
         {u: state[u].params for u in names},
         {u: responsive_state(state[u]) for u in names if u in plan.stateful},
     )
-
-
-def make_pull(
-    answers: Answers, transpose: Callable[[Answers], tuple[Params]]
-) -> Callable[[Answers], Params]:
-    """Return the pull-back of a window, in which nothing arrives at some answers."""
-
-    def pull(arrived: Answers) -> Params:
-        params, states = jax.tree.map(jnp.zeros_like, answers)
-        whole = {u: combine(part, params[u]) for u, part in arrived.params.items()}
-        (pulled,) = transpose(
-            Answers({**params, **whole}, {**states, **arrived.states})
-        )
-        return pulled
-
-    return pull
 
 
 def add_unrolled(

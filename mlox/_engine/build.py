@@ -8,7 +8,7 @@ from typing import Any
 from mlox._graph.build import build_graph
 from mlox._graph.dependencies import Plan
 from mlox._problem.problem import Problem
-from mlox.methods import Iterative, reach
+from mlox.methods import Loop, reach
 from mlox.solvers import System
 
 Edges = Mapping[Any, Sequence[str | Problem]]
@@ -31,7 +31,7 @@ def build_plan(
     )
     return Plan(
         graph=graph,
-        unrolled=frozenset(p.name for p in problems if isinstance(p.method, Iterative)),
+        unrolled=frozenset(p.name for p in problems if isinstance(p.method, Loop)),
         can_be_total=frozenset(
             p.name for p in problems if reach(p.method) > System.NONE
         ),

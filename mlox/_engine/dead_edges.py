@@ -14,7 +14,7 @@ from mlox._graph.links import Carries, Kind, Link, find_links
 from mlox._hypergradient.watch import Read, watch_reads
 from mlox._utils.types import Batches, State
 from mlox._utils.warn import warn
-from mlox.methods import Implicit, Iterative
+from mlox.methods import Implicit, Loop
 
 # Whoever declares an edge expects that something flows along it. A loss that does not
 # read its upper, a `stop_gradient` too many, or edges the wrong way round leave a
@@ -113,7 +113,7 @@ def find_dead_edges(
         _read_of(link)
         for link in links
         if link.carries is Carries.CROSS
-        and not isinstance(state[link.answers[0]].method, Implicit | Iterative)
+        and not isinstance(state[link.answers[0]].method, Implicit | Loop)
     }
     return _judge(cycle, links, carried - differences, state, batches)
 

@@ -10,7 +10,7 @@ from mlox._engine.memory import list_remembered
 from mlox._graph.dependencies import Block, Plan
 from mlox._problem.problem import Problem
 from mlox._utils.describe import count, show_call
-from mlox.methods import Iterative
+from mlox.methods import Loop
 from mlox.solvers import System
 
 SYSTEMS = {
@@ -115,7 +115,7 @@ def _answer(plan: Plan, problem: Problem) -> str:
     text = show_call(problem.method)
     if problem.name in plan.towers:
         return f"{text}, to its total objective: its lowers respond"
-    if plan.movers[problem.name] and not isinstance(problem.method, Iterative):
+    if plan.movers[problem.name] and not isinstance(problem.method, Loop):
         if problem.name in plan.totals:
             return f"{text}, its unrolled lowers respond"
         return f"{text}, direct: its lowers are held fixed in its stationarity"

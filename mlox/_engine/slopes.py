@@ -16,7 +16,7 @@ from mlox._problem.problem import Problem
 from mlox._problem.responsive import responsive_part
 from mlox._utils.types import PyTree
 from mlox._utils.warn import warn
-from mlox.methods import Unrolled
+from mlox.methods import Iterative
 
 # Adam's update has a square root of each entry, which a single zero entry suffices to
 # meet. Clipping by a norm, and normalizing, have the square root of a sum: it has no
@@ -28,14 +28,14 @@ class InfiniteSlope(enum.Enum):
     """Where the update of an optimizer has no derivative; the value tells it."""
 
     ENTRIES = (
-        "problem {name!r} is Unrolled, but its optimizer has an infinite derivative "
+        "problem {name!r} is {method}, but its optimizer has an infinite derivative "
         "where an entry of the gradient is zero (Adam's square root of a zero second "
         "moment): one such entry makes the hypergradient NaN. Pass eps_root to "
         "optax.adam, about eps squared (eps_root=1e-16 for eps=1e-8; a larger one "
         "slows training down), or use mlox.Implicit()."
     )
     NORMS = (
-        "problem {name!r} is Unrolled, but its optimizer takes a norm that has no "
+        "problem {name!r} is {method}, but its optimizer takes a norm that has no "
         "derivative at a zero gradient (clipping by a norm, normalizing): if all that "
         "it measures is zero, such as the gradient of a masked task, or of a layer "
         "below zero weights, the hypergradient is NaN. Clip entries by optax.clip, or "
@@ -47,12 +47,13 @@ class InfiniteSlope(enum.Enum):
 def warn_if_slopes_are_infinite(plan: Plan, problems: Sequence[Problem]) -> None:
     """Warn if an unrolled optimizer has no derivative where a gradient is zero."""
     for problem in problems:
-        if not isinstance(problem.method, Unrolled):
+        if not isinstance(problem.method, Iterative):
             continue
         if problem.name in plan.responsive:
             found = find_infinite_slope(problem)
             if found is not None:
-                warn(found.value.format(name=problem.name))
+                method = type(problem.method).__name__
+                warn(found.value.format(name=problem.name, method=method))
 
 
 def find_infinite_slope(problem: Problem) -> InfiniteSlope | None:

@@ -19,7 +19,7 @@ from mlox._problem.validation import check_opt_state, check_params, check_parts
 from mlox._utils.describe import summarize
 from mlox._utils.fields import Kind, check, check_arrays, instance_of
 from mlox._utils.types import Batches, State
-from mlox.methods import Iterative, Unrolled, reach
+from mlox.methods import Iterative, Loop, reach
 from mlox.solvers import System
 
 LIST = instance_of(Sequence, "a list of problems")
@@ -89,11 +89,11 @@ def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
         )
     for name, layer in plan.differentiated_at.items():
         method = problems[name].method
-        steps = method.last_steps if isinstance(method, Unrolled) else None
+        steps = method.last_steps if isinstance(method, Iterative) else None
         per_round = plan.steps_per_round(name, layer)
         if steps is not None and steps % per_round:
             raise ValueError(
-                f"problem {name!r}: Unrolled(last_steps={steps}) ends within a round "
+                f"problem {name!r}: {method} ends within a round "
                 f"of {per_round} steps in the window of {graph.layers[layer][0]!r}. "
                 f"Choose a multiple of {per_round}."
             )
@@ -131,7 +131,7 @@ def check_state(plan: Plan, state: State) -> None:
     for name, problem in state.items():
         built = steps[name], name in plan.unrolled, name in plan.can_be_total
         method, unroll_steps = problem.method, problem.unroll_steps
-        kinds = isinstance(method, Iterative), reach(method) > System.NONE
+        kinds = isinstance(method, Loop), reach(method) > System.NONE
         if (unroll_steps, *kinds) != built:
             raise ValueError(
                 f"problem {name!r}: method or unroll_steps in the state ({method}, "

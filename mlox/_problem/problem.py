@@ -29,7 +29,7 @@ from mlox._problem.validation import (
 from mlox._utils.fields import check_arrays
 from mlox._utils.tree import strip_weak_type
 from mlox._utils.types import LossFn, Mask, PyTree
-from mlox.methods import Implicit, Iterative, Method
+from mlox.methods import Implicit, Loop, Method
 
 
 # `__init__` checks nothing: JAX makes problems of placeholders instead of arrays, too.
@@ -92,7 +92,7 @@ class Problem:
     tx: optax.GradientTransformation = field(metadata={"static": True})
     loss_fn: LossFn = field(metadata={"static": True})
     apply_fn: Callable[..., Any] | None = field(metadata={"static": True})
-    method: Method | Iterative = field(metadata={"static": True})
+    method: Method | Loop = field(metadata={"static": True})
     unroll_steps: int = field(metadata={"static": True})
     tasks: int | None = field(metadata={"static": True})
     tasks_at_once: int | None = field(metadata={"static": True})
@@ -113,7 +113,7 @@ class Problem:
         tx: optax.GradientTransformation,
         loss_fn: LossFn,
         apply_fn: Callable[..., Any] | None = None,
-        method: Method | Iterative | None = None,
+        method: Method | Loop | None = None,
         unroll_steps: int = 1,
         tasks: int | None = None,
         tasks_at_once: int | None = None,

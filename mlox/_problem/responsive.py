@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mlox._problem.problem import Problem
 from mlox._utils.tree import combine, partition
 from mlox._utils.types import PyTree
-from mlox.methods import Iterative
+from mlox.methods import Loop
 
 
 def responsive_part(problem: Problem, params: PyTree) -> PyTree:
@@ -17,7 +17,7 @@ def responsive_part(problem: Problem, params: PyTree) -> PyTree:
     Frozen parameters are not unknowns of an implicit answer. In loops that are
     differentiated they may still respond, through `reset`.
     """
-    trainable = None if isinstance(problem.method, Iterative) else problem.trainable
+    trainable = None if isinstance(problem.method, Loop) else problem.trainable
     part = params
     tasks = problem.tasks
     one = params if tasks is None else jax.tree.map(lambda x: x[0], params)

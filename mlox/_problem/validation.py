@@ -27,7 +27,7 @@ from mlox._utils.fields import (
 )
 from mlox._utils.tree import partition
 from mlox._utils.types import Mask, PyTree
-from mlox.methods import Iterative, Method
+from mlox.methods import Loop, Method
 
 
 def is_key(value: Any) -> bool:
@@ -46,7 +46,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_method(value: Any) -> bool:
-    return not isinstance(value, type) and isinstance(value, Iterative | Method)
+    return not isinstance(value, type) and isinstance(value, Loop | Method)
 
 
 def _is_loss_scale(value: Any) -> bool:
@@ -69,7 +69,7 @@ NAME = (
 METHOD = (
     "a value such as mlox.Implicit(mlox.CG()), mlox.Unrolled() or "
     "mlox.FiniteDifference(), or one with the functions multiplier and pairing of "
-    "mlox.Method"
+    "mlox.Method, or pull of mlox.Loop"
 )
 KEY = Kind("one PRNG key, e.g. jax.random.key(0)", is_key, TypeError)
 SEED = Kind(

@@ -6,13 +6,14 @@ from mlox.methods._base import Answer as Answer
 from mlox.methods._base import Method as Method
 from mlox.methods._base import reach as reach
 from mlox.methods._finite_difference import FiniteDifference as FiniteDifference
+from mlox.methods._forward import Forward as Forward
 from mlox.methods._implicit import Implicit as Implicit
+from mlox.methods._loop import Iterative as Iterative
+from mlox.methods._loop import Loop as Loop
 from mlox.methods._memory import MethodWithMemory as MethodWithMemory
 from mlox.methods._memory import call_multiplier as call_multiplier
 from mlox.methods._memory import keeps_memory as keeps_memory
 from mlox.methods._sama import SAMA as SAMA
 from mlox.methods._soba import SOBA as SOBA
 from mlox.methods._unrolled import Detached as Detached
-from mlox.methods._unrolled import Iterative as Iterative
-from mlox.methods._unrolled import Rematerialization as Rematerialization
 from mlox.methods._unrolled import Unrolled as Unrolled

@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlox._utils.describe import show_call
-from mlox._utils.fields import COUNT, check_fields, one_of, optional
+from mlox._utils.fields import COUNT, COUNT_OR_ZERO, check_fields, one_of, optional
+from mlox.methods._loop import Iterative, pull_in_reverse
 
 Rematerialization = Literal["none", "step", "segments"]
 
-# In n segments of T/n rounds, reverse mode stores the n states at their ends and, while
-# one segment is recomputed, its T/n states: n + T/n is least for n = sqrt(T).
-#
-# Windows of at least this many rounds are cut into segments by default. In shorter
-# ones, recomputing segments doubles the time to compile, and saves little memory.
-MANY_ROUNDS = 16
+# The older spelling of `levels`.
+LEVELS = {"none": 0, "step": 1, "segments": 2}
+
+# Windows of at least this many rounds have that many levels of checkpoints by default,
+# from the longest windows to the shortest.
+MANY_ROUNDS = {512: 3, 16: 2, 0: 0}
 
 
 @dataclass(frozen=True, repr=False)
-class Unrolled:
+class Unrolled(Iterative):
     r"""Differentiate an answer through the steps that led to it, in reverse mode.
 
     The answer is theta_T of theta_{t+1} = theta_t + u(grad C(theta_t, x), s_t), with
@@ -30,11 +31,13 @@ class Unrolled:
     Attributes:
         last_steps: Differentiate only the last K steps of the window (truncation),
             which takes the memory and time of K steps; None for all steps.
-        checkpoint: What reverse mode stores of the T steps of a window. "none": every
-            intermediate value of every step. "step": the state at every step; steps are
-            recomputed. "segments": the states at the ends of about sqrt(T) segments;
-            segments are recomputed, which needs the least memory, O(sqrt(T)) states.
-            None: "segments" in windows of 16 rounds or more, "none" in shorter ones.
+        checkpoint: The older spelling of `levels`: "none" is 0, "step" 1, "segments" 2.
+        levels: How often reverse mode recomputes steps rather than store what they
+            compute. 0: it stores every intermediate value of the T steps of a window.
+            1: the state at every step, of which it recomputes one at a time. L: the
+            states at the ends of nested segments, about L T^(1/L) states, for L runs of
+            the window beside the first one. None: 0 in windows of less than 16 rounds,
+            2 in those of less than 512, and 3 in longer ones.
 
     References:
         Maclaurin, Duvenaud and Adams, Gradient-based Hyperparameter Optimization
@@ -48,21 +51,33 @@ class Unrolled:
         Unrolled(last_steps=5)
     """
 
-    last_steps: int | None = None
     checkpoint: Rematerialization | None = None
+    levels: int | None = None
+
+    pull = staticmethod(pull_in_reverse)
 
     def __post_init__(self) -> None:
         check_fields(
             self,
             last_steps=optional(COUNT),
-            checkpoint=optional(one_of("none", "step", "segments")),
+            checkpoint=optional(one_of(*LEVELS)),
+            levels=optional(COUNT_OR_ZERO),
         )
+        if self.checkpoint is not None and self.levels is not None:
+            raise ValueError(
+                f"Unrolled has levels={self.levels} and checkpoint="
+                f"{self.checkpoint!r}, an older spelling of "
+                f"levels={LEVELS[self.checkpoint]}; expected one of the two. Give "
+                "levels alone."
+            )
 
-    def rematerialization(self, rounds: int) -> Rematerialization:
-        """Return what reverse mode stores of a window of that many rounds."""
-        if self.checkpoint is None:
-            return "segments" if rounds >= MANY_ROUNDS else "none"
-        return self.checkpoint
+    def levels_of(self, rounds: int) -> int:
+        """Return the levels of checkpoints in a window of that many rounds."""
+        if self.checkpoint is not None:
+            return LEVELS[self.checkpoint]
+        if self.levels is not None:
+            return self.levels
+        return next(n for least, n in MANY_ROUNDS.items() if rounds >= least)
 
     __repr__ = show_call
 
@@ -88,8 +103,6 @@ class Detached:
         Detached()
     """
 
+    pull = staticmethod(pull_in_reverse)
+
     __repr__ = show_call
-
-
-Iterative = Unrolled | Detached
-"""The methods that differentiate the loop: their answers need no linear system."""
