@@ -31,6 +31,7 @@ BICGSTAB = mlox.Implicit(mlox.BiCGStab(iterations=20))
 UNROLLED = mlox.Unrolled()
 METHODS = {
     "cg": CG,
+    "forward": mlox.Forward(),
     "dense": DENSE,
     "difference": mlox.FiniteDifference(),
     "identity": mlox.Implicit(mlox.Identity()),
@@ -512,20 +513,21 @@ def truncated(program, count, last):
 
 
 @pytest.mark.parametrize(
-    ("count", "last", "checkpoint"),
+    ("count", "method"),
     [
-        *itertools.product([7, 12], [None], ["none", "step", "segments"]),
-        *itertools.product([1, 2], [None], ["segments"]),
-        *itertools.product([7], [1, 3, 7, 9], ["segments"]),
-        *itertools.product([12], [5], ["none", "segments"]),
+        *((7, mlox.Unrolled(levels=levels)) for levels in (0, 1, 2, 3)),
+        *((12, mlox.Unrolled(levels=levels)) for levels in (0, 2, 4)),
+        *((count, mlox.Unrolled(checkpoint="segments")) for count in (1, 2)),
+        *((7, mlox.Unrolled(last_steps=last, levels=2)) for last in (1, 3, 7, 9)),
+        *((12, mlox.Unrolled(last_steps=5, levels=levels)) for levels in (0, 3)),
+        *((7, mlox.Forward(last_steps=last)) for last in (None, 3)),
     ],
 )
-def test_unrolled_equals_derivative_of_program(count, last, checkpoint):
+def test_loop_equals_derivative_of_program(count, method):
     program = Program(BILEVEL)
     theta = program.theta() | {"c": start_of("c")["c"][None]}
-    method = mlox.Unrolled(last_steps=last, checkpoint=checkpoint)
     engine = program.engine({"c": method}, c=momentum(count))
-    value = truncated(program, count, last or count)
+    value = truncated(program, count, method.last_steps or count)
     found = gradient(engine, state_at(engine, theta), "t")
     assert_near(found, slope(value, theta, "t")[0], 1e-12)
 

@@ -49,6 +49,7 @@ def scan_rounds(
             history,
             xs,
             phase.rounds,
+            len(phase.rounds) == length,
             _choose_levels(plan, layer, state, phase),
             unroll,
         )
@@ -64,6 +65,7 @@ def _scan(
     history: History,
     xs: Batches,
     rounds: range,
+    whole: bool,
     levels: int,
     unroll: bool,
 ) -> tuple[dict[str, Problem], History, Metrics]:
@@ -78,7 +80,7 @@ def _scan(
 
     start = ({n: state[n] for n in xs}, history)
     (below, history), metrics = checkpointed_scan(
-        body, start, xs, rounds, levels, unroll
+        body, start, xs, rounds, whole, levels, unroll
     )
     return below, history, metrics
 

@@ -43,7 +43,7 @@ def cut_rounds(rounds: int, levels: int) -> Segments:
     root = round(rounds ** (1 / levels))
     found = [
         Segments(first, _factor(rounds - first, levels))
-        for first in range(min(root + 1, rounds))
+        for first in range(min(2 * root + 1, rounds))
     ]
     # Rounds of their own make a second program of the step: not for a few states.
     least = min(segments.states for segments in found)

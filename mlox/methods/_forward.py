@@ -75,9 +75,11 @@ class Forward(Iterative):
             )
             return slope, rest
 
-        # Without `out_axes=None` the run itself would be made for each direction.
+        # The run itself is the same for all directions, and is made once: `jax.vmap`
+        # repeats what it returns, which the compiler undoes.
         basis = jnp.eye(vector.size, dtype=vector.dtype)
-        slopes, rest = jax.vmap(push, out_axes=(0, None))(basis)
+        slopes, repeated = jax.vmap(push)(basis)
+        rest = jax.tree.map(lambda x: x[0], repeated)
 
         def pull_back(cotangents: PyTree) -> PyTree:
             parts = jax.tree.map(
