@@ -46,16 +46,17 @@ def run_with_pull_back(
         after = run(params)
         return answers_of(plan, names, after[0]), after
 
-    found = [
-        (names, *pull(lambda x, n=names: run_for(n, x), params, _key_of(names, state)))
+    ran: list[tuple[Ran, Callable[[Answers], Params]]] = [
+        pull(lambda x, n=names: run_for(n, x), params, _key_of(names, state))
         for pull, names in kinds.items()
     ]
 
     def pull_back(cotangents: Answers) -> Params:
-        parts = [back(cotangents.select(names)) for names, _, back in found]
+        pairs = zip(kinds.values(), ran, strict=True)
+        parts = [back(cotangents.select(names)) for names, (_, back) in pairs]
         return jax.tree.map(lambda *slopes: sum(slopes[1:], slopes[0]), *parts)
 
-    return found[0][1], pull_back
+    return ran[0][0], pull_back
 
 
 def _key_of(names: list[str], state: State) -> jax.Array | None:

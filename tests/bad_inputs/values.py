@@ -59,6 +59,24 @@ def _methods() -> list[Case]:
                 "last_steps is 0.*positive",
             ),
             (
+                "Unrolled(levels=-1)",
+                lambda _: mlox.Unrolled(levels=-1),
+                ValueError,
+                "levels is -1.*0 or more",
+            ),
+            (
+                "Unrolled(levels=, checkpoint=)",
+                lambda _: mlox.Unrolled(levels=3, checkpoint="step"),
+                ValueError,
+                "levels=3.*checkpoint='step'.*levels alone",
+            ),
+            (
+                "Forward(last_steps=0)",
+                lambda _: mlox.Forward(last_steps=0),
+                ValueError,
+                "Forward: last_steps is 0",
+            ),
+            (
                 "Unrolled(checkpoint=True)",
                 lambda _: mlox.Unrolled(checkpoint=True),
                 ValueError,
