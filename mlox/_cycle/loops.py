@@ -36,10 +36,10 @@ def run_with_pull_back(
         to cotangents of `params`.
     """
     kinds: dict[Any, list[str]] = {}
-    for u in plan.unrolled_through(layer):
+    for u in [u for u in plan.unrolled_through(layer) if u in state]:
         kinds.setdefault(state[u].method.pull, []).append(u)
 
-    if not kinds:
+    if not params:
         return run(params), lambda cotangents: cotangents.params
 
     def run_for(names: list[str], params: Params) -> tuple[Answers, Ran]:
@@ -51,9 +51,12 @@ def run_with_pull_back(
         for pull, names in kinds.items()
     ]
 
-    def pull_back(cotangents: Answers) -> Params:
-        pairs = zip(kinds.values(), ran, strict=True)
-        parts = [back(cotangents.select(names)) for names, (_, back) in pairs]
+    def pull_back(arrived: Answers) -> Params:
+        parts = [
+            back(answers_of(plan, names, after[0]).fill(arrived))
+            for names, (after, back) in zip(kinds.values(), ran, strict=True)
+            if not arrived.params.keys().isdisjoint(names)
+        ]
         return jax.tree.map(lambda *slopes: sum(slopes[1:], slopes[0]), *parts)
 
     return ran[0][0], pull_back

@@ -14,7 +14,7 @@ from mlox._hypergradient.adjoint import Hypergradient
 from mlox._problem.responsive import responsive_state
 from mlox._utils.depends import depends
 from mlox._utils.tree import combine
-from mlox._utils.types import Batches, Params, PyTree, State
+from mlox._utils.types import Batches, PyTree, State
 
 # The loop of an unrolled answer moves its parameters and its mutable state alike: with
 # (y, s)_t = Phi((y, s)_{t-1}, x) a cost C(x, y_T, s_T) has the derivative
