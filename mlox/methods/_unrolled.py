@@ -61,7 +61,7 @@ class Unrolled(Iterative):
             self,
             last_steps=optional(COUNT),
             checkpoint=optional(one_of(*LEVELS)),
-            levels=optional(COUNT_OR_ZERO),
+            levels=optional(COUNT_OR_ZERO._replace(expected="an int >= 0")),
         )
         if self.checkpoint is not None and self.levels is not None:
             raise ValueError(

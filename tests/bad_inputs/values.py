@@ -62,7 +62,7 @@ def _methods() -> list[Case]:
                 "Unrolled(levels=-1)",
                 lambda _: mlox.Unrolled(levels=-1),
                 ValueError,
-                "levels is -1.*0 or more",
+                "levels is -1.*an int >= 0 or None",
             ),
             (
                 "Unrolled(levels=, checkpoint=)",
