@@ -83,10 +83,12 @@ class Forward(Iterative):
 
         def pull_back(cotangents: PyTree) -> PyTree:
             parts = jax.tree.map(
-                lambda slope, c: jnp.tensordot(slope, c, c.ndim), slopes, cotangents
+                lambda slope, c: jnp.tensordot(slope, c, c.ndim).astype(vector.dtype),
+                slopes,
+                cotangents,
             )
             total = sum(jax.tree.leaves(parts), start=jnp.zeros_like(vector))
-            found = iter(unravel(total.astype(vector.dtype)))
+            found = iter(unravel(total))
             pairs = zip(leaves, used, strict=True)
             return jax.tree.unflatten(
                 structure,
