@@ -21,10 +21,15 @@ def squeeze_batches(graph: Graph, batches: Batches) -> Batches:
     return {**batches, **{n: jax.tree.map(lambda x: x[0], batches[n]) for n in once}}
 
 
-def restore_axes(graph: Graph, metrics: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Give the metrics of problems that step once in a cycle a leading axis again."""
+def restore_axes(
+    graph: Graph, metrics: Mapping[str, Any], last: bool
+) -> dict[str, jax.Array]:
+    """Give the metrics of single steps a leading axis again.
+
+    These are all metrics if `last` says that they are those of last steps alone.
+    """
     top = len(graph.layers) - 1
-    once = {n for n in graph.names if graph.steps_in_window(top, n) == 1}
+    once = {n for n in graph.names if last or graph.steps_in_window(top, n) == 1}
     return {
         key: value[None] if key.split("/")[0] in once else value
         for key, value in metrics.items()

@@ -17,6 +17,7 @@ from mlox._cycle.last_step import point_at_last_steps
 from mlox._cycle.loops import run_with_pull_back
 from mlox._cycle.overflow import back_off_movers
 from mlox._cycle.replay import find_starts
+from mlox._cycle.report import Report, report_updates
 from mlox._cycle.reset import forget_inner_loops, start_inner_loops
 from mlox._cycle.roll_back import roll_back
 from mlox._cycle.sample import empty_samples, sample_batches
@@ -61,17 +62,23 @@ class Cycle:
         roll_back: Whether a window is a look-ahead: the problems below are restored
             after it, and make one round under the new upper.
         telemetry: Whether steps report of what their gradients are made.
+        report: Of which steps the metrics are returned.
     """
 
     plan: Plan
     unroll: bool
     roll_back: bool = False
     telemetry: bool = False
+    report: Report = Report.ALL
 
     @property
     def graph(self) -> Graph:
         """The graph of the plan."""
         return self.plan.graph
+
+    def reporting(self, report: Report) -> Cycle:
+        """Return the cycle with another report."""
+        return dataclasses.replace(self, report=report)
 
     def step(self, state: State, batches: Batches) -> tuple[State, Metrics]:
         """Run one cycle; batches and metrics have all their leading axes."""
@@ -80,7 +87,8 @@ class Cycle:
         state, _, metrics = self.run_window(
             top, state, self.start_history(state), batches
         )
-        return state, restore_axes(self.graph, metrics)
+        last = self.report is Report.LAST
+        return state, restore_axes(self.graph, metrics, last)
 
     def hypergradient(
         self, state: State, batches: Batches, name: str
@@ -110,7 +118,8 @@ class Cycle:
         """Run what is below a problem's first step, and return the batches of it."""
         layer = self.graph.layer_of[name]
         batches = first_window(self.graph, name, batches)
-        run = self.run_lowers(layer, state, self.start_history(state), batches)
+        silent = self.reporting(Report.SILENT)
+        run = silent.run_lowers(layer, state, self.start_history(state), batches)
         return run, sample_batches(self.plan, layer, run, batches)
 
     def cost(self, state: State, batches: Batches, name: str) -> jax.Array:
@@ -151,7 +160,7 @@ class Cycle:
         after = {**run.state, **lowered, **{n: u.problem for n, u in updates.items()}}
         history = _record(run, names, batches)
         if self.roll_back:
-            window = partial(self.run_window, layer - 1)
+            window = partial(self.reporting(Report.SILENT).run_window, layer - 1)
             stepped = [after[n].step > run.state[n].step for n in names]
             # Inner loops start again, under the problems that have stepped.
             before = start_inner_loops(
@@ -160,9 +169,7 @@ class Cycle:
             after, history = roll_back(
                 self.graph, layer, window, before, after, history, batches, stepped
             )
-        metrics = {
-            f"{n}/{key}": x for n, u in updates.items() for key, x in u.metrics.items()
-        }
+        metrics = report_updates(self.report, self.plan, updates)
         return after, history, run.metrics | metrics
 
     def run_rounds(
@@ -183,8 +190,17 @@ class Cycle:
         state = start_inner_loops(self.plan, layer, state)
         history = start_windows(self.graph, layer, state, history)
         window = partial(self.run_window, layer - 1)
+        before_last = self.report.before_last
+        early = partial(self.reporting(before_last).run_window, layer - 1)
         return scan_rounds(
-            self.plan, layer, window, self.unroll, state, history, batches
+            self.plan,
+            layer,
+            window,
+            self.unroll,
+            state,
+            history,
+            batches,
+            None if before_last is self.report else early,
         )
 
     def run_lowers(
@@ -301,7 +317,8 @@ class Cycle:
         self, layer: int, name: str, run: LowerRun, batches: Batches
     ) -> EvaluationPoint:
         """Return the point at which a problem is differentiated."""
-        return point_at_last_steps(self, self.plan, layer, name, run, batches)
+        silent = self.reporting(Report.SILENT)
+        return point_at_last_steps(silent, self.plan, layer, name, run, batches)
 
 
 def _record(run: LowerRun, names: Sequence[str], batches: Batches) -> History:

@@ -29,8 +29,13 @@ def scan_rounds(
     state: State,
     history: History,
     batches: Batches,
+    early: Window | None = None,
 ) -> tuple[State, History, Metrics]:
-    """Run the rounds of a layer's window, each a `window` of the layer below."""
+    """Run the rounds of a layer's window, each a `window` of the layer below.
+
+    If `early` is given, it runs in place of `window` before the last round, and the
+    metrics are those of the last round alone, without an axis of rounds.
+    """
     graph = plan.graph
     length = graph.layer_period[layer] // graph.layer_period[layer - 1]
     names = [n for n in graph.names_below(layer) if n in batches]
@@ -39,12 +44,15 @@ def scan_rounds(
         return window(state, history, {n: batches[n] for n in names})
     xs = {n: split_rounds(batches[n], length, counts[n]) for n in names}
     parts: list[Metrics] = []
-    for phase in split_phases(plan, layer, state, length):
+    for phase in split_phases(plan, layer, state, length, early is not None):
         state = cut_derivatives(state, phase)
+        if early is not None and phase.rounds.stop == length:
+            last = {n: jax.tree.map(lambda x: x[-1], xs[n]) for n in names}
+            return window(state, history, last)
         # The problems above stay as they are: later phases respond to them.
         start = jax.lax.stop_gradient(state) if phase.constant else state
         below, history, metrics = _scan(
-            window,
+            window if early is None else early,
             start,
             history,
             xs,

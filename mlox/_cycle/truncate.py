@@ -35,10 +35,15 @@ class Phase(NamedTuple):
     constant: bool
 
 
-def split_phases(plan: Plan, layer: int, state: State, length: int) -> list[Phase]:
-    """Split the rounds of a window where derivatives of unrolled answers begin."""
+def split_phases(
+    plan: Plan, layer: int, state: State, length: int, last_apart: bool = False
+) -> list[Phase]:
+    """Split the rounds of a window where derivatives of unrolled answers begin.
+
+    With `last_apart` the last round is a phase of its own.
+    """
     cuts = dict(_find_cuts(plan, layer, state, length))
-    edges = sorted({0, length, *cuts.values()})
+    edges = sorted({0, length - last_apart, length, *cuts.values()})
     first = min(cuts.values(), default=0)
     return [
         Phase(

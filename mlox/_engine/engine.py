@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mlox._cycle.cycle import Cycle
+from mlox._cycle.report import REPORTS
 from mlox._data import stacking as _data
 from mlox._engine.build import Edges, build_plan
 from mlox._engine.differentiate import Differentiation
@@ -37,7 +38,7 @@ from mlox._problem.problem import Problem
 from mlox._problem.validation import as_key
 from mlox._run.run import run
 from mlox._sharding.layout import layout_of
-from mlox._utils.fields import FLAG, check, optional
+from mlox._utils.fields import FLAG, check, one_of, optional
 from mlox._utils.types import Batches, Metrics, PyTree, State
 
 
@@ -79,6 +80,11 @@ class Engine:
             and if answers respond, "upper/direct_norm", "upper/lower/norm" and
             "upper/lower/cosine" of the direct part and of that through each answer,
             with the cosine between the two. Without it the program is the same as ever.
+        metrics: Of which steps `step` returns the metrics. "all": of every step.
+            "last": of the last step of each problem in the cycle, with a leading axis
+            of 1. "none": of the problems whose answer nobody reads, with the reports
+            of their solvers, but no loss of a lower is evaluated for its value, which
+            a gradient does not need.
 
     Raises:
         TypeError: If an entry of `problems` or an edge is not a problem.
@@ -121,6 +127,7 @@ class Engine:
         roll_back: bool = False,
         unroll_loops: bool | None = None,
         telemetry: bool = False,
+        metrics: Literal["all", "last", "none"] = "all",
     ) -> None:
         check_problems(problems)
         if coupling not in ("total", "direct"):
@@ -131,6 +138,7 @@ class Engine:
         check("roll_back", roll_back, FLAG)
         check("unroll_loops", unroll_loops, optional(FLAG))
         check("telemetry", telemetry, FLAG)
+        check("metrics", metrics, one_of(*REPORTS))
         plan = build_plan(problems, u2l, l2u, coupling == "total")
         check_methods(plan, {p.name: p for p in problems})
         warn_if_slopes_are_infinite(plan, problems)
@@ -138,7 +146,8 @@ class Engine:
         warn_if_memory_is_reset(plan, problems)
         check_steering(plan, problems)
         object.__setattr__(self, "problems", tuple(problems))
-        cycle = Cycle(plan, bool(unroll_loops), roll_back, telemetry)
+        report = REPORTS[metrics]
+        cycle = Cycle(plan, bool(unroll_loops), roll_back, telemetry, report)
         object.__setattr__(self, "cycle", cycle)
         object.__setattr__(self, "unroll_loops", unroll_loops)
 
@@ -185,10 +194,11 @@ class Engine:
 
         Returns:
             The state after, of the same structure, and the metrics: a flat dict
-            "problem/metric" -> array with a leading axis of `steps_per_cycle`. Solvers
-            report "upper/lower/residual" and "upper/lower/iterations". For each block
-            of implicit answers, named by its top, "upper/lower/gap" is about by how
-            much the loss of the upper is larger than at the solved answer.
+            "problem/metric" -> array with a leading axis of `steps_per_cycle`, unless
+            the engine was built with other `metrics`. Solvers report
+            "upper/lower/residual" and "upper/lower/iterations". For each block of
+            implicit answers, named by its top, "upper/lower/gap" is about by how much
+            the loss of the upper is larger than at the solved answer.
 
         Raises:
             ValueError: If the state or the batches do not fit the engine, or a loss

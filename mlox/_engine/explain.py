@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mlox._cycle.hyperparams import find_steering
+from mlox._cycle.report import Report
 from mlox._engine.described import Described
 from mlox._engine.memory import list_remembered
 from mlox._graph.dependencies import Block, Plan
@@ -19,6 +20,10 @@ SYSTEMS = {
     System.GENERAL: "a Nash game: not symmetric",
 }
 MAX_PATHS = 12
+REPORTED = {
+    Report.LAST: ["metrics of the last steps in a cycle alone"],
+    Report.NONE: ["metrics of problems alone whose answer nobody reads"],
+}
 
 
 Rows = list[tuple[str, str]]
@@ -27,7 +32,7 @@ Rows = list[tuple[str, str]]
 def explain(self: Described) -> str:
     """Return a readable text of graph, periods, paths, methods and steps."""
     plan, problems = self.cycle.plan, self.problems
-    lines = [title(plan)]
+    lines = [title(plan), *REPORTED.get(self.cycle.report, ())]
     for name, rows in describe_problems(plan, problems).items():
         width = max(len(key) for key, _ in rows)
         lines += ["", name, *(f"  {key:<{width}}  {value}" for key, value in rows)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -53,6 +53,12 @@ class Step:
         return self.cycle.plan.graph.steps_per_cycle
 
     @property
+    def reporters(self) -> Sequence[str]:
+        """The problems whose metrics the step returns."""
+        report, graph = self.cycle.report, self.cycle.graph
+        return [n for n in graph.names if report.includes(graph, n)]
+
+    @property
     def metadata(self) -> Mapping[str, Any]:
         """The description of the engine that checkpoints record and compare."""
         graph = self.cycle.plan.graph
@@ -99,13 +105,14 @@ class Step:
     def list_screened(self, state: State) -> tuple[tuple[str, str], ...]:
         """Return (upper, lower) for each answer whose gap can be judged.
 
-        These are the tops of blocks of which a Newton step is defined: elsewhere the
-        multiplier solves no system, or the residual is not zero at the answer.
+        These are, below the problems that report, the tops of blocks of which a Newton
+        step is defined: elsewhere the multiplier solves no system, or the residual is
+        not zero at the answer.
         """
         plan = self.cycle.plan
         return tuple(
             (k, b.tops[0])
-            for k in plan.graph.names
+            for k in self.reporters
             for b in plan.responses[k].blocks
             if why_not_stationary(plan, b, {n: state[n] for n in b.names}) is None
         )

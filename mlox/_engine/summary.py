@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlox._cycle.report import Report
 from mlox._engine.described import Described
 from mlox._engine.explain import show_tasks, title
 from mlox._graph.dependencies import Plan
@@ -19,6 +20,8 @@ def summarize_engine(self: Described) -> str:
         "coupling='direct'": not plan.total,
         "roll_back=True": self.cycle.roll_back,
         "telemetry=True": self.cycle.telemetry,
+        "metrics='last'": self.cycle.report is Report.LAST,
+        "metrics='none'": self.cycle.report is Report.NONE,
     }
     head = [title(plan), *(text for text, chosen in options.items() if chosen)]
     rows = [_row(plan, problem) for problem in problems[:MOST]]

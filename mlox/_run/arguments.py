@@ -128,7 +128,7 @@ def check_config(step: Step, config: RunConfig) -> RunConfig:
             "pass a mlox.Checkpoint, or on_nonfinite='skip'."
         )
     if config.early_stopping is not None:
-        check_rule(config.early_stopping, problems, validated)
+        check_rule(config.early_stopping, problems, step.reporters, validated)
     valid_every = config.valid_interval if validated else None
     check_checkpoint(config.checkpoint, config.resume, config.log_interval, valid_every)
     checkpoint = config.checkpoint

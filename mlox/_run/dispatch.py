@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -67,6 +67,11 @@ class Step(Protocol):
     @property
     def steps_per_cycle(self) -> Mapping[str, int]:
         """The optimizer steps of each problem in one cycle."""
+        ...
+
+    @property
+    def reporters(self) -> Sequence[str]:
+        """The problems whose metrics the step returns."""
         ...
 
     @property

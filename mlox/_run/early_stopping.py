@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal, NamedTuple
 
 from mlox._utils.describe import summarize
@@ -118,11 +118,22 @@ def update(rule: EarlyStopping, best: Best, cycle: int, value: float) -> Best:
     return best._replace(waited=best.waited + 1)
 
 
-def check_rule(rule: EarlyStopping, problems: Iterable[str], validated: bool) -> None:
-    """Raise ValueError if a run cannot record the metric of a rule."""
-    known = sorted([*problems, *["validation"] * validated])
+def check_rule(
+    rule: EarlyStopping,
+    problems: Collection[str],
+    reporters: Iterable[str],
+    validated: bool,
+) -> None:
+    """Raise ValueError if a run cannot record the metric of a rule.
+
+    `reporters` are the problems whose metrics the step returns.
+    """
+    known = sorted([*reporters, *["validation"] * validated])
+    name = rule.metric.split("/")[0]
     hint = "" if validated else "Scores need a function as `validation`."
-    kind = Kind(f"a metric of one of {known}", lambda x: x.split("/")[0] in known)
+    if name in problems:
+        hint = "Build the engine with other metrics than 'none', which leaves it out."
+    kind = Kind(f"a metric of one of {known}", lambda _: name in known)
     check("`early_stopping`: metric", rule.metric, kind, hint)
 
 

@@ -143,7 +143,7 @@ def restore_totals(point: Point, zeros: Totals, policy: Policy | None) -> Point:
         raise ValueError(
             f"the run that is resumed recorded other metrics: {summarize(names)} "
             "on one side only. Pass the losses with which it began, and an engine with "
-            "the same telemetry."
+            "the same telemetry and metrics."
         )
     same = zeros.sums.keys() - gaps
     reshaped = any(saved.sums[n].shape != zeros.sums[n].shape for n in same)

@@ -175,6 +175,12 @@ def _options() -> list[Case]:
                 "telemetry is 1;.*True or False",
             ),
             (
+                "metrics='first'",
+                lambda _: pair(metrics="first"),
+                ValueError,
+                "metrics is 'first'.*'all', 'last' or 'none'",
+            ),
+            (
                 "roll_back=1",
                 lambda _: pair(roll_back=1),
                 TypeError,

@@ -98,6 +98,15 @@ def _arguments() -> list[Case]:
                 r"early_stopping.*'fitt/loss'.*\['fit'\]",
             ),
             (
+                "early stopping on a metric that is not reported",
+                lambda _: run_engine(
+                    pair(metrics="none"),
+                    early_stopping=mlox.EarlyStopping("fit/loss", "min"),
+                ),
+                ValueError,
+                r"early_stopping.*'fit/loss'.*\['penalty'\].*'none'",
+            ),
+            (
                 "early stopping on an unknown metric",
                 lambda _: one(early_stopping=mlox.EarlyStopping("fit/error", "min")),
                 mlox.RunError,

@@ -123,7 +123,7 @@ def solved_cost(
     plan, layer = cycle.plan, cycle.graph.layer_of[name]
     batches = first_window(cycle.graph, name, batches)
     run = cycle.run_lowers(layer, state, cycle.start_history(state), batches)
-    batches = sample_batches(plan, layer, run.state, batches)
+    batches = sample_batches(plan, layer, run, batches)
     moved = _move(run.state, name, shift)
     point: EvaluationPoint = cycle.point(
         layer, name, run._replace(state=moved), batches
