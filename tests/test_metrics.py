@@ -111,3 +111,26 @@ def test_engine_tells_what_it_reports():
     assert "metrics" not in repr(pair())
     assert "last steps" in pair(metrics="last").explain()
     assert pair(metrics="last") != pair()
+
+
+@pytest.mark.slow
+def test_metrics_of_chunks_of_tasks_are_those_of_all_at_once():
+    tasks = {"tasks": 4}
+    batches = {"penalty": None, "fit": jnp.ones((2, 4, 2), jnp.float32)}
+    found = {
+        (at_once, metrics): jax.jit(
+            pair(
+                fit={**tasks, "tasks_at_once": at_once, "unroll_steps": 2},
+                metrics=metrics,
+            ).step
+        )
+        for at_once in (None, 2)
+        for metrics in ("all", "last")
+    }
+    engine = pair(fit={**tasks, "unroll_steps": 2})
+    found = {key: step(engine.init(), batches)[1] for key, step in found.items()}
+    for at_once in (None, 2):
+        last, everything = found[at_once, "last"], found[None, "all"]
+        assert last.keys() == everything.keys()
+        for key, x in last.items():
+            np.testing.assert_allclose(x, everything[key][-1:], rtol=1e-5, atol=1e-6)

@@ -35,15 +35,17 @@ def run_in_chunks(
     run: Run,
     unroll: bool,
     telemetry: bool,
+    last: bool,
     state: State,
     history: History,
     batches: Batches,
 ) -> tuple[State, History, Metrics]:
     """Run the rounds of a layer's window on chunks of tasks, if problems ask for it.
 
-    `run` makes the rounds on the state that it is given.
+    `run` makes the rounds on the state that it is given. `last` says that its metrics
+    are those of the last round alone.
     """
-    names = graph.names_below(layer)
+    names = [n for n in graph.names_below(layer) if n in batches]
     chunks = _find_chunks(names, state)
     if chunks is None:
         return run(state, history, batches)
@@ -66,7 +68,9 @@ def run_in_chunks(
     return (
         {**state, **after},
         _join_history(history, chunks, kept),
-        join_metrics(chunks, axes, metrics, telemetry),
+        join_metrics(
+            chunks, dict.fromkeys(axes, 0) if last else axes, metrics, telemetry
+        ),
     )
 
 

@@ -180,7 +180,15 @@ class Cycle:
             return state, history, {}
         run = partial(self._run_rounds_at_once, layer)
         return run_in_chunks(
-            self.graph, layer, run, self.unroll, self.telemetry, state, history, batches
+            self.graph,
+            layer,
+            run,
+            self.unroll,
+            self.telemetry,
+            self.report is Report.LAST,
+            state,
+            history,
+            batches,
         )
 
     def _run_rounds_at_once(
