@@ -259,6 +259,20 @@ def test_more_levels_take_less_memory():
     assert used[3] < 0.8 * used[2]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_budget_is_met_by_what_is_compiled(levels):
+    used = [temporaries(mlox.Unrolled(levels=n), 64) for n in range(3)]
+    budget = int(1.25 * used[levels])
+    assert temporaries(mlox.Unrolled(memory=budget), 64) == used[levels]
+
+
+def test_budget_that_no_levels_meet_raises():
+    message = "problem 'fit'.*memory=10.*memory=.* bytes at least, for 16 rounds"
+    with pytest.raises(ValueError, match=message):
+        temporaries(mlox.Unrolled(memory=10), 16)
+
+
 # Segments
 
 

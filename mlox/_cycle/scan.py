@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from mlox._cycle.batches import split_rounds
+from mlox._cycle.budget import RoundSize, choose_levels, measure_round
 from mlox._cycle.checkpointed_scan import checkpointed_scan
 from mlox._cycle.history import History
 from mlox._cycle.truncate import Phase, cut_derivatives, split_phases
 from mlox._graph.dependencies import Plan
 from mlox._problem.problem import Problem
-from mlox._utils.types import Batches, Metrics, State
-from mlox.methods import Unrolled
+from mlox._utils.types import Batches, Metrics, Params, State
 
 Window = Callable[
     [State, History, Batches], tuple[dict[str, Problem], History, Metrics]
@@ -58,7 +59,7 @@ def scan_rounds(
             xs,
             phase.rounds,
             len(phase.rounds) == length,
-            _choose_levels(plan, layer, state, phase),
+            _choose_levels(plan, layer, window, start, history, xs, phase),
             unroll,
         )
         state = {**state, **below}
@@ -93,13 +94,36 @@ def _scan(
     return below, history, metrics
 
 
-def _choose_levels(plan: Plan, layer: int, state: State, phase: Phase) -> int:
-    """Return the most levels of checkpoints that the unrolled answers ask for."""
+def _choose_levels(
+    plan: Plan,
+    layer: int,
+    window: Window,
+    state: State,
+    history: History,
+    xs: Batches,
+    phase: Phase,
+) -> int:
+    """Return the levels of checkpoints in a phase of a layer's window."""
     if phase.constant:
         return 0
-    methods = [state[u].method for u in plan.unrolled_through(layer) if u in state]
-    asked = [m.levels_of(len(phase.rounds)) for m in methods if isinstance(m, Unrolled)]
-    return max(asked, default=0)
+    loops = {u: state[u] for u in plan.unrolled_through(layer) if u in state}
+
+    def measure() -> RoundSize:
+        x = jax.tree.map(lambda x: x[0], xs)
+        uppers = {n: problem.params for n, problem in state.items() if n not in xs}
+
+        def step(carry: tuple[State, History], uppers: Params) -> tuple[State, History]:
+            below, history = carry
+            moved = {
+                n: dataclasses.replace(state[n], params=p) for n, p in uppers.items()
+            }
+            after, history, _ = window({**state, **moved, **below}, history, x)
+            return {n: after[n] for n in xs}, history
+
+        return measure_round(step, ({n: state[n] for n in xs}, history), uppers)
+
+    upper = plan.graph.layers[layer][0]
+    return choose_levels(loops, upper, len(phase.rounds), measure)
 
 
 def _join_rounds(metrics: Metrics, counts: dict[str, int]) -> Metrics:

@@ -38,6 +38,9 @@ class Unrolled(Iterative):
             states at the ends of nested segments, about L T^(1/L) states, for L runs of
             the window beside the first one. None: 0 in windows of less than 16 rounds,
             2 in those of less than 512, and 3 in longer ones.
+        memory: A budget in bytes for what reverse mode stores of a window at one time:
+            the least levels that meet it are taken. The states that the steps carry are
+            counted, and what one linearized step stores.
 
     References:
         Maclaurin, Duvenaud and Adams, Gradient-based Hyperparameter Optimization
@@ -53,6 +56,7 @@ class Unrolled(Iterative):
 
     checkpoint: Rematerialization | None = None
     levels: int | None = None
+    memory: int | None = None
 
     pull = staticmethod(pull_in_reverse)
 
@@ -62,7 +66,13 @@ class Unrolled(Iterative):
             last_steps=optional(COUNT),
             checkpoint=optional(one_of(*LEVELS)),
             levels=optional(COUNT_OR_ZERO._replace(expected="an int >= 0")),
+            memory=optional(COUNT),
         )
+        if self.memory is not None and self.levels_given is not None:
+            raise ValueError(
+                f"Unrolled has memory={self.memory} and levels={self.levels_given}; "
+                "expected one of the two, as memory chooses the levels. Give one."
+            )
         if self.checkpoint is not None and self.levels is not None:
             raise ValueError(
                 f"Unrolled has levels={self.levels} and checkpoint="
@@ -71,12 +81,15 @@ class Unrolled(Iterative):
                 "levels alone."
             )
 
+    @property
+    def levels_given(self) -> int | None:
+        """The levels in either spelling."""
+        return self.levels if self.checkpoint is None else LEVELS[self.checkpoint]
+
     def levels_of(self, rounds: int) -> int:
         """Return the levels of checkpoints in a window of that many rounds."""
-        if self.checkpoint is not None:
-            return LEVELS[self.checkpoint]
-        if self.levels is not None:
-            return self.levels
+        if self.levels_given is not None:
+            return self.levels_given
         return next(n for least, n in MANY_ROUNDS.items() if rounds >= least)
 
     __repr__ = show_call

@@ -71,6 +71,12 @@ def _methods() -> list[Case]:
                 "levels=3.*checkpoint='step'.*levels alone",
             ),
             (
+                "Unrolled(levels=, memory=)",
+                lambda _: mlox.Unrolled(levels=3, memory=1000),
+                ValueError,
+                "memory=1000 and levels=3.*one of the two",
+            ),
+            (
                 "Forward(last_steps=0)",
                 lambda _: mlox.Forward(last_steps=0),
                 ValueError,
