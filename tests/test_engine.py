@@ -411,7 +411,8 @@ class TestLosses:
         message = (
             "problem 'inner' reads ctx['other'], but no edge between them is declared. "
             "If 'other' is an upper of 'inner', add u2l={'other': ['inner']}; if it is "
-            "a lower, add l2u={'other': ['inner']}. Declared: ['outer']."
+            "a lower, add l2u={'other': ['inner']}; if it is a constant here, add "
+            "reads={'inner': ['other']}. Declared: ['outer']."
         )
         with pytest.raises(ValueError, match=re.escape(message)):
             traced(self.engine(lambda params, batch, ctx: read(ctx).params.sum()))

@@ -124,13 +124,20 @@ def make_report(measured: Measured) -> Report:
 
 
 def note_unjudged(figures: Figures) -> tuple[str, ...]:
-    """Return what to know of comparisons that were made and not judged."""
-    if figures.converged:
-        return ()
-    which = (
-        "differences of the re-solved loss" if figures.unsolved else "rows against it"
-    )
-    return (f"The solved answer was not found: {which} are not judged.",)
+    """Return what to know of comparisons that were not made, or not judged."""
+    notes: list[str] = []
+    if figures.held and any(lower.unrolled for lower in figures.lowers):
+        pairs = ", ".join(f"{a!r} reads {b!r}" for a, b in figures.held)
+        notes.append(
+            "Differences of the program are left out: they would move what the "
+            f"hypergradient holds fixed as a constant ({pairs})."
+        )
+    if not figures.converged:
+        which = "rows against it"
+        if figures.unsolved:
+            which = "differences of the re-solved loss"
+        notes.append(f"The solved answer was not found: {which} are not judged.")
+    return tuple(notes)
 
 
 def make_rows(figures: Figures) -> tuple[Row, ...]:

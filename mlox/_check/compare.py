@@ -155,8 +155,9 @@ def make_trials(
 def replace_methods(engine: Engine, methods: Mapping[str, Any]) -> Engine:
     """Return an engine whose problems have other methods."""
     graph = engine.graph
-    edges: dict[str, dict[str, list[str]]] = {"u2l": {}, "l2u": {}}
-    for kind, pairs in (("u2l", graph.u2l), ("l2u", graph.l2u)):
+    edges: dict[str, dict[str, list[str]]] = {"u2l": {}, "l2u": {}, "reads": {}}
+    given = {"u2l": graph.u2l, "l2u": graph.l2u, "reads": graph.plain}
+    for kind, pairs in given.items():
         for start, end in pairs:
             edges[kind].setdefault(start, []).append(end)
     return Engine(
@@ -166,6 +167,7 @@ def replace_methods(engine: Engine, methods: Mapping[str, Any]) -> Engine:
         ],
         edges["u2l"],
         edges["l2u"],
+        reads=edges["reads"],
         coupling="total" if engine.cycle.plan.total else "direct",
         roll_back=engine.cycle.roll_back,
         unroll_loops=engine.unroll_loops,

@@ -100,6 +100,8 @@ class Figures:
         custom: The problems whose losses have a derivative of the user's own.
         narrow: The problems whose losses compute in 16 bits.
         direct: Whether coupling is direct.
+        held: The pairs (reader, read) of constants that the hypergradient holds fixed,
+            but a program that is run again would not.
         double: Whether the run is in float64 itself; then `differences.precision` says
             how it would be in float32.
         single: Whether nothing of the run is in 16 bits.
@@ -125,6 +127,7 @@ class Figures:
     custom: frozenset[str] = frozenset()
     narrow: frozenset[str] = frozenset()
     direct: bool = False
+    held: tuple[tuple[str, str], ...] = ()
     double: bool = False
     single: bool = False
     gap: float | None = None

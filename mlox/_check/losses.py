@@ -55,9 +55,9 @@ class Costs:
         )
 
     def reads(self, name: str) -> tuple[str, ...]:
-        """Return a problem, and those of the others that its loss may read."""
+        """Return a problem, and those of the others with which its loss changes."""
         graph = self.reference.plan.graph
-        return (name, *(n for n in self.names if n in graph.reads(name)))
+        return (name, *(n for n in self.names if n in graph.neighbours(name)))
 
     def value(
         self, name: str, at: Arrival, params: Mapping[str, PyTree], weights: Any

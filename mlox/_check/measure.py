@@ -129,7 +129,7 @@ def wanted_parts(experiment: Experiment, own: Arrival) -> frozenset[Part]:
         random = experiment.state[setting.name].rng is not None
         if experiment.samples > 1 or random:
             parts |= {Part.NOISE}
-    elif len(unrolled) == len(setting.movers):
+    elif len(unrolled) == len(setting.movers) and not setting.held:
         parts |= {Part.PROGRAM}
     if unrolled and differs_from_window(experiment):
         parts |= {Part.WINDOW}
@@ -155,6 +155,7 @@ def measure_parts(
         lowers=describe_lowers(experiment, found, Part.LOSSES in parts),
         differences=differences,
         direct=not setting.plan.total,
+        held=setting.held,
         loss=float(arrival.loss),
     )
     if found.same is not None:

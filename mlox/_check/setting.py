@@ -69,6 +69,17 @@ class Setting:
         movers = self.plan.movers[self.name]
         return tuple(n for n in self.plan.graph.order if n in movers)
 
+    @property
+    def held(self) -> tuple[tuple[str, str], ...]:
+        """The pairs (reader, read) of constants that change with the problem's params.
+
+        The hypergradient holds them fixed; a program that is run again does not.
+        """
+        graph = self.plan.graph
+        readers = {self.name, *graph.below[self.name]}
+        moving = {self.name, *graph.names_below(self.layer)}
+        return tuple((a, b) for a, b in graph.plain if a in readers and b in moving)
+
     def steps(self, name: str) -> int:
         """Return the steps of a problem in the window."""
         return self.plan.graph.steps_in_window(self.layer, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -62,12 +62,13 @@ def run_in_chunks(
         )
         return {n: after[n] for n in names}, _below(kept, names), metrics
 
-    arrays = {n: stacked_parts(state[n]) for n in mapped}, _list_arrays(history, names)
+    of_history = _list_arrays(history, names, chunks, mapped)
+    arrays = {n: stacked_parts(state[n]) for n in mapped}, of_history
     found, kept, metrics = chunks.scan(run_chunk, chunks.split(arrays), unroll)
     after = {n: join_chunks(state[n], chunks, problem) for n, problem in found.items()}
     return (
         {**state, **after},
-        _join_history(history, chunks, kept),
+        _join_history(history, chunks, mapped, kept),
         join_metrics(
             chunks, dict.fromkeys(axes, 0) if last else axes, metrics, telemetry
         ),
@@ -87,7 +88,8 @@ def _find_chunks(names: Iterable[str], state: State) -> Chunks | None:
 
 
 # The history of the problems that step in the window has an axis of tasks: states,
-# samples, and the problems at the start of earlier windows.
+# samples, and the problems at the start of earlier windows. What these problems read as
+# constants has one if the problem that they read does.
 
 
 def _below(history: History, names: Iterable[str]) -> History:
@@ -96,11 +98,21 @@ def _below(history: History, names: Iterable[str]) -> History:
     return History(*parts)
 
 
-def _list_arrays(history: History, names: Iterable[str]) -> History:
+def _list_arrays(
+    history: History, names: Iterable[str], chunks: Chunks, mapped: Collection[str]
+) -> History:
     """Return the arrays with an axis of tasks in the history of some problems."""
+
+    def list_parts(problem: Problem) -> dict[str, PyTree]:
+        return stacked_parts(problem) if problem.tasks == chunks.tasks else {}
+
     found = _below(history, names)
-    starts = _map_starts(stacked_parts, found.starts)
-    return found._replace(starts=starts, first_steps={})
+    constants = {
+        n: {b: x for b, x in seen.items() if b in mapped}
+        for n, seen in found.constants.items()
+    }
+    starts = _map_starts(list_parts, found.starts)
+    return found._replace(starts=starts, constants=constants, first_steps={})
 
 
 def _take_history(
@@ -109,17 +121,28 @@ def _take_history(
     """Return a history with the tasks of a chunk, whose arrays are given."""
 
     def take(problem: Problem, parts: dict[str, PyTree]) -> Problem:
+        if problem.tasks != chunks.tasks:
+            return problem
         return take_chunk(problem, chunks, chunk, parts)
 
     starts = {n: history.starts[n] for n in arrays.starts}
-    taken = arrays._replace(starts=_map_starts(take, starts, arrays.starts))
+    taken = arrays._replace(
+        starts=_map_starts(take, starts, arrays.starts),
+        constants={
+            n: {**history.constants[n], **seen} for n, seen in arrays.constants.items()
+        },
+    )
     return _merge(history, taken)
 
 
-def _join_history(history: History, chunks: Chunks, found: History) -> History:
+def _join_history(
+    history: History, chunks: Chunks, mapped: Collection[str], found: History
+) -> History:
     """Return the history of all tasks from that of each chunk of them."""
 
     def join(problem: Problem, after: Any) -> Problem:
+        if problem.tasks != chunks.tasks:
+            return _first(after)
         return join_chunks(problem, chunks, after)
 
     starts = {n: history.starts[n] for n in found.starts}
@@ -127,9 +150,18 @@ def _join_history(history: History, chunks: Chunks, found: History) -> History:
         chunks.join(found.model_states),
         chunks.join(found.samples),
         _map_starts(join, starts, found.starts),
-        {n: count[0] for n, count in found.first_steps.items()},
+        _first(found.first_steps),
+        {
+            n: {b: (chunks.join if b in mapped else _first)(x) for b, x in seen.items()}
+            for n, seen in found.constants.items()
+        },
     )
     return _merge(history, joined)
+
+
+def _first(tree: PyTree) -> PyTree:
+    """Return what the first chunk has, as all of them do."""
+    return jax.tree.map(lambda x: x[0], tree)
 
 
 def _merge(history: History, changed: History) -> History:

@@ -12,6 +12,7 @@ import jax
 from mlox._cycle.batches import first_window, restore_axes, squeeze_batches
 from mlox._cycle.chunks import run_in_chunks
 from mlox._cycle.confirm import confirm
+from mlox._cycle.constants import keep_constants
 from mlox._cycle.history import History, LowerRun, narrow_run
 from mlox._cycle.last_step import point_at_last_steps
 from mlox._cycle.loops import run_with_pull_back
@@ -144,6 +145,7 @@ class Cycle:
             samples=empty_samples(self.plan, state),
             starts=dict(starts),
             first_steps={n: problem.step for n, problem in state.items()},
+            constants=keep_constants(self.plan, state, state),
         )
 
     def run_window(
@@ -158,7 +160,7 @@ class Cycle:
             self.plan, run.state, {n: u.finite for n, u in updates.items()}
         )
         after = {**run.state, **lowered, **{n: u.problem for n, u in updates.items()}}
-        history = _record(run, names, batches)
+        history = _record(self.plan, run, names, batches)
         if self.roll_back:
             window = partial(self.reporting(Report.SILENT).run_window, layer - 1)
             stepped = [after[n].step > run.state[n].step for n in names]
@@ -329,7 +331,9 @@ class Cycle:
         return point_at_last_steps(silent, self.plan, layer, name, run, batches)
 
 
-def _record(run: LowerRun, names: Sequence[str], batches: Batches) -> History:
+def _record(
+    plan: Plan, run: LowerRun, names: Sequence[str], batches: Batches
+) -> History:
     """Return the history after the steps of some problems."""
     model_states = {n: run.state[n].model_state for n in names}
     samples = {n: batches[n] for n in names if n in run.history.samples}
@@ -339,4 +343,5 @@ def _record(run: LowerRun, names: Sequence[str], batches: Batches) -> History:
             **jax.lax.stop_gradient(model_states),
         },
         samples={**run.history.samples, **samples},
+        constants={**run.history.constants, **keep_constants(plan, names, run.state)},
     )

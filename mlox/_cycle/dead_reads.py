@@ -56,6 +56,9 @@ def find_fault(
     methods = [state[name].method for name in link.answers]
     constant = any(isinstance(method, Detached) for method in methods)
     given = state, batches
+    if link.carries is Carries.VALUE:
+        used = _is_used(cycle, link, *given) or _steers(cycle, link, state)
+        return None if used else Fault.NOT_READ
     if link.kind is Kind.OWN:
         moves = constant or _starts_anew(cycle, link.reader, state)
         return None if moves or _has_slope(cycle, link, *given) else Fault.EDGE_REVERSED
@@ -88,8 +91,8 @@ def _is_read(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
 def _is_used(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
     """Return whether a neighbour is read in another way than by its parameters.
 
-    That is: as a mutable state, by `sample` or `reset`, or, along an l2u edge, for a
-    metric alone.
+    That is: as a mutable state, by `sample` or `reset`, or, unless along a u2l edge,
+    for a metric alone.
     """
     reader, read = link.reader, link.read
 
@@ -102,7 +105,7 @@ def _is_used(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
         if state[reader].reset is not None:
             layer = cycle.graph.inner_layer[reader]
             start = start_inner_loops(cycle.plan, layer, state)[reader].params
-        return loss, start, aux if link.kind is Kind.L2U else None
+        return loss, start, None if link.kind is Kind.U2L else aux
 
     neighbour = state[read]
     parts = (neighbour.params, neighbour.model_state)
@@ -111,7 +114,8 @@ def _is_used(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:
 
 def _steers(cycle: Cycle, link: Link, state: State) -> bool:
     """Return whether the optimizer of the reader reads a neighbour."""
-    return link.read in find_steering(cycle.plan, link.reader, state).reads
+    steering = find_steering(cycle.plan, link.reader, state)
+    return link.read in steering.reads + steering.constants
 
 
 def _has_slope(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:

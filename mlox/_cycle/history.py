@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mlox._hypergradient.point import Constant
 from mlox._problem.problem import Problem
 from mlox._utils.types import Metrics, PyTree
 
@@ -18,14 +19,17 @@ class History(NamedTuple):
         model_states: The mutable state of each problem before its last step.
         samples: The last batch of each problem that samples its batches.
         starts: For each problem whose last window can be run again, the problems below
-            it when that window began.
+            it when that window began, and what these read as constants.
         first_steps: The count of each problem when its present window began.
+        constants: What the last step of an implicit answer read as constants, as far as
+            it may have changed since, by the name of the answer.
     """
 
     model_states: dict[str, PyTree]
     samples: dict[str, PyTree]
     starts: dict[str, dict[str, Problem]]
     first_steps: dict[str, jax.Array]
+    constants: dict[str, dict[str, Constant]]
 
 
 class LowerRun(NamedTuple):

@@ -82,10 +82,12 @@ class Steering:
     Attributes:
         sets: The names of what it sets, such as "learning_rate".
         reads: The neighbours whose parameters it reads.
+        constants: The problems that it reads as constants.
     """
 
     sets: tuple[str, ...]
     reads: tuple[str, ...]
+    constants: tuple[str, ...]
 
 
 def find_steering(plan: Plan, name: str, problems: State) -> Steering:
@@ -95,19 +97,22 @@ def find_steering(plan: Plan, name: str, problems: State) -> Steering:
         TypeError, ValueError: See `choose_hyperparams`.
     """
     if problems[name].hyperparams is None:
-        return Steering((), ())
-    neighbours = plan.graph.reads(name)
+        return Steering((), (), ())
+    seen = plan.graph.reads(name)
     # Shapes are enough, also of a state that was donated.
-    state = jax.eval_shape(lambda x: x, {n: problems[n] for n in (name, *neighbours)})
+    state = jax.eval_shape(lambda x: x, {n: problems[n] for n in (name, *seen)})
 
     def read(params: Params, state: State) -> Chosen:
         keys = {n: problem.rng for n, problem in state.items()}
-        point = present_point(state, keys).at_params(params)
+        moved = {n: dataclasses.replace(state[n], params=x) for n, x in params.items()}
+        point = present_point(plan.graph, {**state, **moved}, keys)
         return read_hyperparams(plan, name, point)
 
     chosen = jax.eval_shape(read, {}, state)
-    own = {n: state[n].params for n in neighbours}
+    used = [n for n in seen if depends(read, {n: state[n].params}, state)]
+    constants = plan.graph.constants(name)
     return Steering(
         tuple(name_hyperparams(injected_of(state[name]), chosen)),
-        tuple(n for n in neighbours if depends(read, {n: own[n]}, state)),
+        tuple(n for n in used if n not in constants),
+        tuple(n for n in used if n in constants),
     )

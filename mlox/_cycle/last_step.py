@@ -5,11 +5,17 @@ from __future__ import annotations
 import jax
 
 from mlox._cycle.batches import last_steps
+from mlox._cycle.constants import last_constants
 from mlox._cycle.history import LowerRun, narrow_run
 from mlox._cycle.replay import RunsRounds, make_replay
 from mlox._cycle.windows import inner_step
 from mlox._graph.dependencies import Plan
-from mlox._hypergradient.point import EvaluationPoint, StepInputs, make_inputs
+from mlox._hypergradient.point import (
+    EvaluationPoint,
+    StepInputs,
+    constants_of,
+    make_inputs,
+)
 from mlox._problem.responsive import stop_unresponsive
 from mlox._utils.types import Batches
 
@@ -35,17 +41,21 @@ def point_at_last_steps(
     def inputs_of(n: str) -> StepInputs:
         problem = run.state[n]
         batch, step, model_state, replay = None, problem.step, problem.model_state, None
+        constants = {}
         if n == name:
-            batch = batches[n]
+            batch, constants = batches[n], constants_of(graph.constants(n), run.state)
         elif n in lower:
             batch = last_steps(graph, layer, n, batches, 1)
             batch = run.history.samples.get(n, batch)
             step, model_state = problem.step - 1, run.history.model_states[n]
+            constants = last_constants(graph, n, run)
             if n in plan.replayed:
                 replay = make_replay(cycle, graph, n, layer, run, batches)
         rng = None if problem.rng is None else jax.random.fold_in(problem.rng, step)
         inner = inner_step(problem, step, run.history)
-        return make_inputs(problem, batch, rng, step, inner, model_state, replay)
+        return make_inputs(
+            problem, batch, rng, step, inner, model_state, constants, replay
+        )
 
     return EvaluationPoint(
         params={

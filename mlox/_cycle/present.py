@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from mlox._graph.dependencies import Plan
+from mlox._graph.graph import Graph
 from mlox._hypergradient.point import EvaluationPoint, present_point
 from mlox._problem.problem import Problem
 from mlox._utils.types import State
@@ -24,11 +25,14 @@ class Stream(enum.IntEnum):
 
 
 def point_of_stream(
-    state: State, stream: Stream, inner_steps: Mapping[str, jax.Array] | None = None
+    graph: Graph,
+    state: State,
+    stream: Stream,
+    inner_steps: Mapping[str, jax.Array] | None = None,
 ) -> EvaluationPoint:
     """Return the point of a state, with the keys of a stream at the present steps."""
     keys = {n: key_of_stream(problem, stream) for n, problem in state.items()}
-    return present_point(state, keys, inner_steps=inner_steps)
+    return present_point(graph, state, keys, inner_steps=inner_steps)
 
 
 def seen_by(plan: Plan, name: str, state: State) -> State:

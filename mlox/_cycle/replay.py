@@ -71,15 +71,16 @@ def make_replay(
     """
     own = graph.layer_of[name]
     start = run.history.starts[name]
-    steps = {n: graph.steps_in_window(own, n) for n in start}
-    read = {m for n in start for m in graph.reads(n)}
+    inside = [n for n in start if graph.layer_of[n] < own]
+    steps = {n: graph.steps_in_window(own, n) for n in inside}
+    read = {m for n in inside for m in graph.reads(n)}
     above = tuple(n for n in run.state if n in read and n not in start)
     # A Partial makes its arrays arguments: a residual must not close over tracers.
     function: Any = jax.tree_util.Partial(
         _Replay(cycle, own, above),
         {n: run.state[n] for n in above} | start,
         narrow(run.history, {*start, *above}),
-        {n: last_steps(graph, layer, n, batches, steps[n]) for n in start},
+        {n: last_steps(graph, layer, n, batches, steps[n]) for n in inside},
     )
     return function
 
@@ -87,9 +88,14 @@ def make_replay(
 def find_starts(
     plan: Plan, names: Iterable[str], state: State
 ) -> Mapping[str, dict[str, Any]]:
-    """Return what a replay of each replayed problem among some runs, as constants."""
+    """Return what a replay of each replayed problem among some runs, as constants.
+
+    With it, what the problems that run see of those above as constants. A state that is
+    about a problem which reads a replayed one, and does not run it, has nothing of it.
+    """
+    parts = {n: (*plan.rerun[n], *plan.held[n]) for n in names if n in plan.rerun}
     return {
-        n: jax.lax.stop_gradient({m: state[m] for m in plan.rerun[n]})
-        for n in names
-        if n in plan.rerun
+        n: jax.lax.stop_gradient({m: state[m] for m in part})
+        for n, part in parts.items()
+        if all(m in state for m in part)
     }

@@ -54,7 +54,7 @@ def forget_inner_loops(
 
 def _reset(plan: Plan, name: str, state: State) -> Problem:
     problem = state[name]
-    point = point_of_stream(seen_by(plan, name, state), Stream.RESET)
+    point = point_of_stream(plan.graph, seen_by(plan, name, state), Stream.RESET)
     reset: Any = problem.reset
 
     def start(one: EvaluationPoint) -> PyTree:

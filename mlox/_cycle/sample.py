@@ -33,7 +33,8 @@ def sample_batches(plan: Plan, layer: int, run: LowerRun, batches: Batches) -> B
 def _sample_next(plan: Plan, name: str, run: LowerRun) -> PyTree:
     seen = seen_by(plan, name, run.state)
     inner_steps = next_inner_steps(seen, run.history)
-    return sample_batch(plan, name, point_of_stream(seen, Stream.SAMPLE, inner_steps))
+    point = point_of_stream(plan.graph, seen, Stream.SAMPLE, inner_steps)
+    return sample_batch(plan, name, point)
 
 
 def sample_batch(
@@ -62,7 +63,9 @@ def empty_samples(plan: Plan, state: State) -> dict[str, PyTree]:
     names = [n for n, problem in state.items() if problem.sample is not None]
 
     def sample(state: State, name: str) -> PyTree:
-        return sample_batch(plan, name, point_of_stream(state, Stream.SAMPLE))
+        return sample_batch(
+            plan, name, point_of_stream(plan.graph, state, Stream.SAMPLE)
+        )
 
     shapes = {
         n: jax.eval_shape(partial(sample, name=n), seen_by(plan, n, state))

@@ -101,5 +101,5 @@ def find_stateful(
         u
         for u in plan.differentiated_at
         if jax.tree.leaves(responsive_state(state[u]))
-        and any(reads(n, u) for n in graph.names if u in graph.reads(n))
+        and any(reads(n, u) for n in graph.names if u in graph.neighbours(n))
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -10,7 +11,7 @@ from mlox._draw.rows import Link
 
 LANE = 6.0  # from the middle of a link with two edges to each of them
 ARROW = 7.0  # the length of an arrow
-HALF = 9.5  # half the width of a label
+HALF = 9.5  # half the width of a label of three letters
 SAMPLES = 32  # of each curve
 # Of a label: in the middle, if there is room.
 SITES = sorted(range(3, SAMPLES - 2), key=lambda i: abs(i - SAMPLES // 2))
@@ -39,27 +40,44 @@ class Curve(NamedTuple):
         ]
 
 
+class Arrow(NamedTuple):
+    """The kind of an edge, and whether it points up."""
+
+    kind: str
+    up: bool
+
+
 class Edge(NamedTuple):
     """An edge as it is drawn: curves from the lower up to the upper."""
 
-    kind: str
+    arrow: Arrow
     link: Link
     curves: tuple[Curve, ...]
 
     @property
     def name(self) -> str:
-        """The edge in words."""
-        upper, lower = self.link
-        ends = (upper, lower) if self.kind == "u2l" else (lower, upper)
-        return f"{self.kind}: {ends[0]} → {ends[1]}"
+        """The edge in words, in the order in which it is declared."""
+        kind, up = self.arrow
+        start, end = self.link[::-1] if up else self.link
+        shown = f"{end} ← {start}" if kind == "reads" else f"{start} → {end}"
+        return f"{kind}: {shown}"
+
+    @property
+    def half(self) -> float:
+        """Half the width of its label."""
+        return HALF * len(self.arrow.kind) / 3
 
 
-def make_edges(link: Link, kinds: Sequence[str], route: Sequence[Point]) -> list[Edge]:
-    """Return the edges of a link, side by side: u2l on the left, l2u on the right."""
-    shifts = {"u2l": -LANE, "l2u": LANE} if len(kinds) > 1 else {kinds[0]: 0.0}
+def make_edges(
+    link: Link, arrows: Sequence[Arrow], route: Sequence[Point]
+) -> list[Edge]:
+    """Return the edges of a link, side by side: down on the left, up on the right."""
+    shifts = {a: LANE if a.up else -LANE for a in sorted(arrows, key=lambda a: a.up)}
+    if len(shifts) == 1:
+        shifts = dict.fromkeys(shifts, 0.0)
     (x, y), *inner, (x_end, y_end) = route  # straight where the arrows are
     route = [(x, y - ARROW), *inner, (x_end, y_end + ARROW)]
-    return [Edge(k, link, _curves(route, shift)) for k, shift in shifts.items()]
+    return [Edge(a, link, _curves(route, shift)) for a, shift in shifts.items()]
 
 
 def _curves(route: Sequence[Point], shift: float) -> tuple[Curve, ...]:
@@ -88,27 +106,28 @@ def place_labels(edges: Sequence[Edge], left: float, right: float) -> list[Point
         taken.setdefault(_cell(point), []).append(point)
     labels: list[Point] = []
     for edge, curves in zip(edges, samples, strict=True):
-        side = (HALF + 4.0) * (1.0 if edge.kind == "l2u" else -1.0)
+        half = edge.half
+        side = (half + 4.0) * (1.0 if edge.arrow.up else -1.0)
         sites = ((c[i][0] + side, c[i][1]) for c in curves for i in SITES)
-        inside = (p for p in sites if left < p[0] - HALF < right - 2 * HALF)
-        found = next((point for point in inside if _is_free(point, taken)), None)
+        inside = (p for p in sites if left < p[0] - half < right - 2 * half)
+        found = next((point for point in inside if _is_free(point, half, taken)), None)
         if found is None:
             return []
         x, y = found
-        for point in ((x - HALF, y - 5), found, (x + HALF, y + 5)):
+        for point in ((x - half, y - 5), found, (x + half, y + 5)):
             taken.setdefault(_cell(point), []).append(point)
         labels.append(found)
     return labels
 
 
 def _cell(point: Point) -> tuple[int, int]:
-    """Return the cell of a grid as coarse as a label is large."""
+    """Return the cell of a grid as coarse as a short label is large."""
     return int(point[0] // HALF), int(point[1] // 5)
 
 
-def _is_free(place: Point, taken: Taken) -> bool:
+def _is_free(place: Point, half: float, taken: Taken) -> bool:
     x, y = place
-    column, row = _cell(place)
-    near = ((column + i, row + j) for i in (-1, 0, 1) for j in (-1, 0, 1))
+    (left, top), (right, bottom) = _cell((x - half, y - 5)), _cell((x + half, y + 5))
+    near = itertools.product(range(left, right + 1), range(top, bottom + 1))
     points = (point for cell in near for point in taken.get(cell, ()))
-    return not any(abs(a - x) <= HALF and abs(b - y) <= 5 for a, b in points)
+    return not any(abs(a - x) <= half and abs(b - y) <= 5 for a, b in points)

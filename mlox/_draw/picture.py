@@ -6,8 +6,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
-from mlox._draw.edges import ARROW, Edge, make_edges, place_labels
+from mlox._draw.edges import ARROW, Arrow, Edge, make_edges, place_labels
 from mlox._draw.layout import Box, lay_out
+from mlox._draw.levels import split_depths
 from mlox._draw.rows import Link
 from mlox._utils.describe import count
 
@@ -15,10 +16,12 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-ser
 # A light card of its own: the picture looks alike on a light and on a dark page.
 CARD, BORDER, TEXT, FAINT = "#ffffff", "#8b949e", "#1f2328", "#57606a"
 BOX = "#f6f8fa"
-COLORS = {"u2l": "#bc4c00", "l2u": "#0550ae"}
+COLORS = {"u2l": "#bc4c00", "l2u": "#0550ae", "reads": "#8250df"}
+DASHES = {"u2l": "5 4", "reads": "1.5 3"}
 MEANINGS = {
     "l2u": "l2u: the upper reads the lower's answer",
     "u2l": "u2l: the lower reads the upper's parameters",
+    "reads": "reads: parameters that are read as constants",
 }
 MARGIN = 20.0
 NAME_SIZE, SIZE = 14.0, 12.0
@@ -33,30 +36,40 @@ def draw_graph(
     depth: Mapping[str, int],
     u2l: Sequence[tuple[str, str]],
     l2u: Sequence[tuple[str, str]],
+    reads: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Draw a graph: uppers above lowers, solid l2u edges up, dashed u2l edges down.
+
+    What is read as a constant has a dotted edge to the problem that reads it.
 
     Args:
         texts: {name: lines of its box, the first one its name}.
         depth: {name: depth}; an upper is deeper than its lowers.
         u2l: Edges (upper, lower).
         l2u: Edges (lower, upper).
+        reads: Pairs (reader, read).
 
     Returns:
         The text of an SVG document.
     """
-    kinds: dict[Link, list[str]] = {}
+    levels = split_depths(depth, reads)
+    arrows: dict[Link, list[Arrow]] = {}
     for upper, lower in u2l:
-        kinds.setdefault((upper, lower), []).append("u2l")
+        arrows.setdefault((upper, lower), []).append(Arrow("u2l", up=False))
     for lower, upper in l2u:
-        kinds.setdefault((upper, lower), []).append("l2u")
-    layout = lay_out(depth, list(kinds), {n: _box_size(texts[n]) for n in texts})
+        arrows.setdefault((upper, lower), []).append(Arrow("l2u", up=True))
+    for reader, read in reads:
+        up = levels[reader] > levels[read]
+        link = (reader, read) if up else (read, reader)
+        arrows.setdefault(link, []).append(Arrow("reads", up))
+    layout = lay_out(levels, list(arrows), {n: _box_size(texts[n]) for n in texts})
     edges = [
         edge
         for link, route in layout.routes.items()
-        for edge in make_edges(link, kinds[link], route)
+        for edge in make_edges(link, arrows[link], route)
     ]
-    legend = [kind for kind in MEANINGS if any(edge.kind == kind for edge in edges)]
+    drawn = {edge.arrow.kind for edge in edges}
+    legend = [kind for kind in MEANINGS if kind in drawn]
     width = max([layout.width, *map(_legend_width, legend)])
     aside = (width - layout.width) / 2
     labels = place_labels(edges, -aside, layout.width + aside)
@@ -64,7 +77,10 @@ def draw_graph(
         f'<g transform="translate({aside:.1f} 0)">',
         *map(_draw_edge, edges),
         *(_draw_box(layout.boxes[name], lines) for name, lines in texts.items()),
-        *(_draw_label(e.kind, x, y) for e, (x, y) in zip(edges, labels, strict=False)),
+        *(
+            _draw_label(edge.arrow.kind, x, y)
+            for edge, (x, y) in zip(edges, labels, strict=False)
+        ),
         "</g>",
         *(
             _draw_meaning(kind, layout.height + PADDING + LINE * (i + 1))
@@ -148,7 +164,8 @@ def _draw_box(box: Box, lines: Sequence[str]) -> str:
 def _draw_edge(edge: Edge) -> str:
     first, last = edge.curves[0], edge.curves[-1]
     low, high = first.y0 + ARROW, last.y1 - ARROW
-    if edge.kind == "l2u":
+    kind, up = edge.arrow
+    if up:
         x, tip, base, low_end, high_end = last.x1, high, last.y1, low, last.y1
     else:
         x, tip, base, low_end, high_end = first.x0, low, first.y0, first.y0, high
@@ -162,13 +179,13 @@ def _draw_edge(edge: Edge) -> str:
     corners = f"{x:.1f},{tip:.1f} {x - 4:.1f},{base:.1f} {x + 4:.1f},{base:.1f}"
     return (
         f"<g data-edge={quoteattr(edge.name)}><title>{escape(edge.name)}</title>"
-        f"{_draw_line(edge.kind, ''.join(path))}"
-        f'<polygon points="{corners}" fill="{COLORS[edge.kind]}"/></g>'
+        f"{_draw_line(kind, ''.join(path))}"
+        f'<polygon points="{corners}" fill="{COLORS[kind]}"/></g>'
     )
 
 
 def _draw_line(kind: str, path: str) -> str:
-    dashes = ' stroke-dasharray="5 4"' if kind == "u2l" else ""
+    dashes = f' stroke-dasharray="{DASHES[kind]}"' if kind in DASHES else ""
     return (
         f'<path d="{path}" fill="none" stroke="{COLORS[kind]}" stroke-width="1.5"'
         f"{dashes}/>"

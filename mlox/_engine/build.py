@@ -15,7 +15,11 @@ Edges = Mapping[Any, Sequence[str | Problem]]
 
 
 def build_plan(
-    problems: Sequence[Problem], u2l: Edges | None, l2u: Edges | None, total: bool
+    problems: Sequence[Problem],
+    u2l: Edges | None,
+    l2u: Edges | None,
+    total: bool,
+    reads: Edges | None = None,
 ) -> Plan:
     """Return the plan of problems and edges, which are given by names or problems.
 
@@ -28,6 +32,7 @@ def build_plan(
         _name_edges("u2l", u2l),
         _name_edges("l2u", l2u),
         {p.name: int(p.unroll_steps) for p in problems},
+        _name_edges("reads", reads),
     )
     return Plan(
         graph=graph,

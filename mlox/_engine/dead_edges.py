@@ -37,7 +37,7 @@ FOUND = {
     Fault.EDGE_REVERSED: "does not depend on the parameters of {reader!r} itself",
 }
 REMEDIES = {
-    Fault.NOT_READ: "Read ctx.{read}.params in it, or drop the edge.",
+    Fault.NOT_READ: "Read ctx.{read}.params in it, or drop {declared}.",
     Fault.DERIVATIVE_CUT: (
         "Drop what cuts the derivative. If a constant is meant, pass "
         "method=mlox.Detached() to {answer!r}."
@@ -59,7 +59,7 @@ REMEDIES = {
 
 
 class DeadEdge(NamedTuple):
-    """A read that carries no derivative, though an edge says so.
+    """A read that carries nothing, though something declares it.
 
     Attributes:
         fault: Why.
@@ -83,13 +83,16 @@ class DeadEdge(NamedTuple):
     @property
     def _names(self) -> dict[str, str]:
         reader, read, answer = self.link.reader, self.link.read, self.link.answers[0]
-        return {"reader": reader, "read": read, "answer": answer}
+        declared = "it from reads" if self.link.kind is Kind.READS else "the edge"
+        return {"reader": reader, "read": read, "answer": answer, "declared": declared}
 
     @property
     def _consequence(self) -> str:
         reader, read, carries, kind = self.link[:4]
         if kind is Kind.OWN:
             return ", so it has no answer that the problems above could differentiate"
+        if kind is Kind.READS:
+            return f", although reads={{{reader!r}: [{read!r}]}} is declared"
         edge = f"{kind.value}={{{read!r}: [{reader!r}]}}"
         if kind is Kind.U2L:
             lacks = f"the hypergradient of {read!r} lacks the response of {reader!r}"

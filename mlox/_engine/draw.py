@@ -17,7 +17,8 @@ from mlox._utils.fields import PATH, check
 def draw(self: Described, file: str | os.PathLike[str] | None = None) -> str:
     """Return the graph as an SVG picture, and write it into a file if one is given.
 
-    Uppers stand above their lowers; solid l2u edges lead up, dashed u2l edges down.
+    Uppers stand above their lowers; solid l2u edges lead up, dashed u2l edges down,
+    dotted ones from what is read as a constant to the problem that reads it.
 
     Args:
         self: The engine.
@@ -31,9 +32,9 @@ def draw(self: Described, file: str | os.PathLike[str] | None = None) -> str:
         ValueError: If its name does not end in .svg.
         FileNotFoundError: If its folder does not exist.
     """
-    plan = self.cycle.plan
+    plan, graph = self.cycle.plan, self.cycle.plan.graph
     texts = {problem.name: _box_lines(plan, problem) for problem in self.problems}
-    svg = draw_graph(texts, plan.graph.depth, plan.graph.u2l, plan.graph.l2u)
+    svg = draw_graph(texts, graph.depth, graph.u2l, graph.l2u, graph.plain)
     if file is not None:
         _write(svg, file)
     return svg

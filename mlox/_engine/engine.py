@@ -65,6 +65,11 @@ class Engine:
         problems: The problems, made by `Problem.create`.
         u2l: Upper -> lowers that read it; names, or the problems themselves.
         l2u: Lower -> uppers that read its answer.
+        reads: Problem -> those that its loss reads as constants, in any direction, also
+            mutually: players of a game, teachers, moving averages. No derivative flows,
+            no answer responds, and no period changes. A loss sees the parameters that
+            they have when its problem steps; where both step at once, those from
+            before.
         coupling: "total": an implicit problem with responsive lowers (movers) answers
             to its total objective, which includes their response; exact at any depth.
             "direct": it answers to the partial gradient of its cost, the rule of Betty;
@@ -123,6 +128,7 @@ class Engine:
         u2l: Edges | None = None,
         l2u: Edges | None = None,
         *,
+        reads: Edges | None = None,
         coupling: Literal["total", "direct"] = "total",
         roll_back: bool = False,
         unroll_loops: bool | None = None,
@@ -139,7 +145,7 @@ class Engine:
         check("unroll_loops", unroll_loops, optional(FLAG))
         check("telemetry", telemetry, FLAG)
         check("metrics", metrics, one_of(*REPORTS))
-        plan = build_plan(problems, u2l, l2u, coupling == "total")
+        plan = build_plan(problems, u2l, l2u, coupling == "total", reads)
         check_methods(plan, {p.name: p for p in problems})
         warn_if_slopes_are_infinite(plan, problems)
         warn_if_refined_on_samples(plan, problems)

@@ -32,6 +32,7 @@ class Evaluation:
 
     def __call__(self, state: State, batch: PyTree, rng: jax.Array | None) -> Metrics:
         """Return the loss and its metrics, with `ctx.train` False."""
+        graph = self.plan.graph
         check_state(self.plan, state)
         check_batch(self.name, state[self.name].tasks, batch)
         if batch is None and state[self.name].sample is not None:
@@ -39,7 +40,7 @@ class Evaluation:
             stream = (
                 None if rng is None else jax.random.fold_in(rng, int(Stream.SAMPLE))
             )
-            point = present_point(state, dict.fromkeys(state, stream))
+            point = present_point(graph, state, dict.fromkeys(state, stream))
             batch = sample_batch(self.plan, self.name, point, train=False)
-        point = present_point(state, dict.fromkeys(state, rng), batch)
+        point = present_point(graph, state, dict.fromkeys(state, rng), batch)
         return cost(self.plan, self.name, point, train=False)[1][0]

@@ -77,6 +77,7 @@ def mermaid(self: Described) -> str:
         lines.append(f'  {key[problem.name]}["{label}"]')
     lines += [f"  {key[c]} -->|answer| {key[p]}" for c, p in plan.graph.l2u]
     lines += [f"  {key[p]} -.->|parameters| {key[c]}" for p, c in plan.graph.u2l]
+    lines += [f"  {key[b]} -.->|constants| {key[a]}" for a, b in plan.graph.plain]
     return "\n".join(lines)
 
 
@@ -93,6 +94,7 @@ def _describe(
         ("tasks", _chunks(problem, str(problem.tasks)) if problem.tasks else ""),
         ("reads uppers", ", ".join(graph.uppers(name))),
         ("reads lowers", ", ".join(graph.lowers(name))),
+        ("reads constants", ", ".join(graph.constants(name))),
         ("optimizer", _steering(plan, name, problems)),
         ("answer", _answer(plan, problem)),
         ("moves", ", ".join(n for n in graph.order if n in plan.movers[name])),
@@ -110,7 +112,8 @@ def _chunks(problem: Problem, tasks: str) -> str:
 
 def _steering(plan: Plan, name: str, problems: Mapping[str, Problem]) -> str:
     steering = find_steering(plan, name, problems)
-    source = f", from {', '.join(steering.reads)}" if steering.reads else ""
+    reads = (*steering.reads, *steering.constants)
+    source = f", from {', '.join(reads)}" if reads else ""
     return f"hyperparams: {', '.join(steering.sets)}{source}" if steering.sets else ""
 
 

@@ -66,6 +66,8 @@ class Step:
             "problems": sorted(graph.names),
             "u2l": sorted(map(list, graph.u2l)),
             "l2u": sorted(map(list, graph.l2u)),
+            # None as in checkpoints that are older than plain reads.
+            "reads": sorted(map(list, graph.plain)) or None,
             "unroll_steps": dict(zip(graph.names, graph.unroll_steps, strict=True)),
             "coupling": "total" if self.cycle.plan.total else "direct",
             "roll_back": self.cycle.roll_back,

@@ -38,7 +38,8 @@ def summarize_engine(self: Described) -> str:
 def _row(plan: Plan, problem: Problem) -> tuple[str, ...]:
     graph, name = plan.graph, problem.name
     tasks = "" if problem.tasks is None else f", {show_tasks(problem)}"
-    reads = ", ".join(graph.reads(name))
+    constants = [f"{n} (constant)" for n in graph.constants(name)]
+    reads = ", ".join([*graph.neighbours(name), *constants])
     return (
         name,
         f"{count(graph.steps_per_cycle[name], 'step')} per cycle{tasks}",

@@ -60,7 +60,8 @@ def name_of_known(task: str, names: Sequence[str], problem: str | Problem) -> st
 def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
     """Raise ValueError if options of problems do not fit their place in the graph."""
     graph = plan.graph
-    for kind, edges in (("u2l", graph.u2l), ("l2u", graph.l2u)):
+    given = {"u2l": graph.u2l, "l2u": graph.l2u, "reads": graph.plain}
+    for kind, edges in given.items():
         for first, second in edges:
             tasks = problems[first].tasks, problems[second].tasks
             if None not in tasks and tasks[0] != tasks[1]:

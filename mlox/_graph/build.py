@@ -14,11 +14,13 @@ def build_graph(
     u2l: Mapping[str, Sequence[str]],
     l2u: Mapping[str, Sequence[str]],
     unroll_steps: Mapping[str, int],
+    reads: Mapping[str, Sequence[str]] | None = None,
 ) -> Graph:
     """Return a graph; raise ValueError if its names, edges or periods are not valid.
 
     u2l maps uppers to the lowers that read them, l2u lowers to the uppers that read
-    their answers, and `unroll_steps` every problem to its steps per upper step.
+    their answers, `unroll_steps` every problem to its steps per upper step, and `reads`
+    problems to those that they read as constants.
     """
     _check_names(names)
     graph = Graph(
@@ -26,7 +28,9 @@ def build_graph(
         u2l=_edges("u2l", u2l, names),
         l2u=_edges("l2u", l2u, names),
         unroll_steps=tuple(unroll_steps[name] for name in names),
+        plain=_edges("reads", reads or {}, names),
     )
+    _check_plain(graph)
     _check_acyclic(graph)
     _check_ways_back(graph)
     _check_periods(graph)
@@ -42,22 +46,23 @@ def _edges(kind: str, given: Mapping[str, Sequence[str]], names: Sequence[str]):
                 f"problems. Write {kind}={{{start!r}: [{ends!r}]}}."
             )
         for end in ends:
+            edge = f"{kind} edge {start!r} -> {end!r}"
+            if kind == "reads":
+                edge = f"reads={{{start!r}: [{end!r}]}}"
             for name in (start, end):
                 if name not in names:
                     raise ValueError(
-                        f"{kind} edge {start!r} -> {end!r} names an unknown problem "
+                        f"{edge} names an unknown problem "
                         f"{name!r}; the engine's problems are {sorted(names)}. "
                         "Correct the name, or add the problem to the list."
                     )
             if start == end:
                 raise ValueError(
-                    f"{kind} edge {start!r} -> {end!r} leads from a problem to itself. "
+                    f"{edge} leads from a problem to itself. "
                     "Drop it: a loss gets its own params as an argument."
                 )
             if (start, end) in edges:
-                raise ValueError(
-                    f"{kind} edge {start!r} -> {end!r} is given twice. Drop one."
-                )
+                raise ValueError(f"{edge} is given twice. Drop one.")
             edges.append((start, end))
     return tuple(edges)
 
@@ -71,6 +76,18 @@ def _check_names(names: Sequence[str]) -> None:
             f"Problems share the name {twice[0]!r}; names must differ, since edges, "
             "batches and metrics use them as keys. Rename one of them."
         )
+
+
+def _check_plain(graph: Graph) -> None:
+    for reader, read in graph.plain:
+        for kind, edges in (("u2l", graph.u2l), ("l2u", graph.l2u)):
+            if (read, reader) in edges:
+                raise ValueError(
+                    f"reads={{{reader!r}: [{read!r}]}}: the loss of {reader!r} already "
+                    f"reads {read!r} along {kind}={{{read!r}: [{reader!r}]}}, with its "
+                    f"derivative. Drop it from reads, or, if {read!r} is meant to be "
+                    f"a constant for {reader!r}, from {kind}."
+                )
 
 
 def _check_acyclic(graph: Graph) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mlox._graph.graph import Graph
-from mlox._graph.scope import find_rerun, find_scope, group_pulls
+from mlox._graph.scope import find_held, find_rerun, find_scope, group_pulls
 from mlox.solvers import System
 
 # An answer (the *best response* of the literature) is *unrolled* if its inner loop is
@@ -143,6 +143,17 @@ class Plan:
         }
 
     @cached_property
+    def kept_constants(self) -> Mapping[str, tuple[str, ...]]:
+        """What implicit answers read as constants and, by the evaluation, may step."""
+        graph = self.graph
+        found: dict[str, tuple[str, ...]] = {}
+        for name in {reader for reader, _ in graph.plain} & self.implicit:
+            above = [graph.layer_of[k] for k in graph.names if name in graph.below[k]]
+            moved = (b for b in graph.constants(name) if graph.layer_of[b] < max(above))
+            found[name] = tuple(moved)
+        return found
+
+    @cached_property
     def replayed(self) -> frozenset[str]:
         """The problems whose last window is run again inside a residual above."""
         return frozenset().union(*(r.replayed for r in self.responses.values()))
@@ -151,6 +162,14 @@ class Plan:
     def rerun(self) -> Mapping[str, tuple[str, ...]]:
         """The problems that run when a replayed problem's window runs again."""
         return {n: self._in_order(find_rerun(self.graph, n)) for n in self.replayed}
+
+    @cached_property
+    def held(self) -> Mapping[str, tuple[str, ...]]:
+        """What these problems read as constants from above the window."""
+        return {
+            n: self._in_order(find_held(self.graph, inside))
+            for n, inside in self.rerun.items()
+        }
 
     @cached_property
     def scope(self) -> Mapping[str, tuple[str, ...]]:
@@ -220,12 +239,12 @@ class Plan:
         return self.graph.layer_period[layer - 1] // self.graph.period[name]
 
     def reads_of(self, block: Block) -> frozenset[str]:
-        """Return the problems that the residual of a block may read."""
+        """Return the problems with which the residual of a block may change."""
         # The residual of a total problem contains the residuals of its movers.
         members = set(block.names)
         for name in self.totals.intersection(block.names):
             members |= self.movers[name]
-        return frozenset().union(*(self.graph.reads(name) for name in members))
+        return frozenset().union(*(self.graph.neighbours(name) for name in members))
 
     def _find_movers(self, name: str) -> frozenset[str]:
         below = self.graph.below[name]
@@ -278,7 +297,7 @@ class Plan:
         depends = {n: self._responds_to(n) for n in graph.names}
         for name in self.totals:
             inside = self.movers[name] | {name}
-            depends[name] = inside.union(*(graph.reads(n) for n in inside))
+            depends[name] = inside.union(*(graph.neighbours(n) for n in inside))
         # What reads an unrolled answer depends on the problem whose window moves it.
         windows = {n: frozenset(self._find_unrolled(n)) for n in self.totals}
         return {

@@ -31,16 +31,27 @@ class Graph:
             gradient flows through the lower's answer.
         l2u: Edges (lower, upper): the upper's loss reads the lower's answer.
         unroll_steps: Steps of each problem per step of its uppers, in order of names.
+        plain: Pairs (reader, read): the reader's loss sees the other one's parameters
+            as constants. They have no part in periods, layers or responses.
     """
 
     names: tuple[str, ...]
     u2l: Edges
     l2u: Edges
     unroll_steps: tuple[int, ...]
+    plain: Edges = ()
 
     def reads(self, name: str) -> tuple[str, ...]:
-        """List the neighbours that the loss of `name` may read."""
+        """List all that the loss of `name` may read: neighbours and constants."""
+        return self.neighbours(name) + self.constants(name)
+
+    def neighbours(self, name: str) -> tuple[str, ...]:
+        """List the problems that the loss of `name` may read along an edge."""
         return tuple(dict.fromkeys(self.uppers(name) + self.lowers(name)))
+
+    def constants(self, name: str) -> tuple[str, ...]:
+        """List the problems that the loss of `name` reads as constants."""
+        return self._constants[name]
 
     def uppers(self, name: str) -> tuple[str, ...]:
         """List the problems p with an edge p -> name in u2l."""
@@ -57,6 +68,10 @@ class Graph:
     @cached_property
     def _lowers(self) -> Mapping[str, tuple[str, ...]]:
         return {n: tuple(c for c, p in self.l2u if p == n) for n in self.names}
+
+    @cached_property
+    def _constants(self) -> Mapping[str, tuple[str, ...]]:
+        return {n: tuple(b for a, b in self.plain if a == n) for n in self.names}
 
     @cached_property
     def order(self) -> tuple[str, ...]:

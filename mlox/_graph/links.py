@@ -1,4 +1,4 @@
-"""Which reads must carry a derivative, so that the edges of a graph mean something."""
+"""What reads must carry, so that the edges of a graph mean something."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from mlox._graph.graph import Graph
 
 
 class Carries(enum.Enum):
-    """The derivative that a read must carry.
+    """What a read must carry.
 
     Attributes:
         SLOPE: dC_r/dtheta_n of the reader r with respect to what it reads, n.
         CROSS: d^2 C_r / dtheta_r dtheta_n, by which the answer of r responds to n.
+        VALUE: No derivative: n is a constant for r.
     """
 
     SLOPE = enum.auto()
     CROSS = enum.auto()
+    VALUE = enum.auto()
 
 
 class Kind(enum.Enum):
-    """What declares a read: an edge, or nothing for a problem's own parameters."""
+    """What declares a read: nothing for a problem's own parameters."""
 
     U2L = "u2l"
     L2U = "l2u"
+    READS = "reads"
     OWN = "own"
 
 
 class Link(NamedTuple):
-    """A read that must carry a derivative.
+    """A read from which something is expected.
 
     Attributes:
         reader: The problem whose loss reads.
         read: The problem that it reads; the reader itself for its own parameters.
-        carries: The derivative that is needed.
+        carries: What is needed.
         kind: What declares it.
         answers: The problems whose answers respond along this read.
         declares_level: Whether the edge has a use without the read: it puts a problem
@@ -51,11 +54,12 @@ class Link(NamedTuple):
 
 
 def find_links(plan: Plan) -> tuple[Link, ...]:
-    """List the reads that must carry a derivative.
+    """List the reads from which something is expected.
 
-    They are the u2l edges; the l2u edges by which a problem reads an answer that
+    A derivative: u2l edges; the l2u edges by which a problem reads an answer that
     responds to it, or that are the only way back of some u2l edge; and the parameters
-    of an answer in its own cost, which is not stationary anywhere without them.
+    of an answer in its own cost, which is not stationary anywhere without them. A value
+    alone: what is read as a constant.
     """
     graph = plan.graph
     links = [Link(c, p, Carries.CROSS, Kind.U2L, (c,)) for p, c in graph.u2l]
@@ -71,6 +75,7 @@ def find_links(plan: Plan) -> tuple[Link, ...]:
         through_movers = plan.movers[name] and name in plan.totals | plan.unrolled
         if name in plan.responsive and not through_movers:
             links.append(Link(name, name, Carries.SLOPE, Kind.OWN, (name,)))
+    links += [Link(a, b, Carries.VALUE, Kind.READS, (b,)) for a, b in graph.plain]
     return tuple(links)
 
 
@@ -94,7 +99,9 @@ def _comes_back_otherwise(plan: Plan, edge: tuple[str, str]) -> bool:
     lower, upper = edge
     moved = {lower}
     while more := {
-        n for n in plan.movers[upper] - moved if moved.intersection(plan.graph.reads(n))
+        n
+        for n in plan.movers[upper] - moved
+        if moved.intersection(plan.graph.neighbours(n))
     }:
         moved |= more
     return bool((moved - {lower}).intersection(plan.graph.lowers(upper)))

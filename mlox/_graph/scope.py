@@ -24,6 +24,17 @@ def find_rerun(graph: Graph, name: str) -> frozenset[str]:
     )
 
 
+def find_held(graph: Graph, inside: Sequence[str]) -> frozenset[str]:
+    """Return what some problems read as constants, and not among themselves.
+
+    A replay sees them as they were. Where another one of these problems reads one of
+    them along an edge, all of them see it there: at the point of the evaluation.
+    """
+    seen = {b for n in inside for b in graph.constants(n)}
+    linked = {b for n in inside for b in graph.neighbours(n)}
+    return frozenset(seen - linked).difference(inside)
+
+
 def find_scope(graph: Graph, name: str, inside: Iterable[str]) -> frozenset[str]:
     """Return the problems on which the gradient of a problem depends.
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from mlox._graph.dependencies import Plan
-from mlox._hypergradient.point import EvaluationPoint
+from mlox._hypergradient.point import Constant, EvaluationPoint
 from mlox._hypergradient.tasks import at_once, map_tasks, mean_over_tasks
 from mlox._hypergradient.watch import watched
 from mlox._problem.context import Context, Neighbour
@@ -38,10 +38,18 @@ def context_of(
     """Return what the functions of a problem see besides their other arguments."""
     inputs = point.inputs[k]
     problems = {n: point.inputs[n].problem for n in plan.graph.reads(k)}
+    # What is read as a constant was chosen with the inputs of the step.
+    constants = jax.lax.stop_gradient(inputs.constants)
+    seen = {
+        **{
+            n: Constant(watched(k, n, point.params[n]), problems[n].model_state)
+            for n in plan.graph.neighbours(k)
+        },
+        **{n: constants[n] for n in plan.graph.constants(k)},
+    }
     neighbours = {
         n: Neighbour(
-            watched(k, n, point.params[n]),
-            p.model_state,
+            *seen[n],
             p.apply_fn,
             n,
             tasks=p.tasks,
@@ -71,7 +79,7 @@ def _evaluate_scaled(
     # s(f(s^-1(x))), where s is the identity whose transpose multiplies by the scale. It
     # has the value and the gradient of f: a cotangent is multiplied by the scale where
     # it enters f, so that it does not underflow inside, and divided where it leaves.
-    reads = {n: point.params[n] for n in (k, *plan.graph.reads(k))}
+    reads = {n: point.params[n] for n in (k, *plan.graph.neighbours(k))}
     point = point.at_params(scale_cotangent(reads, 1 / loss_scale.scale))
     loss, aux = _evaluate(plan, k, point, train)
     return scale_cotangent(loss, loss_scale.scale), aux

@@ -55,7 +55,7 @@ def start_memories(
     keepers = {n for n, problem in state.items() if remembers(problem)}
     if not keepers and all(problem.memory is None for problem in state.values()):
         return dict(state)
-    point = present_point(state, dict.fromkeys(state))
+    point = present_point(plan.graph, state, dict.fromkeys(state))
 
     def memory_of(k: str) -> PyTree:
         memory: dict[str, PyTree] = {}

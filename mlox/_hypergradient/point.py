@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from mlox._graph.graph import Graph
 from mlox._problem.problem import Problem
 from mlox._problem.responsive import responsive_part
 from mlox._problem.task_chunk import split_key
 from mlox._utils.tree import combine
 from mlox._utils.types import Params, PyTree, State
+
+
+class Constant(NamedTuple):
+    """What a step sees of a problem that it reads as a constant."""
+
+    params: PyTree
+    model_state: PyTree
 
 
 class StepInputs(NamedTuple):
@@ -30,6 +38,7 @@ class StepInputs(NamedTuple):
         replay: params -> state: runs the problem's last window again, from its start,
             with the given parameters of the problems above; None if it is not needed.
             A `jax.tree_util.Partial`, so that its arrays are arguments.
+        constants: What the step read of other problems as constants, by their names.
         task_index: The current task; None for all tasks, or without tasks.
     """
 
@@ -40,6 +49,7 @@ class StepInputs(NamedTuple):
     inner_step: jax.Array
     model_state: PyTree
     replay: Callable[[Params], State] | None
+    constants: Mapping[str, Constant]
     task_index: jax.Array | None = None
 
 
@@ -125,15 +135,29 @@ def make_inputs(
     step: jax.Array,
     inner_step: jax.Array,
     model_state: PyTree,
+    constants: Mapping[str, Constant],
     replay: Callable[[Params], State] | None = None,
 ) -> StepInputs:
     """Return the inputs of a step; each task of a problem gets a key of its own."""
     if rng is not None and problem.tasks is not None:
         rng = split_key(problem, rng)
-    return StepInputs(problem, batch, rng, step, inner_step, model_state, replay)
+    return StepInputs(
+        problem, batch, rng, step, inner_step, model_state, replay, constants
+    )
+
+
+def constants_of(names: Iterable[str], state: State) -> dict[str, Constant]:
+    """Return what a step at a state reads of some problems as constants.
+
+    A state that is about another problem may not have all of them.
+    """
+    return {
+        n: Constant(state[n].params, state[n].model_state) for n in names if n in state
+    }
 
 
 def present_point(
+    graph: Graph,
     state: State,
     keys: Mapping[str, jax.Array | None],
     batch: PyTree = None,
@@ -147,8 +171,15 @@ def present_point(
     def inputs_of(n: str) -> StepInputs:
         problem = state[n]
         inner_step = jnp.zeros((), jnp.int32) if inner_steps is None else inner_steps[n]
+        constants = constants_of(graph.constants(n), state)
         return make_inputs(
-            problem, batch, keys[n], problem.step, inner_step, problem.model_state
+            problem,
+            batch,
+            keys[n],
+            problem.step,
+            inner_step,
+            problem.model_state,
+            constants,
         )
 
     inputs = {n: inputs_of(n) for n in state}

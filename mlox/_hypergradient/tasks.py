@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mlox._hypergradient.point import EvaluationPoint, StepInputs, Unknowns
+from mlox._hypergradient.point import Constant, EvaluationPoint, StepInputs, Unknowns
 from mlox._problem.problem import Problem
 from mlox._problem.task_chunk import find_at_once, number_tasks, stacked_parts
 from mlox._utils.chunks import vmap_in_chunks
@@ -39,6 +39,7 @@ class _TaskArrays(NamedTuple):
     params: PyTree
     model_state: PyTree
     problem: dict[str, PyTree]
+    constants: dict[str, Constant]
 
 
 def count_tasks(names: Iterable[str], point: EvaluationPoint) -> int | None:
@@ -83,7 +84,7 @@ def map_tasks(
     data = {
         n: _TaskData(number_tasks(i.problem), i.batch, i.rng) for n, i in mapped.items()
     }
-    arrays = {n: _stacked_arrays(point, n) for n in mapped}
+    arrays = {n: _stacked_arrays(point, n, mapped) for n in mapped}
     multipliers = partition(own, point.multipliers)
     of_tasks = vmap_in_chunks(of_task, tasks, at_once(point, tasks))
     return of_tasks(data, arrays, multipliers, *stacked)
@@ -119,10 +120,13 @@ def losses_of(problem: Problem, metrics: Metrics) -> jax.Array:
     return metrics["loss" if problem.tasks is None else f"loss{PER_TASK}"]
 
 
-def _stacked_arrays(point: EvaluationPoint, name: str) -> _TaskArrays:
+def _stacked_arrays(
+    point: EvaluationPoint, name: str, mapped: Collection[str]
+) -> _TaskArrays:
     inputs = point.inputs[name]
     parts = stacked_parts(inputs.problem)
-    return _TaskArrays(point.params[name], inputs.model_state, parts)
+    constants = {n: seen for n, seen in inputs.constants.items() if n in mapped}
+    return _TaskArrays(point.params[name], inputs.model_state, parts, constants)
 
 
 def _select_task(
@@ -136,6 +140,7 @@ def _select_task(
         rng=data.rng,
         model_state=arrays.model_state,
         replay=None,
+        constants={**inputs.constants, **arrays.constants},
         task_index=data.number,
     )
 

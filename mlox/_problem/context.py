@@ -108,7 +108,8 @@ class Context:
                 f"problem {self.name!r} reads ctx[{name!r}], but no edge between them "
                 f"is declared. If {name!r} is an upper of {self.name!r}, add "
                 f"u2l={{{name!r}: [{self.name!r}]}}; if it is a lower, add "
-                f"l2u={{{name!r}: [{self.name!r}]}}. Declared: "
+                f"l2u={{{name!r}: [{self.name!r}]}}; if it is a constant here, add "
+                f"reads={{{self.name!r}: [{name!r}]}}. Declared: "
                 f"{sorted(self.neighbours)}."
             )
         return self.neighbours[name]

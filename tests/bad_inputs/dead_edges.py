@@ -37,6 +37,11 @@ def _reversed() -> Any:
     return trace(engine, {"penalty": None, "fit": jnp.ones((1, 2), jnp.float32)})
 
 
+def _unread() -> Any:
+    engine = mlox.Engine([problem("a"), problem("b")], reads={"a": ["b"]})
+    return trace(engine, {"a": None, "b": None})
+
+
 def cases() -> list[Case]:
     return table(
         "Engine: edges that carry nothing",
@@ -76,6 +81,12 @@ def cases() -> list[Case]:
                 lambda _: _reversed(),
                 UserWarning,
                 "'penalty' does not depend on.*'penalty' itself.*u2l={upper:",
+            ),
+            (
+                "a constant that is not read",
+                lambda _: _unread(),
+                UserWarning,
+                r"'a' does not read.*'b'.*reads={'a': \['b'\]}.*drop it from reads",
             ),
         ],
     )

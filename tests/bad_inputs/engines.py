@@ -15,7 +15,14 @@ A, B, C = (problem(name) for name in "abc")
 
 
 def cases() -> list[Case]:
-    return [*_problems(), *_edges(), *_options(), *_methods(), *_pictures()]
+    return [
+        *_problems(),
+        *_edges(),
+        *_reads(),
+        *_options(),
+        *_methods(),
+        *_pictures(),
+    ]
 
 
 def _problems() -> list[Case]:
@@ -153,6 +160,68 @@ def _edges() -> list[Case]:
                 lambda _: _linked({"a": ["b"]}, {"a": ["b"]}),
                 ValueError,
                 r"'a' -> 'b'.*l2u={'b': \['a'\]}",
+            ),
+        ],
+    )
+
+
+def _reading(reads: Any, **edges: Any) -> mlox.Engine:
+    return mlox.Engine([A, B, C], reads=reads, **edges)
+
+
+def _reads() -> list[Case]:
+    return table(
+        "Engine: reads",
+        [
+            (
+                "an unknown problem",
+                lambda _: _reading({"a": ["top"]}),
+                ValueError,
+                r"reads={'a': \['top'\]} names an unknown.*'a', 'b', 'c'",
+            ),
+            (
+                "a problem that reads itself",
+                lambda _: _reading({A: [A]}),
+                ValueError,
+                r"reads={'a': \['a'\]} leads.*to itself.*own params",
+            ),
+            (
+                "a read twice",
+                lambda _: _reading({"a": ["b", B]}),
+                ValueError,
+                r"reads={'a': \['b'\]} is given twice",
+            ),
+            (
+                "a problem for a list",
+                lambda _: _reading({"a": B}),
+                TypeError,
+                r"reads\['a'\] is a Problem.*list",
+            ),
+            (
+                "a list of pairs",
+                lambda _: _reading([("a", "b")]),
+                TypeError,
+                "reads is .*expected a dict",
+            ),
+            (
+                "an upper that an edge reads already",
+                lambda _: _reading({"b": ["a"]}, u2l={"a": ["b"]}, l2u={"b": ["a"]}),
+                ValueError,
+                r"reads={'b': \['a'\]}.*already.*u2l={'a': \['b'\]}.*Drop it",
+            ),
+            (
+                "an answer that an edge reads already",
+                lambda _: _reading({"a": ["b"]}, u2l={"a": ["b"]}, l2u={"b": ["a"]}),
+                ValueError,
+                r"reads={'a': \['b'\]}.*already.*l2u={'b': \['a'\]}.*Drop it",
+            ),
+            (
+                "other numbers of tasks",
+                lambda _: mlox.Engine(
+                    [problem("a", tasks=2), problem("b", tasks=3)], reads={"a": ["b"]}
+                ),
+                ValueError,
+                r"reads edge 'a' -> 'b'.*tasks=2 and tasks=3",
             ),
         ],
     )
