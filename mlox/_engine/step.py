@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
+from jax.extend.core import ClosedJaxpr
 
 from mlox._cycle.cycle import Cycle
 from mlox._cycle.unrolled import find_stateful
@@ -20,8 +22,9 @@ from mlox._engine.validation import (
     check_one_program,
     check_state,
 )
+from mlox._hypergradient.custom_rules import find_ruled
 from mlox._hypergradient.newton import why_not_stationary
-from mlox._utils.convolutions import should_unroll
+from mlox._utils.convolutions import has_convolution, has_slow_loops
 from mlox._utils.types import Batches, Metrics, State
 
 
@@ -137,6 +140,10 @@ class Step:
         stateful = find_stateful(plan, self.cycle.cost, state, batches)
         if stateful:
             plan = dataclasses.replace(plan, stateful=stateful)
+        program_of = functools.cache(partial(_trace_cost, self.cycle, state, batches))
+        ruled = find_ruled(plan, self.cycle.cost, program_of, state, batches)
+        if ruled:
+            plan = dataclasses.replace(plan, ruled=ruled)
         unroll = self.cycle.unroll
         if self.unroll_loops is None:
             looped = [
@@ -144,14 +151,13 @@ class Step:
                 for n, steps in plan.graph.steps_per_cycle.items()
                 if steps > 1 or state[n].tasks_at_once is not None
             ]
-            unroll = any(
-                _is_to_be_unrolled(self.cycle, n, state, batches) for n in looped
-            )
+            slow = has_slow_loops()
+            unroll = slow and any(has_convolution(program_of(n)) for n in looped)
         return dataclasses.replace(self.cycle, plan=plan, unroll=unroll)
 
 
-def _is_to_be_unrolled(cycle: Cycle, name: str, state: State, batches: Batches) -> bool:
-    """Return whether a loop over steps of a problem should be unrolled."""
+def _trace_cost(cycle: Cycle, state: State, batches: Batches, name: str) -> ClosedJaxpr:
+    """Return the program of the cost of a problem."""
     scope = cycle.plan.scope[name]
     seen = ({n: given[n] for n in scope} for given in (state, batches))
-    return should_unroll(partial(cycle.cost, name=name), *seen)
+    return jax.make_jaxpr(partial(cycle.cost, name=name))(*seen)

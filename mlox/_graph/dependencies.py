@@ -93,6 +93,8 @@ class Plan:
         total: Whether such a problem does so: the coupling of the engine.
         stateful: The unrolled problems whose mutable state is read by another problem:
             then it is a part of the answer. Known when the losses are traced.
+        ruled: The responsive problems whose loss holds a `jax.custom_vjp`. Known when
+            the losses are traced.
     """
 
     graph: Graph
@@ -100,6 +102,7 @@ class Plan:
     can_be_total: frozenset[str]
     total: bool = True
     stateful: frozenset[str] = frozenset()
+    ruled: frozenset[str] = frozenset()
 
     @cached_property
     def movers(self) -> Mapping[str, frozenset[str]]:

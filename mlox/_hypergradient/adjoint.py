@@ -163,6 +163,7 @@ def solve_adjoint(
         residual=lambda y: residual(plan, b, y, point),
         system=b.system,
         pull_update=pull,
+        by_rule=not plan.ruled.isdisjoint(b.names),
     )
     with annotate_errors(f"method of problem {top.name!r}, {method}"):
         cotangent = shard_like(v, y, never=top.step < 0)

@@ -10,7 +10,7 @@ import jax
 
 from mlox._graph.dependencies import Block, Plan
 from mlox._hypergradient import game
-from mlox._hypergradient.cost import cost
+from mlox._hypergradient.custom_rules import forward_cost
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.tasks import count_tasks, map_tasks
 from mlox._problem.responsive import responsive_state, stop_unresponsive
@@ -37,10 +37,10 @@ from mlox._problem.responsive import responsive_state, stop_unresponsive
 def lagrangian(plan: Plan, k: str, point: EvaluationPoint) -> jax.Array:
     """Return L_k of a total problem, or C_k of one that is not."""
     if k not in plan.totals:
-        return cost(plan, k, point)[0]
+        return forward_cost(plan, k, point)
     response = plan.responses[k]
     point = replay_windows(plan, (*response.replayed, k), point)
-    value = cost(plan, k, point)[0]
+    value = forward_cost(plan, k, point)
     for b in response.blocks:
         value -= pairing(plan, b, _select(b, point.multipliers[k]), point)
     return value

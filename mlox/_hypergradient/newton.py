@@ -103,7 +103,7 @@ def follow(plan: Plan, b: Block, point: EvaluationPoint) -> EvaluationPoint:
 
 def _solve(plan: Plan, b: Block, G: Unknowns, point: EvaluationPoint) -> Unknowns:
     """Return (dG_b/dy_b)^{-1} G."""
-    if b.system <= System.SYMMETRIC:
+    if b.system <= System.SYMMETRIC and plan.ruled.isdisjoint(b.names):
         return solve_adjoint(plan, b, G, point)[0]
     # A method solves the adjoint system, v -> (dG/dy)^{-T} v: transpose that.
     zeros = jax.tree.map(jnp.zeros_like, G)

@@ -36,6 +36,9 @@ NEAR = 0.2
 COSINE = 0.5
 RATIO = 3.0
 RESIDUAL = 0.5
+# Rounding leaves 1e-7 in float32; the products of a rule that is not the derivative of
+# its function differ by percents.
+ASYMMETRY = 1e-3
 
 
 class Watch(NamedTuple):
@@ -51,6 +54,8 @@ class Watch(NamedTuple):
         streak: The last ones of them in a row that were suspicious.
         told: Whether it has been told that the answer lags.
         unsolved: Whether it has been told that its system is not solved.
+        asymmetry: The largest mean asymmetry of its matrix over an interval.
+        unsymmetric: Whether it has been told that the matrix is not symmetric.
     """
 
     upper: str
@@ -64,6 +69,8 @@ class Watch(NamedTuple):
     streak: int = 0
     told: bool = False
     unsolved: bool = False
+    asymmetry: float = 0.0
+    unsymmetric: bool = False
 
     @property
     def edge(self) -> str:
@@ -100,6 +107,11 @@ class Watch(NamedTuple):
         judged = self.is_complete and self.windows > 1 and not self.unsolved
         return judged and self.residual > RESIDUAL * self.cycles
 
+    @property
+    def is_unsymmetric(self) -> bool:
+        """Whether a matrix that should be symmetric is not, which was not told."""
+        return self.asymmetry > ASYMMETRY and not self.unsymmetric
+
 
 def begin(
     edges: Iterable[tuple[str, str]], saved: Iterable[Watch]
@@ -127,12 +139,14 @@ def observe(
     if watch.is_complete:
         watch = watch._replace(cycles=0, gap=0.0, square=0.0, loss=0.0, residual=0.0)
     residual = means.get(f"{watch.edge}/residual", 0.0)
+    asymmetry = float(means.get(f"{watch.edge}/asymmetry", 0.0))
     watch = watch._replace(
         cycles=watch.cycles + cycles,
         gap=watch.gap + cycles * float(means[gap]),
         square=watch.square + float(squares[gap]),
         loss=watch.loss + cycles * float(means[f"{watch.upper}/loss"]),
         residual=watch.residual + cycles * float(residual),
+        asymmetry=max(watch.asymmetry, asymmetry),
     )
     if not watch.is_complete:
         return watch
@@ -151,6 +165,19 @@ def describe_unsolved(watch: Watch) -> str:
         f"over {watch.cycles} cycles). The hypergradient is that of a truncated solve, "
         "which can still train well. For an exact one give the solver more iterations, "
         "or a step or a damping that suits the lower's Hessian."
+    )
+
+
+def describe_unsymmetric(watch: Watch) -> str:
+    """Return that a matrix is not symmetric, and what to do."""
+    return (
+        f"the matrix of {watch.lower!r} for {watch.upper!r} is not symmetric: its "
+        f"products differ from those of its transpose by {watch.asymmetry:.2g} "
+        f"('{watch.edge}/asymmetry'). A jax.custom_vjp in the loss, or below it, is "
+        "not the derivative of its function, such as a straight-through estimator, and "
+        "the solver needs a symmetric matrix: the hypergradient is wrong. Correct the "
+        "rule, or use mlox.Implicit(mlox.GMRES()), which differentiates what the rule "
+        "says."
     )
 
 

@@ -8,7 +8,12 @@ from typing import Any
 import jax
 
 from mlox._run.dispatch import Step, compile_confirmation
-from mlox._run.health import Watch, describe_lag, describe_unsolved
+from mlox._run.health import (
+    Watch,
+    describe_lag,
+    describe_unsolved,
+    describe_unsymmetric,
+)
 from mlox._run.run_state import RunState
 from mlox._sharding.layout import Layout
 
@@ -36,6 +41,9 @@ def screen_answers(
         if watch.is_unsolved:
             tell(describe_unsolved(watch))
             watch = watch._replace(unsolved=True)
+        if watch.is_unsymmetric:
+            tell(describe_unsymmetric(watch))
+            watch = watch._replace(unsymmetric=True)
         if watch.should_confirm:
             confirm = compile_confirmation(step, watch.upper, count, layout)
             text = _describe(watch, lambda: confirm(reached.point.state, batches))

@@ -36,6 +36,10 @@ def should_unroll(function: Callable[..., Any], *args: Any) -> bool:
         >>> should_unroll(jnp.sin, 1.0)
         False
     """
-    if jax.default_backend() != "cpu":
-        return False
-    return has_convolution(jax.make_jaxpr(function)(*args))
+    slow = has_slow_loops()
+    return slow and has_convolution(jax.make_jaxpr(function)(*args))
+
+
+def has_slow_loops() -> bool:
+    """Return whether loops around a convolution are slow on the present backend."""
+    return jax.default_backend() == "cpu"

@@ -36,7 +36,12 @@ def has_custom_vjp(program: Jaxpr | ClosedJaxpr) -> bool:
         >>> has_custom_vjp(jax.make_jaxpr(jax.nn.relu)(1.0))  # has a custom_jvp
         False
     """
-    return any(e.primitive.name.startswith("custom_vjp") for e in equations(program))
+    return any(map(is_custom_vjp, equations(program)))
+
+
+def is_custom_vjp(equation: Any) -> bool:
+    """Return whether an equation calls a function with a `jax.custom_vjp`."""
+    return equation.primitive.name.startswith("custom_vjp")
 
 
 def without_constants(program: Jaxpr | ClosedJaxpr) -> Jaxpr:

@@ -37,6 +37,8 @@ class Answer(NamedTuple):
             transpose.
         pull_update: v -> (du/dg)^T v for the update u(g) that the problem's optimizer
             would make next, at the present gradient.
+        by_rule: Whether the residual is made of a `jax.custom_vjp` in a loss. Then
+            dG/dy is of its class only if that rule is the true derivative.
 
     Example:
         >>> import jax.numpy as jnp, mlox
@@ -52,6 +54,12 @@ class Answer(NamedTuple):
     residual: Callable[[PyTree], PyTree]
     system: System
     pull_update: Callable[[PyTree], PyTree]
+    by_rule: bool = False
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether dG/dy is known to equal its transpose."""
+        return self.system <= System.SYMMETRIC and not self.by_rule
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ from mlox._utils.fields import (
     optional,
 )
 from mlox.methods._base import Answer, exact_pairing, reach
+from mlox.methods._symmetry import asymmetry
 from mlox.solvers import (
     CG,
     GMRES,
@@ -115,13 +116,12 @@ class Implicit:
     ) -> tuple[Any, Any | None, Info]:
         """Solve (dG/dy)^T lambda = cotangent, from the memory if there is one."""
         solver = self.solver or _choose_solver(answer.system, cotangent)
+        product = transposed_product(answer)
         lam, info = linear_solve(
-            solver,
-            transposed_product(answer),
-            cotangent,
-            memory,
-            symmetric=answer.system <= System.SYMMETRIC,
+            solver, product, cotangent, memory, symmetric=answer.is_symmetric
         )
+        if answer.by_rule and System.NONE < serves(solver) <= System.SYMMETRIC:
+            info = {**info, "asymmetry": asymmetry(product, cotangent, lam)}
         return lam, lam if self.warm_start else None, info
 
     def pairing(
@@ -142,7 +142,7 @@ def transposed_product(answer: Answer) -> Callable[[Any], Any]:
     """Return v -> (dG/dy)^T v."""
     # Linearized once, outside the solver's loop: its products share the evaluation of
     # the residual.
-    if answer.system <= System.SYMMETRIC:
+    if answer.is_symmetric:
         # (dG/dy)^T = dG/dy. Forward over reverse is cheaper than reverse over reverse.
         return jax.linearize(answer.residual, answer.point)[1]
     pull = jax.vjp(answer.residual, answer.point)[1]
