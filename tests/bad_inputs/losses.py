@@ -17,6 +17,19 @@ from .case import Case, table
 Loss = Callable[[Any, Any, mlox.Context], Any]
 
 
+@jax.custom_vjp
+def _opaque(x: jax.Array) -> jax.Array:
+    return jnp.sum(x**2)
+
+
+def _opaque_backward(x: jax.Array, slope: jax.Array) -> tuple[jax.Array]:
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return (slope * jax.pure_callback(lambda x: 2 * x, like, x),)
+
+
+_opaque.defvjp(lambda x: (_opaque(x), x), _opaque_backward)
+
+
 def cases() -> list[Case]:
     return [*_contexts(), *_returned(), *_states(), *_functions(), *_methods()]
 
@@ -350,10 +363,19 @@ def _methods() -> list[Case]:
     def update(grads: Any, state: Any, params: Any = None) -> Any:
         raise KeyError("rate")
 
+    def opaque(params: Any, batch: Any, ctx: mlox.Context) -> Any:
+        return _opaque(params) + jnp.sum(params * ctx.penalty.params)
+
     tx = optax.GradientTransformation(lambda params: (), update)
     return table(
         "Methods, solvers, optimizers of one's own",
         [
+            (
+                "a rule whose backward pass has no derivative",
+                lambda _: _fit(opaque),
+                TypeError,
+                "'fit' calls a jax.custom_vjp.*backward pass.*FiniteDifference",
+            ),
             (
                 "a method that returns x alone",
                 lambda _: method(lambda v: v),
