@@ -368,7 +368,7 @@ def test_an_error_names_what_works_where_a_backward_pass_has_no_derivative(
     method: Any,
 ) -> None:
     match = (
-        r"'fit' calls a jax.custom_vjp, opaque at .*test_custom_rules.py:\d+, whose "
+        r"'fit' calls a jax.custom_vjp, opaque at test_custom_rules.py:\d+, whose "
         r"backward pass.*mlox.FiniteDifference\(\)"
     )
     with pytest.raises(TypeError, match=match):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -132,10 +133,11 @@ def _check_rules(
 
 def _name_rules(program: ClosedJaxpr, most: int = 3) -> str:
     """Return where the functions with a custom_vjp in a program are written."""
-    names = [
-        str(without_constants(inner).debug_info.func_src_info)
+    places = [
+        str(without_constants(inner).debug_info.func_src_info).partition(" at ")
         for equation in equations(program)
         if is_custom_vjp(equation)
         for inner in list_programs(equation.params.values())
     ]
+    names = (f"{name} at {os.path.basename(place)}" for name, _, place in places)
     return ", ".join([*dict.fromkeys(names)][:most])
