@@ -25,6 +25,7 @@ from mlox._check.setting import Setting
 from mlox._check.vectors import as_vector, compare_vectors
 from mlox._engine.engine import Engine
 from mlox._engine.validation import name_of_known
+from mlox._hypergradient.memory import start_memories
 from mlox._problem.problem import Problem
 from mlox._utils.fields import COUNT, POSITIVE, Kind, instance_of, optional
 from mlox._utils.fields import check as check_value
@@ -51,7 +52,8 @@ def compare(
     """Compare methods for the answers below a problem, by error, time and memory.
 
     Each candidate replaces the method of its problem, all else stays: candidates of
-    several problems are tried one at a time, not in all combinations. The reference is
+    several problems are tried one at a time, not in all combinations. A method with
+    memory (`mlox.SOBA`, a warm start) begins with its first memory. The reference is
     the exact hypergradient at the solved answers (see `mlox.check`); where these cannot
     be found, or start from a `reset`, or the budget does not reach, it is the exact
     unroll of the window.
@@ -136,20 +138,24 @@ def make_trials(
         check_value(f"compare: candidates[{problem!r}]", methods, CANDIDATES)
         for label, method in methods.items():
             check_value(f"compare: candidates[{problem!r}][{label!r}]", method, METHOD)
-            trials.append(
-                Trial(
-                    problem,
-                    str(label),
-                    replace_methods(engine, {problem: method}),
-                    {**state, problem: state[problem].replace(method=method)},
-                )
-            )
+            trials.append(make_trial(engine, state, problem, str(label), method))
     if not trials:
         raise ValueError(
             "compare: candidates are empty; expected at least one method, e.g. "
             f"{{{movers[0]!r}: {{'cg': mlox.Implicit(mlox.CG())}}}}."
         )
     return trials
+
+
+def make_trial(
+    engine: Engine, state: State, problem: str, label: str, method: Any
+) -> Trial:
+    """Return a candidate, whose method remembers nothing yet."""
+    engine = replace_methods(engine, {problem: method})
+    state = {**state, problem: state[problem].replace(method=method)}
+    plan = engine.cycle.plan
+    state = start_memories(plan, state, lambda k, b: problem in b.names)
+    return Trial(problem, label, engine, state)
 
 
 def replace_methods(engine: Engine, methods: Mapping[str, Any]) -> Engine:

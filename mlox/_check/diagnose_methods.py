@@ -6,11 +6,15 @@ from collections.abc import Iterator
 
 from mlox._check.figures import WRONG, Figures, Lower
 from mlox._check.finding import Cause, Finding
-from mlox._check.kinds import is_approximate, is_foreign, needs_definite
+from mlox._check.kinds import (
+    fixed_step,
+    is_approximate,
+    is_foreign,
+    needs_definite,
+)
 from mlox._check.vectors import Distance
 from mlox._utils.describe import show_call
-from mlox.methods import Implicit
-from mlox.solvers import Neumann
+from mlox.methods import SOBA
 
 
 def diagnose_coupling(figures: Figures) -> Iterator[Finding]:
@@ -88,17 +92,16 @@ def _diagnose_system(lower: Lower, distance: Distance) -> Iterator[Finding]:
     if lower.eigenvalues is None:
         return
     high = lower.eigenvalues[1]
-    method = lower.method
-    solver = method.solver if isinstance(method, Implicit) else None
-    if isinstance(solver, Neumann):
-        most = high + solver.damping
-        if solver.step * most >= 2:
+    part = fixed_step(lower.method)
+    if part is not None:
+        most = high + (0.0 if isinstance(part, SOBA) else part.damping)
+        if part.step * most >= 2:
             yield Finding(
                 Cause.STEP_TOO_LARGE,
                 lower.name,
-                f"Neumann(step={solver.step:g}) grows without bound: the largest "
-                f"eigenvalue of the Hessian of {lower.name!r} is {most:.3g}, and the "
-                f"series converges for steps below {2 / most:.3g}. The hypergradient "
+                f"{type(part).__name__}(step={part.step:g}) grows without bound: the "
+                f"largest eigenvalue of the Hessian of {lower.name!r} is {most:.3g}, "
+                f"and it converges for steps below {2 / most:.3g}. The hypergradient "
                 f"is {distance.text} off.",
                 f"Use step={_round_down(1 / most)}, or mlox.CG().",
             )
@@ -129,7 +132,10 @@ def _blame_solver(lower: Lower, distance: Distance) -> Finding:
         f"{show_call(lower.method)} has not solved its system{residual}: the "
         f"hypergradient is {distance.text} off the exact solve at the same answer."
         f"{condition}",
-        "Use more iterations, or a smaller tolerance or damping.",
+        "Its multiplier makes one step per step of the upper: take smaller steps of "
+        "the upper, or mlox.Implicit(mlox.CG(), warm_start=True)."
+        if isinstance(lower.method, SOBA)
+        else "Use more iterations, or a smaller tolerance or damping.",
     )
 
 

@@ -18,7 +18,7 @@ class Cause(enum.Enum):
     """
 
     LOWER_UNSOLVED = "the lower has not reached its answer"
-    STEP_TOO_LARGE = "the step of a Neumann series is too large"
+    STEP_TOO_LARGE = "the step of the linear solver is too large"
     INDEFINITE = "the Hessian is not positive definite"
     EDGE_REVERSED = "the edges between two problems are the wrong way round"
     NOT_READ = "a loss does not read a neighbour that an edge declares"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlox.methods import SAMA, Detached, FiniteDifference, Implicit, Iterative
+from mlox.methods import SAMA, SOBA, Detached, FiniteDifference, Implicit, Iterative
 from mlox.solvers import (
     CG,
     GMRES,
@@ -12,6 +12,7 @@ from mlox.solvers import (
     Dense,
     Identity,
     Neumann,
+    Richardson,
     System,
     serves,
 )
@@ -41,9 +42,9 @@ def is_foreign(method: Any) -> bool:
         True
     """
     if isinstance(method, Implicit):
-        known = CG | GMRES | BiCGStab | Dense | Identity | Neumann | None
+        known = CG | GMRES | BiCGStab | Dense | Identity | Neumann | Richardson | None
         return not isinstance(method.solver, known)
-    return not isinstance(method, FiniteDifference | SAMA | Detached | Iterative)
+    return not isinstance(method, FiniteDifference | SAMA | SOBA | Detached | Iterative)
 
 
 def needs_definite(method: Any) -> bool:
@@ -55,6 +56,18 @@ def needs_definite(method: Any) -> bool:
         (True, False)
     """
     if not isinstance(method, Implicit):
-        return False
+        return isinstance(method, SOBA)
     solver = method.solver
     return solver is None or serves(solver) is System.DEFINITE
+
+
+def fixed_step(method: Any) -> Neumann | Richardson | SOBA | None:
+    """Return the part of a method that makes steps of a fixed size, if any.
+
+    Example:
+        >>> import mlox
+        >>> fixed_step(mlox.Implicit(mlox.Neumann(step=0.1)))
+        Neumann(iterations=10, step=0.1)
+    """
+    part = method.solver if isinstance(method, Implicit) else method
+    return part if isinstance(part, Neumann | Richardson | SOBA) else None
