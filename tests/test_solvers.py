@@ -26,6 +26,7 @@ from mlox.solvers import (
     Dense,
     Identity,
     Neumann,
+    Richardson,
     System,
     linear_solve,
     serves,
@@ -175,6 +176,44 @@ def test_neumann_returns_the_partial_sum(iterations):
         info["residual"], np.linalg.norm(residual) / np.linalg.norm(flat(b))
     )
     assert info["iterations"] == iterations
+
+
+def test_richardson_from_zero_is_the_sum_of_neumann():
+    b = TREES["nested"]
+    A = matrix("general", 5)
+    x, info = solve(Richardson(5, step=0.15, damping=0.2), A, b)
+    y, expected = solve(Neumann(4, step=0.15, damping=0.2), A, b)
+    chex.assert_trees_all_close(x, y, rtol=1e-13)
+    chex.assert_trees_all_close(info, expected, rtol=1e-13)
+
+
+def test_richardson_goes_on_from_its_guess():
+    """Up to the order in which XLA sums a product inside and outside of a loop."""
+    b = TREES["nested"]
+    A = matrix("definite", 5)
+    zero = jax.tree.map(jnp.zeros_like, b)
+    run = lambda n, guess: solve(Richardson(n, 0.15), A, b, guess)
+    x, info = run(7, zero)
+    y = zero
+    for _ in range(7):
+        y, last = run(1, y)
+    chex.assert_trees_all_close(x, y, rtol=1e-15)
+    chex.assert_trees_all_close(last["residual"], info["residual"], rtol=1e-14)
+    chex.assert_trees_all_close(x, run(7, None)[0], rtol=1e-15)
+    assert (info["iterations"], last["iterations"]) == (7, 1)
+
+
+def test_richardson_converges_from_any_guess():
+    b = TREES["mixed"]
+    A = matrix("definite", 7)
+    solver = Richardson(400, step=0.18, damping=0.25)
+    x, info = solve(solver, A, b, jax.tree.map(lambda leaf: 3.0 + leaf, b))
+    assert relative(x, np.linalg.solve(A + 0.25 * np.eye(7), flat(b))) < 1e-10
+    assert info["residual"] < 1e-10
+    zero = jax.tree.map(jnp.zeros_like, b)
+    x, info = solve(solver, A, zero, b)
+    np.testing.assert_allclose(flat(x), np.zeros(7), atol=1e-10)
+    assert info["residual"] == 0.0
 
 
 def test_identity_returns_the_right_hand_side():
@@ -757,6 +796,8 @@ def test_linear_solve_accepts_a_plain_function():
         (CG(3, tolerance=1e-9), False, 3),
         (Neumann(3), False, 3),
         (Neumann(3), True, 3),
+        (Richardson(3), False, 2),
+        (Richardson(3), True, 3),
         (GMRES(3), False, 3),
         (GMRES(3), True, 3),
         (GMRES(1), True, 1),
@@ -818,7 +859,7 @@ def test_gmres_returns_the_guess_without_a_product_left():
     np.testing.assert_allclose(info["residual"], 1 / np.sqrt(2))
 
 
-CLASSES = [CG, Neumann, GMRES, BiCGStab, Dense, Identity]
+CLASSES = [CG, Neumann, Richardson, GMRES, BiCGStab, Dense, Identity]
 
 
 @pytest.mark.parametrize("solver", CLASSES)
@@ -843,7 +884,15 @@ def test_linear_solve_does_not_retrace_for_equal_solvers():
 
 
 def test_serves_returns_the_registered_system():
-    expected = {CG: 1, Neumann: 1, Identity: 0, GMRES: 3, BiCGStab: 3, Dense: 3}
+    expected = {
+        CG: 1,
+        Neumann: 1,
+        Richardson: 1,
+        Identity: 0,
+        GMRES: 3,
+        BiCGStab: 3,
+        Dense: 3,
+    }
     assert {solver: serves(solver()) for solver in CLASSES} == expected
 
     class Mine:

@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+
 from mlox._utils.describe import show_call
-from mlox._utils.tree import add_scaled, vdot
+from mlox._utils.tree import add_scaled, scale, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, System, serves
 from mlox.solvers._iterate import check_solver, iterate, report, start
@@ -57,18 +60,24 @@ class Richardson:
         self, matvec: MatVec, b: Tree, guess: Tree | None = None
     ) -> tuple[Tree, Info]:
         """Return the last iterate and its report, see `Solver`."""
+        # In units of x, not counted from the guess: every iteration rounds alike, where
+        # ever it starts.
         first = start(self, matvec, b, guess)
+        b = jax.tree.map(jnp.asarray, b)
+        x = jax.tree.map(jnp.zeros_like, b) if first.guess is None else first.guess
 
         def step(state: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
             x, r = state
             x = add_scaled(x, self.step, r)
             # Not r - step A r, which saves nothing and gathers rounding errors.
-            return x, add_scaled(first.r, -1.0, first.product(x))
+            return x, add_scaled(b, -1.0, first.product(x))
 
         more = self.iterations - 1
-        x, r = iterate(step, (first.zeros(), first.r), more, None, first.unroll)
-        info = report(vdot(r, r), first.bb, first.used + more)
-        return first.finish(add_scaled(x, self.step, r)), info
+        r = scale(first.unit, first.r)
+        x, r = iterate(step, (x, r), more, None, first.unroll)
+        scaled = scale(1 / first.unit, r)
+        info = report(vdot(scaled, scaled), first.bb, first.used + more)
+        return add_scaled(x, self.step, r), info
 
     __repr__ = show_call
 
