@@ -14,6 +14,7 @@ SIZE, BATCH = 32, 16
 METHODS = {
     "unrolled": mlox.Unrolled(),
     "cg": mlox.Implicit(mlox.CG(iterations=3)),
+    "warm": mlox.Implicit(mlox.CG(iterations=3), warm_start=True),
     "neumann": mlox.Implicit(mlox.Neumann(iterations=3, step=0.2)),
     "difference": mlox.FiniteDifference(),
     "sama": mlox.SAMA(),
@@ -108,7 +109,7 @@ def stack_cycle(engine, cycle, dtype="float64", size=SIZE):
 
 def select_arrays(state):
     """Select what a run changes of each problem, without keys."""
-    return {name: (p.params, p.opt_state, p.step) for name, p in state.items()}
+    return {n: (p.params, p.opt_state, p.step, p.memory) for n, p in state.items()}
 
 
 def assert_close(found, expected, tolerance):

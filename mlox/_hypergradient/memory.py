@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -41,8 +42,9 @@ def remember(memory: PyTree, b: Block, kept: PyTree) -> PyTree:
 
 def remembers(problem: Problem) -> bool:
     """Return whether uppers keep a memory of the answer of a problem."""
-    params = responsive_part(problem, problem.params)
-    return keeps_memory(problem.method, Unknowns({problem.name: params}, {}))
+    own = {problem.name: responsive_part(problem, problem.params)}
+    with _in_start(problem):
+        return keeps_memory(problem.method, Unknowns(own, {}))
 
 
 def start_memories(
@@ -79,5 +81,10 @@ def _start(plan: Plan, b: Block, point: EvaluationPoint) -> PyTree:
     method: Any = top.method
     tasks = count_systems(plan, b, point)
     start = method.start if tasks is None else jax.vmap(method.start)
-    with annotate_errors(f"start of the method of problem {top.name!r}, {method}"):
+    with _in_start(top):
         return start(point.select(b))
+
+
+def _in_start(problem: Problem) -> contextlib.AbstractContextManager[None]:
+    name, method = problem.name, problem.method
+    return annotate_errors(f"start of the method of problem {name!r}, {method}")
