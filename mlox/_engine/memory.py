@@ -50,6 +50,7 @@ def check_memories(plan: Plan, state: State) -> None:
     expected = jax.eval_shape(lambda: start_memories(plan, state, lambda k, b: True))
     for name, problem in state.items():
         if wrong := show_differences(problem.memory, expected[name].memory):
+            wrong = "it is None" if problem.memory is None else wrong
             raise ValueError(
                 f"problem {name!r}: memory does not fit the methods of its lowers: "
                 f"{wrong}. Start from engine.init(): it makes the memories. To go on "

@@ -129,7 +129,7 @@ def cases() -> list[Case]:
                 "a state made by hand",
                 lambda _: _by_hand(),
                 ValueError,
-                r"'penalty': memory does not fit.*missing.*engine\.init",
+                r"'penalty': memory does not fit.*is None.*engine\.init",
             ),
             (
                 "a memory of another shape",
@@ -162,12 +162,6 @@ def cases() -> list[Case]:
                 lambda _: _keeps(lambda found: found, _raise),
                 KeyError,
                 "'spectrum'.*start of the method of problem 'fit'",
-            ),
-            (
-                "a start that returns a text",
-                lambda _: _keeps(lambda found: found, lambda point: "zero"),
-                TypeError,
-                "start of the method of problem 'fit'",
             ),
         ],
     )
