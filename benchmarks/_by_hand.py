@@ -66,8 +66,13 @@ def train_state_step(job: Job) -> Callable[[PyTree, PyTree], tuple[PyTree, Metri
     return wrapped
 
 
-def step(job: Job) -> Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]:
-    """Return the step: unrolled steps of the lower problem, then one of the upper."""
+def step(
+    job: Job, *, losses: bool = True
+) -> Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]:
+    """Return the step: unrolled steps of the lower problem, then one of the upper.
+
+    `losses` says whether those of the lower are returned, and evaluated.
+    """
 
     def lower_loss(
         lower: PyTree, upper: PyTree, batch: PyTree
@@ -88,7 +93,8 @@ def step(job: Job) -> Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]:
             lower, opt = carry
             grads, metrics = jax.grad(lower_loss, has_aux=True)(lower, upper, batch)
             updates, opt = job.lower_tx.update(grads, opt, lower)
-            return (optax.apply_updates(lower, updates), opt), metrics
+            after = optax.apply_updates(lower, updates), opt
+            return after, metrics if losses else {}
 
         (lower, lower_opt), lower_metrics = jax.lax.scan(
             descend,
@@ -134,8 +140,14 @@ def _darts(
 def _neumann(
     job: Job, cost: Cost, lower: PyTree, upper: PyTree, v: PyTree
 ) -> tuple[PyTree, Metrics]:
-    solver = _solver(job)
     product = jax.linearize(lambda y: jax.grad(cost)(y, upper), lower)[1]
+    lam, residual = neumann(job, product, v)
+    return _cross(cost, lower, upper, lam), _report(residual, _solver(job).iterations)
+
+
+def neumann(job: Job, product: Product, v: PyTree) -> tuple[PyTree, jax.Array]:
+    """Return the truncated Neumann series of the inverse, and its residual."""
+    solver = _solver(job)
 
     def extend(_: Any, carry: PyTree) -> PyTree:
         total, term = carry
@@ -144,8 +156,7 @@ def _neumann(
 
     total, term = _loop(job, solver.iterations, extend, (v, v))
     lam = jax.tree.map(lambda t: solver.step * t, total)
-    residual = optax.global_norm(term) / optax.global_norm(v)
-    return _cross(cost, lower, upper, lam), _report(residual, solver.iterations)
+    return lam, optax.global_norm(term) / optax.global_norm(v)
 
 
 def _cg(

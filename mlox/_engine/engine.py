@@ -85,8 +85,8 @@ class Engine:
         metrics: Of which steps `step` returns the metrics. "all": of every step.
             "last": of the last step of each problem in the cycle, with a leading axis
             of 1. "none": of the problems whose answer nobody reads, with the reports
-            of their solvers, but no loss of a lower is evaluated for its value, which
-            a gradient does not need.
+            of their solvers; no loss of a lower is evaluated for its value, which a
+            gradient does not need, and no gap.
 
     Raises:
         TypeError: If an entry of `problems` or an edge is not a problem.

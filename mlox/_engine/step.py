@@ -13,6 +13,7 @@ import jax
 from jax.extend.core import ClosedJaxpr
 
 from mlox._cycle.cycle import Cycle
+from mlox._cycle.report import Report
 from mlox._cycle.unrolled import find_stateful
 from mlox._engine.dead_edges import warn_of_dead_edges
 from mlox._engine.nonfinite import has_nonfinite
@@ -110,14 +111,15 @@ class Step:
     def list_screened(self, state: State) -> tuple[tuple[str, str], ...]:
         """Return (upper, lower) for each answer whose gap can be judged.
 
-        These are, below the problems that report, the tops of blocks of which a Newton
-        step is defined: elsewhere the multiplier solves no system, or the residual is
-        not zero at the answer.
+        The gap must be reported. These are the tops of blocks of which a Newton step is defined: elsewhere the
+        multiplier solves no system, or the residual is not zero at the answer.
         """
+        if self.cycle.report is Report.NONE:
+            return ()
         plan = self.cycle.plan
         return tuple(
             (k, b.tops[0])
-            for k in self.reporters
+            for k in plan.graph.names
             for b in plan.responses[k].blocks
             if why_not_stationary(plan, b, {n: state[n] for n in b.names}) is None
         )
