@@ -82,11 +82,10 @@ class Engine:
             and if answers respond, "upper/direct_norm", "upper/lower/norm" and
             "upper/lower/cosine" of the direct part and of that through each answer,
             with the cosine between the two. Without it the program is the same as ever.
-        metrics: Of which steps `step` returns the metrics. "all": of every step.
-            "last": of the last step of each problem in the cycle, with a leading axis
-            of 1. "none": of the problems whose answer nobody reads, with the reports
-            of their solvers; no loss of a lower is evaluated for its value, which a
-            gradient does not need, and no gap.
+        metrics: Of which steps metrics are returned. "all": of every one. "last": of
+            the last one of each problem in the cycle, with a leading axis of 1. "none":
+            of the problems whose answer nobody reads; no loss of a lower is evaluated,
+            nor a gap.
 
     Raises:
         TypeError: If an entry of `problems` or an edge is not a problem.
@@ -197,11 +196,10 @@ class Engine:
 
         Returns:
             The state after, of the same structure, and the metrics: a flat dict
-            "problem/metric" -> array with a leading axis of `steps_per_cycle`, unless
-            the engine was built with other `metrics`. Solvers report
-            "upper/lower/residual" and "upper/lower/iterations". For each block of
-            implicit answers, named by its top, "upper/lower/gap" is about by how much
-            the loss of the upper is larger than at the solved answer.
+            "problem/metric" -> array with a leading axis of `steps_per_cycle`. Solvers
+            report "upper/lower/residual" and "upper/lower/iterations". For each block
+            of implicit answers, named by its top, "upper/lower/gap" is about by how
+            much the loss of the upper is larger than at the solved answer.
 
         Raises:
             ValueError: If the state or the batches do not fit the engine, or a loss

@@ -111,8 +111,9 @@ class Step:
     def list_screened(self, state: State) -> tuple[tuple[str, str], ...]:
         """Return (upper, lower) for each answer whose gap can be judged.
 
-        The gap must be reported. These are the tops of blocks of which a Newton step is defined: elsewhere the
-        multiplier solves no system, or the residual is not zero at the answer.
+        The gap must be reported. These are the tops of blocks of which a Newton step is
+        defined: elsewhere the multiplier solves no system, or the residual is not zero
+        at the answer.
         """
         if self.cycle.report is Report.NONE:
             return ()
