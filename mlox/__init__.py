@@ -41,6 +41,7 @@ from mlox.methods import Unrolled as Unrolled
 from mlox.methods import attach as attach
 from mlox.solvers import CG as CG
 from mlox.solvers import GMRES as GMRES
+from mlox.solvers import MINRES as MINRES
 from mlox.solvers import BiCGStab as BiCGStab
 from mlox.solvers import Dense as Dense
 from mlox.solvers import Identity as Identity

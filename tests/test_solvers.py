@@ -22,6 +22,7 @@ from mlox._utils.tree import add_scaled, epsilon, link_leaves, ravel, vdot
 from mlox.solvers import (
     CG,
     GMRES,
+    MINRES,
     BiCGStab,
     Dense,
     Identity,
@@ -258,6 +259,7 @@ def test_gmres_returns_the_solution_where_no_shorter_space_helps():
     [
         (CG(25, tolerance=0.03), 7),
         (GMRES(25, tolerance=0.03), 7),
+        pytest.param(MINRES(25, tolerance=0.03), 7, marks=pytest.mark.slow),
         (BiCGStab(25, tolerance=0.03), 14),
     ],
 )
@@ -298,6 +300,7 @@ def test_solver_returns_zero_for_a_zero_right_hand_side(solver, A):
         (CG(500, tolerance=1e-30), jnp.float32),
         (Neumann(500, step=0.18), jnp.float32),
         (GMRES(500, restart=2), jnp.float32),
+        pytest.param(MINRES(500), jnp.float32, marks=pytest.mark.slow),
         (BiCGStab(500), jnp.float32),
     ],
     ids=repr,
@@ -329,6 +332,7 @@ def test_cg_returns_finite_numbers_where_inner_products_underflow():
         (CG(20), jnp.float32),
         (CG(20), jnp.float64),
         (GMRES(20), jnp.float32),
+        (MINRES(20), jnp.float32),
         (BiCGStab(20), jnp.float32),
     ],
     ids=repr,
@@ -361,6 +365,27 @@ def test_solver_returns_finite_numbers_on_hard_systems(solver, A, b, dtype):
     chex.assert_tree_all_finite(x)
     if isinstance(solver, BiCGStab) and max(b) < 1e19:
         chex.assert_tree_all_finite(info)
+
+
+def test_minres_makes_the_iterates_of_gmres_on_a_symmetric_system():
+    A, b = matrix("symmetric", 7), TREES["mixed"]
+    guess = jax.tree.map(jnp.ones_like, b)  # takes one of the products of GMRES
+    found, info = solve(MINRES(4, damping=0.1), A, b, guess)
+    expected, report = solve(GMRES(5, damping=0.1), A, b, guess)
+    chex.assert_trees_all_close(found, expected, rtol=1e-10)
+    chex.assert_trees_all_close(info, report, rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_minres_solves_a_system_of_many_unknowns_in_few_vectors():
+    rng = np.random.default_rng(0)
+    values = rng.uniform(1.0, 3.0, 300) * np.where(rng.random(300) < 0.3, -1, 1)
+    Q = np.linalg.qr(rng.normal(size=(300, 300)))[0]
+    A, b = Q * values @ Q.T, jnp.asarray(rng.normal(size=300))
+    x, info = solve(MINRES(200), A, b)
+    assert relative(x, np.linalg.solve(A, b)) < 1e-12
+    assert info["residual"] < 1e-13
+    assert info["iterations"] < 100
 
 
 def test_cg_stops_at_a_direction_without_curvature():
@@ -467,6 +492,7 @@ POWERS = (-60, -50, 0, 50, 60)
         pytest.param(CG(60, tolerance=1e-4), "definite", marks=pytest.mark.slow),
         (GMRES(), "general"),
         pytest.param(GMRES(6, restart=2), "general", marks=pytest.mark.slow),
+        pytest.param(MINRES(12), "symmetric", marks=pytest.mark.slow),
         (BiCGStab(), "general"),
         pytest.param(Dense(), "general", marks=pytest.mark.slow),
         pytest.param(Neumann(20, step=0.18), "definite", marks=pytest.mark.slow),
@@ -802,6 +828,8 @@ def test_linear_solve_accepts_a_plain_function():
         (GMRES(3), True, 3),
         (GMRES(1), True, 1),
         (GMRES(4, restart=2), False, 4),
+        (MINRES(3), False, 3),
+        (MINRES(3), True, 4),
         (BiCGStab(2), False, 4),
         (BiCGStab(2), True, 5),
         (Identity(), True, 0),
@@ -859,7 +887,7 @@ def test_gmres_returns_the_guess_without_a_product_left():
     np.testing.assert_allclose(info["residual"], 1 / np.sqrt(2))
 
 
-CLASSES = [CG, Neumann, Richardson, GMRES, BiCGStab, Dense, Identity]
+CLASSES = [CG, Neumann, Richardson, GMRES, MINRES, BiCGStab, Dense, Identity]
 
 
 @pytest.mark.parametrize("solver", CLASSES)
@@ -890,6 +918,7 @@ def test_serves_returns_the_registered_system():
         Richardson: 1,
         Identity: 0,
         GMRES: 3,
+        MINRES: 2,
         BiCGStab: 3,
         Dense: 3,
     }

@@ -8,6 +8,7 @@ from mlox.methods import SAMA, SOBA, Detached, FiniteDifference, Implicit, Itera
 from mlox.solvers import (
     CG,
     GMRES,
+    MINRES,
     BiCGStab,
     Dense,
     Identity,
@@ -42,7 +43,8 @@ def is_foreign(method: Any) -> bool:
         True
     """
     if isinstance(method, Implicit):
-        known = CG | GMRES | BiCGStab | Dense | Identity | Neumann | Richardson | None
+        iterative = CG | GMRES | MINRES | BiCGStab | Neumann | Richardson
+        known = iterative | Dense | Identity | None
         return not isinstance(method.solver, known)
     return not isinstance(method, FiniteDifference | SAMA | SOBA | Detached | Iterative)
 

@@ -11,5 +11,6 @@ from mlox.solvers._dense import Dense as Dense
 from mlox.solvers._gmres import GMRES as GMRES
 from mlox.solvers._identity import Identity as Identity
 from mlox.solvers._linear_solve import linear_solve as linear_solve
+from mlox.solvers._minres import MINRES as MINRES
 from mlox.solvers._neumann import Neumann as Neumann
 from mlox.solvers._richardson import Richardson as Richardson
