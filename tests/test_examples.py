@@ -94,6 +94,16 @@ def test_flax_training_loop():
 
 
 @pytest.mark.slow
+def test_learned_schedule(tmp_path):
+    picture = tmp_path / "picture.png"
+    options = ("--cycles", "4", "--seeds", "1", "--grid", "20", "--out", picture)
+    lines = printed("learned_schedule", *options)
+    assert [line.split()[0] for line in lines[1:3]] == ["best", "learned"]
+    assert re.fullmatch(r".* than the grid: [01] of 1 seeds", lines[3])
+    assert picture.stat().st_size > 0
+
+
+@pytest.mark.slow
 def test_population():
     lines = printed("population", "--cycles", "3", "--seeds", "2")
     assert "seeds, mean and standard deviation" in lines[0]

@@ -19,11 +19,14 @@ START = jnp.array([1.0, -2.0])
 NO_DATA = {"up": None, "fit": None}
 ADAM = optax.inject_hyperparams(optax.adam)
 ADAMW = optax.inject_hyperparams(optax.adamw)
+BETAS = ("b1", "b2", "eps", "eps_root")
+PLAIN_BETAS = optax.inject_hyperparams(optax.adam, static_args=BETAS)
 SGD = optax.inject_hyperparams(optax.sgd)
 
 
 def fit_loss(params, batch, ctx):
-    return 0.5 * params @ A @ params + 0.1 * jnp.sum(params**4) - jnp.sum(params)
+    a = A.astype(params.dtype)
+    return 0.5 * params @ a @ params + 0.1 * jnp.sum(params**4) - jnp.sum(params)
 
 
 def judge(params, batch, ctx):
@@ -115,14 +118,17 @@ def plain_steps(tx, steps, dtype):
 @pytest.mark.parametrize(
     ("tx", "plain", "dtype"),
     [
-        pytest.param(tx, plain, dtype, marks=[pytest.mark.slow] if slow else [])
-        for tx, plain, slow in [
-            (ADAM(1e-3), optax.adam(1e-2), False),
-            (ADAMW(1e-3), optax.adamw(1e-2), True),
-            (SGD(1e-3, momentum=0.9), optax.sgd(1e-2, momentum=0.9), True),
-            (SGD(1e-3), optax.sgd(1e-2), True),
-        ]
-        for dtype in (jnp.float64,)
+        (ADAM(1e-3), optax.adam(1e-2), jnp.float64),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (ADAMW(1e-3), optax.adamw(1e-2), jnp.float64),
+                (SGD(1e-3), optax.sgd(1e-2), jnp.float64),
+                (SGD(1e-3, momentum=0.9), optax.sgd(1e-2, momentum=0.9), jnp.float32),
+                # 1 - b1 of an array in float32 is not that of Python numbers.
+                (PLAIN_BETAS(1e-3), optax.adam(1e-2), jnp.float32),
+            ]
+        ),
     ],
 )
 def test_steps_are_the_plain_optimizers_bit_for_bit(tx, plain, dtype):
@@ -223,13 +229,14 @@ def test_finds_the_optimizer(place, trainable):
 
 
 @pytest.mark.slow
-def test_tasks_have_rates_of_their_own():
+@pytest.mark.parametrize("at_once", [None, 1])
+def test_tasks_have_rates_of_their_own(at_once):
     def read(ctx):
         return {"learning_rate": ctx.up.params[ctx.task_index, ctx.inner_step]}
 
     rates = jnp.array([[0.05, 0.04], [0.03, 0.02], [0.01, 0.0]])
     up = {"loss_fn": lambda p, b, ctx: jnp.sum((ctx.fit.params - 0.3) ** 2)}
-    engine = pair(SGD(1.0), read, rates, steps=2, up=up, tasks=3)
+    engine = pair(SGD(1.0), read, rates, steps=2, up=up, tasks=3, tasks_at_once=at_once)
 
     def loss(rates):
         total = 0.0

@@ -199,6 +199,26 @@ class Problem:
         Raises:
             TypeError: If an argument is of the wrong kind.
             ValueError: If an argument has a wrong value.
+
+        Example:
+            A rate for each step of an inner loop, learned through the steps:
+
+            >>> import jax.numpy as jnp, optax, mlox
+            >>> schedule = mlox.Problem.create(
+            ...     name="schedule", params=jnp.full(3, 0.1), tx=optax.sgd(0.01),
+            ...     loss_fn=lambda params, batch, ctx: ctx.fit.params ** 2)
+            >>> fit = mlox.Problem.create(
+            ...     name="fit", params=jnp.ones(()), unroll_steps=3,
+            ...     tx=optax.inject_hyperparams(optax.sgd)(0.1), method=mlox.Unrolled(),
+            ...     hyperparams=lambda ctx: {
+            ...         "learning_rate": ctx.schedule.params[ctx.inner_step]},
+            ...     loss_fn=lambda params, batch, ctx: params ** 2)
+            >>> engine = mlox.Engine(
+            ...     [schedule, fit], {"schedule": ["fit"]}, {"fit": ["schedule"]})
+            >>> _, gradient = engine.hypergradient(
+            ...     engine.init(), {"schedule": None, "fit": None}, "schedule")
+            >>> [round(float(slope), 3) for slope in gradient]
+            [-1.311, -1.311, -1.311]
         """
         static: dict[str, Any] = {
             "name": name,
