@@ -324,6 +324,22 @@ def test_nothing_is_told_of_an_upper_that_steers_alone():
     assert told(lambda: pair(SGD(1.0), constant, RATES, method=mlox.Detached())) == []
 
 
+@pytest.mark.slow
+def test_forward_mode_differentiates_steps_too():
+    added = lambda params, batch, ctx: (
+        fit_loss(params, batch, ctx) + jnp.sum(ctx.up.params)
+    )
+    engines = [
+        pair(SGD(1.0), constant, RATES, method=method, loss_fn=loss)
+        for method in (mlox.Unrolled(), mlox.Forward())
+        for loss in (fit_loss, added)
+    ]
+    assert [told(lambda e=e: e) for e in engines] == [[]] * 4
+    found = [e.hypergradient(e.init(), NO_DATA, "up")[1] for e in engines]
+    np.testing.assert_allclose(found[0], found[2], rtol=1e-12)
+    assert found[0][0] != 0
+
+
 @pytest.mark.parametrize(
     "method", [mlox.Implicit(), mlox.FiniteDifference(), mlox.SAMA()]
 )

@@ -69,7 +69,7 @@ def find_fault(
             through = isinstance(state[link.reader].method, Unrolled)
             return Fault.STEERS_ONLY if through and link.kind is Kind.U2L else None
         return None if used else Fault.NOT_READ
-    if constant:
+    if constant or _steers_unwatched(cycle, link, state):
         return None
     if not _has_slope(cycle, link, *given):
         return Fault.DERIVATIVE_CUT
@@ -116,6 +116,13 @@ def _steers(cycle: Cycle, link: Link, state: State) -> bool:
     """Return whether the optimizer of the reader reads a neighbour."""
     steering = find_steering(cycle.plan, link.reader, state)
     return link.read in steering.reads + steering.constants
+
+
+def _steers_unwatched(cycle: Cycle, link: Link, state: State) -> bool:
+    """Return whether steps that are differentiated without a cotangent are steered."""
+    loop = link.reader in cycle.plan.unrolled
+    watched = isinstance(state[link.reader].method, Unrolled)
+    return loop and not watched and _steers(cycle, link, state)
 
 
 def _has_slope(cycle: Cycle, link: Link, state: State, batches: Batches) -> bool:

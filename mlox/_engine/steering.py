@@ -9,7 +9,6 @@ from mlox._graph.dependencies import Plan
 from mlox._problem.problem import Problem
 from mlox._utils.describe import show_call
 from mlox._utils.warn import warn
-from mlox.methods import Iterative
 
 
 def check_steering(plan: Plan, problems: Sequence[Problem]) -> None:
@@ -22,7 +21,7 @@ def check_steering(plan: Plan, problems: Sequence[Problem]) -> None:
     for name, problem in by_name.items():
         reads = find_steering(plan, name, by_name).reads
         uppers = [n for n in reads if n in plan.graph.uppers(name)]
-        if uppers and not isinstance(problem.method, Iterative):
+        if uppers and name not in plan.unrolled:
             warn(
                 f"the optimizer of {name!r} reads {', '.join(map(repr, uppers))} by "
                 f"hyperparams=, but {show_call(problem.method)} does not differentiate "
