@@ -8,6 +8,7 @@ from mlox._check.finding import Finding as Finding
 from mlox._check.report import Report as Report
 from mlox._checkpoint.options import Checkpoint as Checkpoint
 from mlox._checkpoint.restore import restore as restore
+from mlox._checkpoint.save_state import save as save
 from mlox._data.combinators import on_epoch_end as on_epoch_end
 from mlox._data.combinators import together as together
 from mlox._data.shuffled import shuffled as shuffled

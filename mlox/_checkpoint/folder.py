@@ -120,10 +120,11 @@ class CheckpointFolder:
         self.locate(cycle).rename(unfinished)
         shutil.rmtree(unfinished)
 
-    def remove_unfinished(self) -> None:
-        """Delete the checkpoints that a killed run was writing or deleting."""
+    def remove_unfinished(self, cycle: int | None = None) -> None:
+        """Delete what a killed run was writing or deleting, of all cycles or of one."""
         for path in self._entries():
-            if _is_unfinished(path):
+            theirs = cycle is None or path.name.startswith(f"cycle_{cycle}.")
+            if theirs and _is_unfinished(path):
                 shutil.rmtree(path)
 
     def warn_of_others(self) -> None:

@@ -16,6 +16,7 @@ from mlox._checkpoint.folder import CheckpointFolder
 from mlox._utils.describe import summarize
 from mlox._utils.fields import (
     COUNT,
+    COUNT_OR_ZERO,
     FLAG,
     NAME_OF_SCALAR,
     PATH,
@@ -135,14 +136,7 @@ def check_checkpoint(
             )
         return
     check("`checkpoint`", checkpoint, _CHECKPOINT)
-    place = CheckpointFolder(checkpoint.path).path
-    paths = [path for path in (place, *place.parents) if path.exists()]
-    in_the_way = [path for path in paths if not path.is_dir()]
-    if in_the_way:
-        raise NotADirectoryError(
-            f"`checkpoint`: {str(in_the_way[0])!r} is a file; expected a folder, or a "
-            "path where one can be made. Choose another directory."
-        )
+    check_place("`checkpoint`", CheckpointFolder(checkpoint.path).path)
     if checkpoint.best is None:
         return
     scored = checkpoint.of_scores
@@ -157,6 +151,17 @@ def check_checkpoint(
             f"`checkpoint` keeps the best {checkpoint.best!r}, which is recorded "
             f"every {every} cycles, but saves every {checkpoint.every}: "
             f"make its `every` a multiple of `{option}every`."
+        )
+
+
+def check_place(label: str, place: pathlib.Path) -> None:
+    """Raise NotADirectoryError if a file is where a folder is to be made."""
+    paths = [path for path in (place, *place.parents) if path.exists()]
+    in_the_way = [path for path in paths if not path.is_dir()]
+    if in_the_way:
+        raise NotADirectoryError(
+            f"{label}: {str(in_the_way[0])!r} is a file; expected a folder, or a path "
+            "where one can be made. Choose another directory."
         )
 
 
@@ -176,6 +181,17 @@ def check_restore(cycle: Any, state: Any, partial: Any) -> None:
         check("restore: state holds a leaf that", leaf, _ARRAY)
     check("restore: cycle", cycle, _CYCLE)
     check("restore: partial", partial, _PARTS)
+
+
+def check_save(state: Any, cycle: Any) -> None:
+    """Validate the arguments of `mlox.save`."""
+    leaves = jax.tree.leaves(state)
+    hint = "Pass the state that a step returned, or engine.init()."
+    check("save: state", leaves, _SOME, hint)
+    for leaf in leaves:
+        check("save: state holds a leaf that", leaf, _ARRAY)
+        check("save: state holds an array that", leaf, _ALIVE, hint)
+    check("save: cycle", cycle, COUNT_OR_ZERO, "Pass the number of finished cycles.")
 
 
 def check_reached(cycle: int, train_iters: int) -> None:
@@ -202,6 +218,11 @@ _CHECKPOINT = instance_of(
 _ARRAY = instance_of(
     jax.Array | np.ndarray | np.generic,
     "arrays only, as in a state like the one that was saved, e.g. engine.init()",
+)
+_SOME = Kind("a pytree of arrays, such as {name: Problem}", bool)
+_ALIVE = Kind(
+    "arrays that can still be read, not those that were donated to a step",
+    lambda x: not (isinstance(x, jax.Array) and x.is_deleted()),
 )
 _CYCLE = Kind(
     "'newest', 'best', or a number of cycles",

@@ -28,7 +28,7 @@ def restore(
     The folder is not changed.
 
     Args:
-        directory: The `directory` of the `mlox.Checkpoint`.
+        directory: The `directory` of the `mlox.Checkpoint`, or of `mlox.save`.
         state: A state like the saved one, e.g. `engine.init()`, for structure, shapes,
             dtypes and devices.
         cycle: "newest" for the newest intact checkpoint, "best" for the best one by the
@@ -141,6 +141,13 @@ def match_run(state: PyTree, metadata: Mapping[str, Any]) -> Match:
 
     def match(saved: Saved) -> dict[str, tuple[str, Any]]:
         there = saved.notes["engine"]
+        if there is None:
+            raise ValueError(
+                f"Checkpoint {str(saved.path)!r} is of mlox.save, which keeps the "
+                "state alone, and no history or positions of data. Start a run from "
+                "mlox.restore(directory, engine.init()), with another directory for "
+                "its checkpoints."
+            )
         old, new = (
             {key: json.dumps(engine.get(key), sort_keys=True) for key in metadata}
             for engine in (there, metadata)

@@ -51,32 +51,21 @@ class CheckpointWriter:
             notes: Other values that the run depends on, for JSON.
             scalars: The scalars that were logged, by which the best one is chosen.
         """
-        from mlox._checkpoint import orbax as _orbax
-
         self._finish()
         folder = CheckpointFolder(self.checkpoint.path)
-        path = folder.locate(cycle)
         if is_on_any_process(folder.is_taken(cycle)):
             warn(
                 f"Cycle {cycle} is not saved: no run of mlox has saved what is at "
-                f"{str(path)!r}, and it is left alone."
+                f"{str(folder.locate(cycle))!r}, and it is left alone."
             )
             return
-        others = {name: tree for name, tree in trees.items() if name != STATE}
-        named = name_leaves({STATE: trees[STATE], RUN: others})
-        arrays, leaves = fetch(named)
         whole_notes = {
-            "format": FORMAT,
-            "cycle": cycle,
             "scalars": {name: float(value) for name, value in scalars.items()},
             "best": [self.checkpoint.best, self.checkpoint.mode],
             "engine": dict(self.metadata),
-            "leaves": leaves,
             "run": dict(notes),
         }
-        # Orbax writes no arrays of size zero.
-        full = {name: array for name, array in arrays.items() if array.size}
-        _orbax.write(self.checkpointer, path, full, with_checksum(whole_notes))
+        write(self.checkpointer, folder, cycle, trees, whole_notes)
         if not self.checkpoint.async_:
             self._finish()
 
@@ -101,6 +90,32 @@ def open_writer(
     from mlox._checkpoint import orbax as _orbax
 
     return CheckpointWriter(checkpoint, metadata, _orbax.open_checkpointer())
+
+
+def write(
+    checkpointer: Any,
+    folder: CheckpointFolder,
+    cycle: int,
+    trees: Mapping[str, PyTree],
+    notes: Mapping[str, Any],
+) -> None:
+    """Begin to write a checkpoint in the format that `mlox._checkpoint.read` reads.
+
+    Args:
+        checkpointer: That of Orbax; see `mlox._checkpoint.orbax`.
+        folder: Where to.
+        cycle: The number of finished cycles.
+        trees: The "state", and other pytrees.
+        notes: The "scalars", the "best", the "engine" and the notes of the "run".
+    """
+    from mlox._checkpoint import orbax as _orbax
+
+    others = {name: tree for name, tree in trees.items() if name != STATE}
+    arrays, leaves = fetch(name_leaves({STATE: trees[STATE], RUN: others}))
+    whole_notes = {"format": FORMAT, "cycle": cycle, "leaves": leaves, **notes}
+    # Orbax writes no arrays of size zero.
+    full = {name: array for name, array in arrays.items() if array.size}
+    _orbax.write(checkpointer, folder.locate(cycle), full, with_checksum(whole_notes))
 
 
 def prune(checkpoint: Checkpoint) -> None:

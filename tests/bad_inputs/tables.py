@@ -12,6 +12,7 @@ from . import (
     modules,
     problems,
     runs,
+    saves,
     values,
 )
 from .case import Case
@@ -27,6 +28,7 @@ TABLES = (
     batches,
     runs,
     checkpoints,
+    saves,
     modules,
     checks,
 )
