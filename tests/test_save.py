@@ -11,6 +11,7 @@ import pytest
 import mlox
 
 from .small import BATCH, single
+from .typed_loop import train
 
 BATCHES = {"fit": jax.tree.map(lambda x: np.asarray(x)[None], BATCH)}
 
@@ -64,3 +65,8 @@ def test_save_deletes_what_a_killed_one_left_and_nothing_else(engine, tmp_path):
         "cycle_2.orbax-checkpoint-tmp-0",
         "cycle_3.orbax-checkpoint-tmp",
     ]
+
+
+def test_typed_loop_runs(tmp_path):
+    assert int(train(tmp_path, 2)["x"].step) == 4
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mlox._checkpoint.folder import RUN, STATE, CheckpointFolder
 from mlox._checkpoint.leaves import name_leaves, restore_into
@@ -15,14 +15,16 @@ from mlox._utils.describe import summarize
 from mlox._utils.types import PyTree
 from mlox._utils.warn import warn
 
+StateT = TypeVar("StateT")
+
 
 def restore(
     directory: str | os.PathLike[str],
-    state: PyTree,
+    state: StateT,
     *,
     cycle: int | Literal["newest", "best"] = "newest",
     partial: Collection[str] | Mapping[str, str] | None = None,
-) -> PyTree:
+) -> StateT:
     """Restore the state of a checkpoint, also while the run is still in progress.
 
     The folder is not changed.

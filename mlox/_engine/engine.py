@@ -18,7 +18,7 @@ from mlox._engine.draw import draw
 from mlox._engine.evaluate import Evaluation
 from mlox._engine.explain import explain, mermaid
 from mlox._engine.html import to_html
-from mlox._engine.jit import jit_value
+from mlox._engine.jit import CompiledStep, jit_value
 from mlox._engine.memory import warn_if_memory_is_reset
 from mlox._engine.refine import warn_if_refined_on_samples
 from mlox._engine.slopes import warn_if_slopes_are_infinite
@@ -186,7 +186,9 @@ class Engine:
         }
         return start_memories(self.cycle.plan, state, lambda k, b: True)
 
-    def step(self, state: State, batches: Batches) -> tuple[State, Metrics]:
+    def step(
+        self, state: State, batches: Batches
+    ) -> tuple[dict[str, Problem], Metrics]:
         """Run one cycle: a pure function to jit, scan, vmap or shard.
 
         Args:
@@ -212,9 +214,12 @@ class Engine:
                 and the remedy. An answer that is meant to be a constant is
                 `mlox.Detached`.
         """
-        return self.traced(state, batches)
+        after, metrics = self.traced(state, batches)
+        return dict(after), metrics
 
-    def compile(self, donate: bool = True, *, like: State | None = None) -> Any:
+    def compile(
+        self, donate: bool = True, *, like: State | None = None
+    ) -> CompiledStep:
         """Return `jax.jit` of the step.
 
         Args:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 
 @runtime_checkable
@@ -56,12 +56,25 @@ def _do_nothing(*_: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class FunctionLogger:
-    """A logger made of functions."""
+    """A logger made of functions; in a `with` statement it is closed at the end.
+
+    Attributes:
+        log: (step, metrics) -> None, records the metrics of a log point.
+        close: () -> None, flushes and releases whatever is open.
+        note: (step, text) -> None, records a sentence, if the logger shows any.
+        resume: (step) -> None, removes what was recorded after a step.
+    """
 
     log: Callable[[int, dict[str, float]], None]
     close: Callable[[], None] = _do_nothing
     note: Callable[[int, str], None] = _do_nothing
     resume: Callable[[int], None] = _do_nothing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def send_note(loggers: Iterable[Logger], step: int, text: str) -> bool:

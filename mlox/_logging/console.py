@@ -6,13 +6,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mlox._logging.base import FunctionLogger, Logger
+from mlox._logging.base import FunctionLogger
 from mlox._utils.types import Scalars
 
 SPEED = "cycles_per_second"
 
 
-def stdout_logger() -> Logger:
+def stdout_logger() -> FunctionLogger:
     """Return a logger that prints one aligned line per log point.
 
     The line shows the cycle, the speed, and every metric with four significant digits:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 
 from mlox._logging import files
-from mlox._logging.base import FunctionLogger, Logger
+from mlox._logging.base import FunctionLogger
 from mlox._utils.fields import Kind, check, optional
 from mlox._utils.warn import warn
 
@@ -20,7 +20,7 @@ NAMES = Kind(
 
 def csv_logger(
     path: str | os.PathLike[str], columns: Sequence[str] | None = None
-) -> Logger:
+) -> FunctionLogger:
     r"""Return a logger that appends one row per log point to a table.
 
     Spreadsheets and `pandas.read_csv` read it. Its columns are fixed when it begins:

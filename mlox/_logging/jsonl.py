@@ -6,10 +6,10 @@ import os
 import pathlib
 
 from mlox._logging import files
-from mlox._logging.base import FunctionLogger, Logger
+from mlox._logging.base import FunctionLogger
 
 
-def json_logger(path: str | os.PathLike[str]) -> Logger:
+def json_logger(path: str | os.PathLike[str]) -> FunctionLogger:
     r"""Return a logger that appends one JSON object per log point to a file.
 
     Every line is in the file when `log` returns, and the file is open only meanwhile.

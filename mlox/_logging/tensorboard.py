@@ -6,11 +6,11 @@ import tempfile
 import time
 from typing import Any
 
-from mlox._logging.base import FunctionLogger, Logger
+from mlox._logging.base import FunctionLogger
 from mlox._logging.files import absolute_path, annotate_os_error
 
 
-def tensorboard_logger(logdir: str | os.PathLike[str]) -> Logger:
+def tensorboard_logger(logdir: str | os.PathLike[str]) -> FunctionLogger:
     """Return a logger that writes event files for TensorBoard.
 
     Every log point is in the file when `log` returns: a process that is killed loses
