@@ -85,6 +85,7 @@ def main() -> None:
             first, second = (measured(example, folder) for _ in range(2))
         cells = [_timing.duration(first.get(part, 0)) for part in PARTS.values()]
         rows.append([example, *cells, _timing.duration(second.get("compile", 0))])
+        print(*rows[-1], file=sys.stderr, flush=True)
     head = ["example", *PARTS.values(), "compile, second process"]
     print(_timing.table(head, rows))
 

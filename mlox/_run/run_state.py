@@ -111,7 +111,7 @@ class RunState(NamedTuple):
         """
         points = self.points[-1 - ahead :]
         # What one program returns is ready together.
-        jax.block_until_ready(next(iter(points[0].totals.sums.values())))
+        next(iter(points[0].totals.sums.values())).block_until_ready()
         fallback = self.fallback if donate else points[0]
         return self._replace(points=points, fallback=fallback)
 
