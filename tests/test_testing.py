@@ -63,6 +63,10 @@ def test_own_solvers_keep_the_laws(solver, options):
         pytest.param(mlox.Implicit(mlox.Dense()), {}, marks=SLOW),
         pytest.param(mlox.Implicit(mlox.GMRES()), {}, marks=SLOW),
         pytest.param(mlox.Implicit(mlox.Neumann(30)), {}, marks=SLOW),
+        pytest.param(mlox.SOBA(step=0.5), {}, marks=SLOW),
+        pytest.param(
+            mlox.Implicit(mlox.Richardson(30), warm_start=True), {}, marks=SLOW
+        ),
     ],
     ids=show,
 )
@@ -291,6 +295,42 @@ WRONG_METHODS = [
     ],
 )
 def test_check_method_names_the_law_that_is_broken(kind, broken):
+    with pytest.raises(AssertionError, match=f"breaks the law that .*{broken}"):
+        mlox.testing.check_method(kind())
+
+
+@dataclasses.dataclass(frozen=True)
+class Drifts(Right):
+    """Keep twice what is right, and use it."""
+
+    def start(self, point):
+        return jax.tree.map(jnp.zeros_like, point)
+
+    def multiplier(self, answer, cotangent, memory=None):
+        lam, report = super().multiplier(answer, cotangent)
+        if memory is None:
+            return lam, None, report
+        return memory, jax.tree.map(lambda x: 2 * x, lam), report
+
+
+@dataclasses.dataclass(frozen=True)
+class Widens(Drifts):
+    """Keep another shape than before."""
+
+    def multiplier(self, answer, cotangent, memory=None):
+        lam, kept, report = super().multiplier(answer, cotangent, memory)
+        return lam, jax.tree.map(lambda x: x[None], kept), report
+
+
+@pytest.mark.parametrize(
+    ("kind", "broken"),
+    [
+        (Drifts, "settles at the expected one"),
+        (Widens, "memory after is like the memory before"),
+    ],
+)
+@pytest.mark.slow
+def test_check_method_names_the_law_of_memories_that_is_broken(kind, broken):
     with pytest.raises(AssertionError, match=f"breaks the law that .*{broken}"):
         mlox.testing.check_method(kind())
 
