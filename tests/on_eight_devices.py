@@ -107,8 +107,17 @@ def test_step_returns_the_numbers_of_one_device_with_a_dense_solver():
     assert_close(select_arrays(found[0]), select_arrays(expected[0]), 1e-10)
 
 
-@pytest.mark.parametrize("rules", ["replicated", "fsdp", [("fit", P("data"))]])
-def test_shard_splits_tasks_like_examples(rules):
+@pytest.mark.parametrize(
+    ("rules", "at_once"),
+    [
+        ("replicated", None),
+        ("fsdp", None),
+        ("fsdp", 8),
+        ("fsdp", 4),  # fewer than devices
+        ([("fit", P("data"))], None),
+    ],
+)
+def test_shard_splits_tasks_like_examples(rules, at_once):
     def fit_loss(params, batch, ctx):
         inputs, outputs = batch
         near = 0.1 * jnp.sum((params - ctx.start.params) ** 2)
@@ -128,6 +137,7 @@ def test_shard_splits_tasks_like_examples(rules):
         tx=optax.adam(0.1),
         loss_fn=fit_loss,
         tasks=16,
+        tasks_at_once=at_once,
         method=METHODS["warm"],
     )
     edges = {"u2l": {"start": ["fit"]}, "l2u": {"fit": ["start"]}}
