@@ -1,6 +1,7 @@
 """MAML on sinusoids: `tasks=` beside `jax.vmap` by hand and a Python loop over tasks.
 
-Run with `python benchmarks/tasks.py`; `--quick` takes fewer samples. 32 tasks, 10
+Run with `python benchmarks/tasks.py`; `--quick` takes fewer samples, `--at-once` shows
+what `tasks_at_once=` takes and saves in loops of 64 steps. 32 tasks, 10
 shots, 5 inner steps of SGD, a network of 2 x 40 ReLUs, Adam on the initialization: the
 job of Finn, Abbeel and Levine, ICML 2017. All ways run in turn in one process and make
 the same step: their parameters are compared. The loop jits the gradient of one task,
@@ -161,6 +162,65 @@ def sides(written_out: bool) -> dict[str, tuple[_timing.Step, PyTree, PyTree]]:
     }
 
 
+def long_engine(at_once: int | None) -> mlox.Engine:
+    """Build MAML with loops of 64 steps, and a network of 2 x 64 ReLUs."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = [
+        (jax.random.normal(key, size) * (2 / size[0]) ** 0.5, jnp.zeros(size[1]))
+        for key, size in zip(keys, ((1, 64), (64, 64), (64, 1)), strict=True)
+    ]
+    init = mlox.Problem.create(
+        name="init",
+        params=params,
+        tx=OUTER,
+        loss_fn=lambda params, points, ctx: ctx.adapted(points).mean(),
+    )
+    adapted = mlox.Problem.create(
+        name="adapted",
+        params=params,
+        tx=INNER,
+        loss_fn=lambda params, points, ctx: error(params, points),
+        apply_fn=error,
+        reset=lambda params, ctx: ctx.init.params,
+        method=mlox.Unrolled(),
+        unroll_steps=64,
+        tasks=TASKS,
+        tasks_at_once=at_once,
+    )
+    return mlox.Engine([init, adapted], u2l={init: [adapted]}, l2u={adapted: [init]})
+
+
+def compare_chunks(seconds: float) -> str:
+    """Compile and time chunks of several sizes; return a table."""
+    rng = np.random.default_rng(0)
+
+    def draw_points(steps: int) -> tuple[np.ndarray, np.ndarray]:
+        x = rng.uniform(-5, 5, (steps, TASKS, 64, 1)).astype(np.float32)
+        return x, np.sin(x)
+
+    batches = {"init": draw_points(1), "adapted": draw_points(64)}
+    sizes = (None, 16, 8, 4, 2, 1)
+    engines = [long_engine(k) for k in sizes]
+    made = [_timing.compiled(e.step, e.init(), batches) for e in engines]
+    runs = [
+        _timing.repeated(m.program, e.init(), batches)
+        for m, e in zip(made, engines, strict=True)
+    ]
+    rounds = np.array(_timing.alternated(runs, seconds))[:, :, 1]
+    rows = [
+        [
+            str(k),
+            f"{made[i].temporaries / 2**20:.1f} MiB",
+            f"{made[i].temporaries / made[0].temporaries:.2f}",
+            _timing.duration(float(np.median(rounds[:, i]))),
+            f"{np.median(rounds[:, i] / rounds[:, 0]):.2f}",
+        ]
+        for i, k in enumerate(sizes)
+    ]
+    head = ("tasks_at_once", "temporaries", "to all", "processor time", "to all")
+    return _timing.table(head, rows)
+
+
 def initialization(state: PyTree) -> PyTree:
     return state["init"].params if isinstance(state, dict) else state[0]
 
@@ -199,7 +259,12 @@ def compare(written_out: bool, seconds: float) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time MAML over many tasks.")
     parser.add_argument("--quick", action="store_true", help="take fewer samples")
-    seconds = 2.0 if parser.parse_args().quick else 20.0
+    parser.add_argument("--at-once", action="store_true", help="compare chunks")
+    args = parser.parse_args()
+    seconds = 2.0 if args.quick else 20.0
+    if args.at_once:
+        print(compare_chunks(seconds))
+        return
     rows = [row for out in (False, True) for row in compare(out, seconds)]
     head = ("way", "inner steps", "one step", "to by hand", "difference after 10")
     print(_timing.table(head, rows))

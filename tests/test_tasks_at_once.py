@@ -177,6 +177,8 @@ DENSE = mlox.Implicit(mlox.Dense())
         (DENSE, DENSE),
         (DENSE, mlox.Unrolled()),  # whose window is run again in the residual of mid
         (mlox.Unrolled(), mlox.Implicit(mlox.CG(1))),
+        (mlox.Implicit(mlox.CG(1)), mlox.Unrolled()),  # one system for all tasks
+        (mlox.Detached(), mlox.Implicit(mlox.CG(1), warm_start=True)),  # a memory
         (mlox.Unrolled(), mlox.Unrolled()),
     ],
     ids=str,

@@ -9,7 +9,8 @@ import jax
 
 from mlox._cycle.chunk_metrics import join_metrics
 from mlox._cycle.history import History
-from mlox._graph.graph import Graph
+from mlox._graph.dependencies import Plan
+from mlox._hypergradient.lagrangian import solves_together
 from mlox._problem.problem import Problem
 from mlox._problem.task_chunk import (
     find_at_once,
@@ -23,14 +24,14 @@ from mlox._utils.types import Batches, Metrics, PyTree, State
 # Tasks do not read one another. So the rounds of a window can be run on some of the
 # tasks, then on others, if all problems that step in it have the same tasks; reverse
 # mode then stores what one chunk needs. If others step in between, or one loss scale
-# serves all tasks, the rounds are run together, and each cost is evaluated in chunks,
-# see mlox/_hypergradient/tasks.py.
+# or one linear system serves all tasks, the rounds are run together, and each cost is
+# evaluated in chunks, see mlox/_hypergradient/tasks.py.
 
 Run = Callable[[State, History, Batches], tuple[State, History, Metrics]]
 
 
 def run_in_chunks(
-    graph: Graph,
+    plan: Plan,
     layer: int,
     run: Run,
     unroll: bool,
@@ -45,16 +46,23 @@ def run_in_chunks(
     `run` makes the rounds on the state that it is given. `last` says that its metrics
     are those of the last round alone.
     """
-    names = [n for n in graph.names_below(layer) if n in batches]
-    chunks = _find_chunks(names, state)
+    names = [n for n in plan.graph.names_below(layer) if n in batches]
+    chunks = _find_chunks(plan, names, state)
     if chunks is None:
         return run(state, history, batches)
-    mapped = [n for n, problem in state.items() if problem.tasks == chunks.tasks]
-    axes = {n: 1 if graph.steps_in_window(layer, n) > 1 else 0 for n in names}
+    mapped = {n: p for n, p in state.items() if p.tasks == chunks.tasks}
+    axes = {n: 1 if plan.graph.steps_in_window(layer, n) > 1 else 0 for n in names}
+
+    def list_parts(problem: Problem) -> dict[str, PyTree]:
+        if problem.tasks != chunks.tasks:
+            return {}
+        # A problem that does not step needs no memory of what is below it.
+        memory = problem.memory if problem.name in names else None
+        return {**stacked_parts(problem), "memory": memory}
 
     def run_chunk(chunk: jax.Array, arrays: PyTree) -> PyTree:
         of_state, of_history = arrays
-        part = {n: take_chunk(state[n], chunks, chunk, of_state[n]) for n in mapped}
+        part = {n: take_chunk(state[n], chunks, chunk, x) for n, x in of_state.items()}
         after, kept, metrics = run(
             {**state, **part},
             _take_history(history, chunks, chunk, of_history),
@@ -62,9 +70,10 @@ def run_in_chunks(
         )
         return {n: after[n] for n in names}, _below(kept, names), metrics
 
-    of_history = _list_arrays(history, names, chunks, mapped)
-    arrays = {n: stacked_parts(state[n]) for n in mapped}, of_history
-    found, kept, metrics = chunks.scan(run_chunk, chunks.split(arrays), unroll)
+    of_state = {n: list_parts(problem) for n, problem in mapped.items()}
+    of_history = _list_arrays(history, names, mapped, list_parts)
+    arrays = chunks.split((of_state, of_history))
+    found, kept, metrics = chunks.scan(run_chunk, arrays, unroll)
     after = {n: join_chunks(state[n], chunks, problem) for n, problem in found.items()}
     return (
         {**state, **after},
@@ -75,16 +84,22 @@ def run_in_chunks(
     )
 
 
-def _find_chunks(names: Iterable[str], state: State) -> Chunks | None:
+def _find_chunks(plan: Plan, names: Iterable[str], state: State) -> Chunks | None:
     """Return the chunks in which the loops of some problems are run, or None."""
     problems = [state[n] for n in names]
     tasks = {problem.tasks for problem in problems}
     scaled = any(problem.loss_scale is not None for problem in problems)
-    if len(tasks) != 1 or None in tasks or scaled:
+    if len(tasks) != 1 or None in tasks or scaled or _share_systems(plan, names):
         return None
     number = tasks.pop()
     k = find_at_once(state.values(), number)
     return None if k is None or k == number else Chunks(number, k)
+
+
+def _share_systems(plan: Plan, names: Iterable[str]) -> bool:
+    """Return whether a linear system is about all tasks together."""
+    blocks = (b for k in names for b in plan.responses[k].blocks)
+    return any(solves_together(plan, b) for b in blocks)
 
 
 # The history of the problems that step in the window has an axis of tasks: states,
@@ -99,13 +114,12 @@ def _below(history: History, names: Iterable[str]) -> History:
 
 
 def _list_arrays(
-    history: History, names: Iterable[str], chunks: Chunks, mapped: Collection[str]
+    history: History,
+    names: Iterable[str],
+    mapped: Collection[str],
+    list_parts: Callable[[Problem], dict[str, PyTree]],
 ) -> History:
     """Return the arrays with an axis of tasks in the history of some problems."""
-
-    def list_parts(problem: Problem) -> dict[str, PyTree]:
-        return stacked_parts(problem) if problem.tasks == chunks.tasks else {}
-
     found = _below(history, names)
     constants = {
         n: {b: x for b, x in seen.items() if b in mapped}

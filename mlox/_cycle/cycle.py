@@ -182,7 +182,7 @@ class Cycle:
             return state, history, {}
         run = partial(self._run_rounds_at_once, layer)
         return run_in_chunks(
-            self.graph,
+            self.plan,
             layer,
             run,
             self.unroll,

@@ -90,11 +90,13 @@ def replay_windows(
 
 def count_systems(plan: Plan, b: Block, point: EvaluationPoint) -> int | None:
     """Return the number of tasks if each has a linear system of its own, or None."""
-    # A residual replays a window for all tasks together.
+    return None if solves_together(plan, b) else count_tasks(b.names, point)
+
+
+def solves_together(plan: Plan, b: Block) -> bool:
+    """Return whether a residual replays a window, for all tasks together."""
     totals = plan.totals.intersection(b.names)
-    if any(plan.responses[n].unrolled for n in totals):
-        return None
-    return count_tasks(b.names, point)
+    return any(plan.responses[n].unrolled for n in totals)
 
 
 def _select(b: Block, multipliers: Unknowns) -> Unknowns:

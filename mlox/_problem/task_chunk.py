@@ -75,6 +75,7 @@ def join_chunks(problem: Problem, chunks: Chunks, found: TaskChunk) -> Problem:
         chunks: The chunks.
         found: The problem after, with a first axis of chunks.
     """
-    parts = {n: chunks.join(part) for n, part in stacked_parts(found).items()}
+    after = {**stacked_parts(found), "memory": found.memory}
+    parts = {n: chunks.join(part) for n, part in after.items() if part is not None}
     # No loss is scaled in chunks, and all tasks make the same steps.
     return replace(problem, **parts, step=found.step[0])
