@@ -1,6 +1,7 @@
 """MAML on glyphs with four convolutions: chunks of tasks beside a Python loop by hand.
 
-Run with `python benchmarks/conv_maml.py`; `--quick` takes 8 filters and fewer samples.
+Run with `python benchmarks/conv_maml.py`; `--quick` takes 8 filters and fewer samples,
+`--all` adds grouped convolutions, which take long.
 5-way, 1-shot, 15 queries of each class, 4 tasks, 5 inner steps of SGD, images of 28 x
 28, four blocks of a convolution to 64 channels, batch norm with the statistics of the
 batch, ReLU and max-pooling: the network of Finn, Abbeel and Levine, ICML 2017. The
@@ -153,15 +154,18 @@ def by_hand(convolve: Convolution, params: PyTree) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time MAML with convolutions.")
     parser.add_argument("--quick", action="store_true", help="be small")
-    quick = parser.parse_args().quick
+    parser.add_argument("--all", action="store_true", help="all tasks at once by lax")
+    args = parser.parse_args()
+    quick = args.quick
     params = start(8 if quick else 64)
     sides = {
         "a loop by hand, lax": by_hand(lax, params),
         "tasks_at_once=1, lax": with_mlox(lax, 1, params),
-        "all at once, lax": with_mlox(lax, None, params),
         "tasks_at_once=1, patches": with_mlox(patches, 1, params),
         "all at once, patches": with_mlox(patches, None, params),
     }
+    if args.all:
+        sides["all at once, lax"] = with_mlox(lax, None, params)
     copied = {n: (f, jax.tree.map(jnp.copy, s), b) for n, (f, s, b) in sides.items()}
     made = {n: _timing.compiled(*side) for n, side in copied.items()}
     runs = [
