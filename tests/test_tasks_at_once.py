@@ -220,6 +220,44 @@ def beside(at_once, **options):
 
 
 @slow
+@pytest.mark.parametrize("method", [mlox.Forward(), mlox.Unrolled(levels=2)], ids=str)
+def test_chunks_learn_the_learning_rates_of_tasks(method):
+    """Hyperparameters of the step and of the task, in loops of all kinds."""
+
+    def built(at_once):
+        def upper_loss(params, batch, ctx):
+            return jnp.mean((ctx.fit.params - 1.0) ** 2) + 0.1 * (params**2).sum()
+
+        def lower_loss(params, batch, ctx):
+            return pull(params, ctx.task_index.astype(float) + ctx.upper.params)
+
+        def rates(ctx):
+            factor = 1.0 + 0.1 * ctx.task_index.astype(float)
+            return {"learning_rate": factor * jnp.exp(ctx.upper.params[ctx.inner_step])}
+
+        upper = mlox.Problem.create(
+            name="upper",
+            params=jnp.full(STEPS, -2.0),
+            tx=optax.sgd(0.1),
+            loss_fn=upper_loss,
+        )
+        fit = mlox.Problem.create(
+            name="fit",
+            params=jnp.ones(STEPS),
+            tx=optax.inject_hyperparams(optax.sgd)(0.1),
+            loss_fn=lower_loss,
+            hyperparams=rates,
+            method=method,
+            unroll_steps=STEPS,
+            tasks=TASKS,
+            tasks_at_once=at_once,
+        )
+        return mlox.Engine([upper, fit], u2l={upper: [fit]}, l2u={fit: [upper]})
+
+    assert_same(built(2), built(None))
+
+
+@slow
 def test_costs_are_in_chunks_where_others_step_in_between():
     assert_same(beside(2), beside(None))
 
