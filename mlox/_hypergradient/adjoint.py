@@ -17,6 +17,7 @@ from mlox._hypergradient.lagrangian import (
 )
 from mlox._hypergradient.memory import recall, remember
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
+from mlox._hypergradient.slopes_of_cost import slopes_of_cost
 from mlox._hypergradient.tasks import map_tasks
 from mlox._problem.optimizer import pull_update
 from mlox._problem.responsive import responsive_state
@@ -102,9 +103,13 @@ def hypergradient(
 
     # v_j = dC_k/dtheta_j for theta_k and everything that responds to it: parameters,
     # and the mutable states of unrolled answers that somebody reads.
-    (v, of_states), (metrics, model_state) = jax.grad(
-        lambda theta, states: cost(plan, k, at(theta, states)), (0, 1), has_aux=True
-    )(theta, states)
+    (v, of_states), (metrics, model_state) = slopes_of_cost(
+        plan,
+        point.inputs[k].problem,
+        lambda theta, states: cost(plan, k, at(theta, states)),
+        theta,
+        states,
+    )
     direct, pairings, multipliers = v[k], {}, Unknowns({}, {})
     memory = point.inputs[k].problem.memory
     for b in reversed(response.blocks):

@@ -46,6 +46,22 @@ def watch_reads(wanted: Iterable[Read]) -> Generator[set[Read]]:
         _WATCH.reset(token)
 
 
+@contextlib.contextmanager
+def unwatched() -> Generator[None]:
+    """Watch no reads in this context."""
+    token = _WATCH.set(None)
+    try:
+        yield
+    finally:
+        _WATCH.reset(token)
+
+
+def is_watching() -> bool:
+    """Return whether some wanted read has carried nothing so far."""
+    watch = _WATCH.get()
+    return watch is not None and not watch.wanted <= watch.carried
+
+
 def watched(reader: str, read: str, params: PyTree) -> PyTree:
     """Return parameters as a loss reads them: the same values, watched if wanted."""
     watch, names = _WATCH.get(), (reader, read)

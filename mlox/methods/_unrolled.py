@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mlox._utils.describe import show_call
-from mlox._utils.fields import COUNT, COUNT_OR_ZERO, check_fields, one_of, optional
+from mlox._utils.fields import (
+    COUNT,
+    COUNT_OR_ZERO,
+    FLAG,
+    check_fields,
+    one_of,
+    optional,
+)
 from mlox.methods._loop import Iterative, pull_in_reverse
 
 Rematerialization = Literal["none", "step", "segments"]
@@ -41,6 +48,12 @@ class Unrolled(Iterative):
         memory: A budget in bytes for what reverse mode stores of a window at one time:
             the least levels that meet it are taken. The states that the steps carry are
             counted, and what one linearized step stores.
+        mixed: Whether the gradient of a step is differentiated in mixed mode: forward
+            over reverse, in place of a backward pass through its backward pass. It is
+            the same number, and needs less memory and time where the activations of a
+            step outweigh its parameters. None: where that is so, which is told from
+            the sizes in the program. Losses with a `custom_vjp`, a `custom_jvp` of your
+            own, or lowers with implicit answers are differentiated without it.
 
     References:
         Maclaurin, Duvenaud and Adams, Gradient-based Hyperparameter Optimization
@@ -57,6 +70,7 @@ class Unrolled(Iterative):
     checkpoint: Rematerialization | None = None
     levels: int | None = None
     memory: int | None = None
+    mixed: bool | None = None
 
     pull = staticmethod(pull_in_reverse)
 
@@ -67,6 +81,7 @@ class Unrolled(Iterative):
             checkpoint=optional(one_of(*LEVELS)),
             levels=optional(COUNT_OR_ZERO._replace(expected="an int >= 0")),
             memory=optional(COUNT),
+            mixed=optional(FLAG),
         )
         if self.memory is not None and self.levels_given is not None:
             raise ValueError(
