@@ -96,17 +96,22 @@ LOOPS = [
     (mlox.Forward(), PLAIN),
     (mlox.Forward(), mlox.Forward()),
     (mlox.Unrolled(levels=3), mlox.Unrolled(levels=2)),
+    (mlox.Unrolled(mixed=True), mlox.Unrolled(levels=2, mixed=True)),
     (mlox.Forward(last_steps=2), mlox.Unrolled(last_steps=3)),
 ]
 
 
 def plain(method):
-    return mlox.Unrolled(last_steps=method.last_steps, levels=0)
+    return mlox.Unrolled(last_steps=method.last_steps, levels=0, mixed=False)
 
 
 @pytest.mark.parametrize(
     "loops",
-    [LOOPS[0], *(pytest.param(x, marks=pytest.mark.slow) for x in LOOPS[1:])],
+    [
+        LOOPS[0],
+        LOOPS[3],
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (*LOOPS[1:3], LOOPS[4])),
+    ],
     ids=str,
 )
 def test_loops_equal_plain_reverse_mode(loops):
@@ -132,7 +137,7 @@ def transform(f, x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loops", [LOOPS[0], LOOPS[2]], ids=str)
+@pytest.mark.parametrize("loops", [LOOPS[0], LOOPS[2], LOOPS[3]], ids=str)
 def test_loops_equal_plain_reverse_mode_under_transformations(loops):
     values = [
         quick(lambda x, f=f: transform(f, x))(x)
@@ -144,7 +149,7 @@ def test_loops_equal_plain_reverse_mode_under_transformations(loops):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loops", [LOOPS[0], LOOPS[2]], ids=str)
+@pytest.mark.parametrize("loops", [LOOPS[0], LOOPS[2], LOOPS[3]], ids=str)
 def test_loops_equal_plain_reverse_mode_with_tasks(loops):
     values = [
         quick(f)(x)

@@ -1,4 +1,4 @@
-"""Mixed mode: gradients whose own derivative in reverse mode is forward over reverse."""
+"""Mixed mode: gradients that are differentiated by a jvp, in reverse mode as well."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
@@ -18,8 +19,8 @@ from mlox._utils.types import PyTree
 #     (dg/dy)^T u = C_yy u,    (dg/dx)^T u = C_xy u,
 #
 # by the symmetry of second derivatives the change of (C_y, C_x) as y moves along u: a
-# jvp of the gradient. Reverse mode of a gradient would go backwards through its backward
-# pass, and store what both passes compute; the jvp stores one pass and its tangents
+# jvp of the gradient. Reverse mode of a gradient would go backwards through its own
+# backward pass, and store what both compute; the jvp stores one pass and its tangents
 # (Kemaev et al., Scalable Meta-Learning via Mixed-Mode Differentiation, 2025).
 #
 # Two primitives, as every transformation keeps a primitive (see methods/_attach.py):
@@ -292,7 +293,7 @@ def _zero_of(x: Any) -> Any:
 
 
 def _aval_of(x: jax.ShapeDtypeStruct) -> Any:
-    return jax.core.ShapedArray(x.shape, x.dtype)
+    return ShapedArray(x.shape, x.dtype)
 
 
 ad.primitive_jvps[_gradient] = _jvp_of_gradient

@@ -25,8 +25,8 @@ Cost = Callable[..., tuple[jax.Array, Any]]
 # (tangents, and the second gradient), so it pays where activations outweigh these.
 PAYS = 4
 
-# Second derivatives are symmetric where every derivative is the true one. What a user
-# defines need not be, nor an answer that carries the derivative of an approximate solve.
+# Second derivatives are symmetric where every derivative is the true one. One that users
+# define need not be, nor that of an answer that is attached by an approximate solve.
 DEFINED = frozenset({"attach", "custom_linear_solve"})
 
 
@@ -34,17 +34,23 @@ def slopes_of_cost(
     plan: Plan, problem: Problem, cost: Cost, *args: PyTree
 ) -> tuple[PyTree, Any]:
     """Return `jax.grad(cost, <all args>, has_aux=True)(*args)`."""
-    method = problem.method
-    unrolled = isinstance(method, Unrolled) and problem.name in plan.responsive
-    if unrolled and method.mixed is not False:
+    asked = _asks_for_mixed_mode(plan, problem)
+    if asked is not False:
         with unwatched():
             leaves, structure = jax.tree.flatten(args)
             of_leaves = lambda *x: cost(*jax.tree.unflatten(structure, x))
             program, shape = jax.make_jaxpr(of_leaves, return_shape=True)(*leaves)
-        if is_symmetric(program) and (method.mixed or pays(program, leaves)):
+        if is_symmetric(program) and (asked or pays(program, leaves)):
             _note_reads(cost, args)
             return mixed_grad(program, shape, args)
     return jax.grad(cost, tuple(range(len(args))), has_aux=True)(*args)
+
+
+def _asks_for_mixed_mode(plan: Plan, problem: Problem) -> bool | None:
+    method = problem.method
+    if isinstance(method, Unrolled) and problem.name in plan.responsive:
+        return method.mixed
+    return False
 
 
 def is_symmetric(program: ClosedJaxpr) -> bool:
