@@ -122,6 +122,28 @@ def test_mixed_mode_pays_where_activations_outweigh_parameters(rows, expected):
     assert pays(jax.make_jaxpr(loss)(*weights), weights) is expected
 
 
+def test_explain_says_what_is_chosen_for_batches():
+    upper = mlox.Problem.create(
+        name="upper",
+        params=jnp.ones(()),
+        tx=optax.sgd(0.1),
+        loss_fn=lambda params, batch, ctx: jnp.sum(ctx.fit.params**2),
+    )
+    fit = mlox.Problem.create(
+        name="fit",
+        params=jnp.ones(2),
+        tx=optax.sgd(0.1),
+        method=mlox.Unrolled(levels=1, mixed=True),
+        unroll_steps=3,
+        loss_fn=lambda params, batch, ctx: jnp.sum((params - ctx.upper.params) ** 2),
+    )
+    engine = mlox.Engine([upper, fit], {"upper": ["fit"]}, {"fit": ["upper"]})
+    text = engine.explain({"upper": None, "fit": None})
+    assert "1 level of checkpoints in 3 rounds" in text
+    assert "gradients in mixed mode" in text
+    assert "chosen" not in engine.explain()
+
+
 def test_edge_that_only_adds_is_found_in_mixed_mode():
     upper = mlox.Problem.create(
         name="upper",

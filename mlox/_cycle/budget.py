@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from mlox._cycle.segments import cut_rounds
-from mlox._utils.describe import show_call
+from mlox._hypergradient.choices import note_choice
+from mlox._utils.describe import count, show_call
 from mlox._utils.types import PyTree, State
 from mlox.methods import Unrolled
 
@@ -57,20 +58,24 @@ def choose_levels(
     unrolled = {n: p.method for n, p in loops.items() if isinstance(p.method, Unrolled)}
     asked = [m.levels_of(rounds) for m in unrolled.values() if m.memory is None]
     budgets = {n: m.memory for n, m in unrolled.items() if m.memory is not None}
-    if not budgets:
-        return max(asked, default=0)
-    name = min(budgets, key=lambda n: budgets[n])
-    size = measure()
-    needs = {n: size.stored(rounds, n) for n in range(rounds.bit_length())}
-    fitting = [n for n, bytes_ in needs.items() if bytes_ <= budgets[name]]
-    if not fitting:
-        raise ValueError(
-            f"problem {name!r}: {show_call(unrolled[name])}; expected memory="
-            f"{min(needs.values())} bytes at least, for {rounds} rounds in the window "
-            f"of {upper!r} with a state of {size.state} bytes. Give as much, or use "
-            "fewer steps (last_steps), or mlox.Forward() for few hyperparameters."
-        )
-    return max([fitting[0], *asked])
+    if budgets:
+        name = min(budgets, key=lambda n: budgets[n])
+        size = measure()
+        needs = {n: size.stored(rounds, n) for n in range(rounds.bit_length())}
+        fitting = [n for n, bytes_ in needs.items() if bytes_ <= budgets[name]]
+        if not fitting:
+            raise ValueError(
+                f"problem {name!r}: {show_call(unrolled[name])}; expected memory="
+                f"{min(needs.values())} bytes at least, for {rounds} rounds in the "
+                f"window of {upper!r} with a state of {size.state} bytes. Give as "
+                "much, or use fewer steps (last_steps), or mlox.Forward() for few "
+                "hyperparameters."
+            )
+        asked.append(fitting[0])
+    levels = max(asked, default=0)
+    for n in unrolled:
+        note_choice(n, f"{count(levels, 'level')} of checkpoints in {rounds} rounds")
+    return levels
 
 
 def measure_round(
@@ -82,7 +87,7 @@ def measure_round(
     """
     leaves, structure = jax.tree.flatten((carry, uppers))
     moving = {i: x for i, x in enumerate(leaves) if _is_float(x)}
-    count = len(jax.tree.leaves(carry))
+    carried = len(jax.tree.leaves(carry))
 
     def residuals(moving: dict[int, Any]) -> list[Any]:
         def after(moving: dict[int, Any]) -> list[Any]:
@@ -94,11 +99,11 @@ def measure_round(
 
     program = jax.make_jaxpr(residuals)(moving).jaxpr
     # What no round changes is stored once.
-    constant = {v for v, i in zip(program.invars, moving, strict=True) if i >= count}
+    constant = {v for v, i in zip(program.invars, moving, strict=True) if i >= carried}
     constant |= set(program.constvars)
     found = {v for v in program.outvars if not isinstance(v, Literal)}
     return RoundSize(
-        sum(_bytes_of(x) for x in leaves[:count]),
+        sum(_bytes_of(x) for x in leaves[:carried]),
         sum(_bytes_of(v.aval) for v in found - constant),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from mlox._cycle.cycle import Cycle
+from mlox._engine.step import Step
 from mlox._problem.problem import Problem
 
 
@@ -19,4 +20,9 @@ class Described(Protocol):
     @property
     def cycle(self) -> Cycle:
         """The traced function and its plan."""
+        ...
+
+    @property
+    def traced(self) -> Step:
+        """The step as a value without arrays."""
         ...

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import jax
+
 from mlox._cycle.hyperparams import find_steering
 from mlox._cycle.report import Report
 from mlox._engine.described import Described
 from mlox._engine.memory import list_remembered
 from mlox._graph.dependencies import Block, Plan
+from mlox._hypergradient.choices import Choices, record_choices
 from mlox._problem.problem import Problem
 from mlox._utils.describe import count, show_call
+from mlox._utils.types import Batches
 from mlox.methods import Loop
 from mlox.solvers import System
 
@@ -29,14 +33,32 @@ REPORTED = {
 Rows = list[tuple[str, str]]
 
 
-def explain(self: Described) -> str:
-    """Return a readable text of graph, periods, paths, methods and steps."""
+def explain(self: Described, batches: Batches | None = None) -> str:
+    """Return a readable text of graph, periods, paths, methods and steps.
+
+    Args:
+        self: The engine.
+        batches: As for `step`. With them the step is traced, not run, and the text says
+            what is chosen for `mlox.Unrolled` from the sizes of its program: levels of
+            checkpoints, and whether gradients are differentiated in mixed mode.
+
+    Returns:
+        The text.
+    """
     plan, problems = self.cycle.plan, self.problems
     lines = [title(plan), *REPORTED.get(self.cycle.report, ())]
+    chosen = {} if batches is None else _find_choices(self, batches)
     for name, rows in describe_problems(plan, problems).items():
+        rows += [("chosen", text) for text in chosen.get(name, [])]
         width = max(len(key) for key, _ in rows)
         lines += ["", name, *(f"  {key:<{width}}  {value}" for key, value in rows)]
     return "\n".join(lines)
+
+
+def _find_choices(engine: Described, batches: Batches) -> Choices:
+    with record_choices() as chosen:
+        jax.eval_shape(engine.traced, {p.name: p for p in engine.problems}, batches)
+    return chosen
 
 
 def title(plan: Plan) -> str:

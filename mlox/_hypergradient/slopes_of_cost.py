@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from mlox._graph.dependencies import Plan
+from mlox._hypergradient.choices import note_choice
 from mlox._hypergradient.mixed_mode import mixed_grad
 from mlox._hypergradient.watch import is_watching, unwatched
 from mlox._problem.problem import Problem
@@ -24,9 +25,10 @@ Cost = Callable[..., tuple[jax.Array, Any]]
 # linearized gradient. It has some temporaries of the size of the parameters of its own
 # (tangents, and the second gradient), so it pays where activations outweigh these.
 PAYS = 4
+PLAIN = "gradients in reverse mode"
 
-# Second derivatives are symmetric where every derivative is the true one. One that users
-# define need not be, nor that of an answer that is attached by an approximate solve.
+# Second derivatives are symmetric where every derivative is the true one. One that is
+# defined by a user need not be, nor that of an answer with an approximate solve.
 DEFINED = frozenset({"attach", "custom_linear_solve"})
 
 
@@ -40,7 +42,9 @@ def slopes_of_cost(
             leaves, structure = jax.tree.flatten(args)
             of_leaves = lambda *x: cost(*jax.tree.unflatten(structure, x))
             program, shape = jax.make_jaxpr(of_leaves, return_shape=True)(*leaves)
-        if is_symmetric(program) and (asked or pays(program, leaves)):
+        mixed = is_symmetric(program) and (asked or pays(program, leaves))
+        note_choice(problem.name, "gradients in mixed mode" if mixed else PLAIN)
+        if mixed:
             _note_reads(cost, args)
             return mixed_grad(program, shape, args)
     return jax.grad(cost, tuple(range(len(args))), has_aux=True)(*args)
