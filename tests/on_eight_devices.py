@@ -157,6 +157,40 @@ def test_shard_splits_tasks_like_examples(rules, at_once):
     assert found["start"].memory["fit"].params["fit"].sharding.spec == P("data")
 
 
+@pytest.mark.parametrize("tasks", [None, 8])
+def test_an_upper_steers_an_optimizer(tasks):
+    def fit_loss(params, batch, ctx):
+        return jnp.mean((batch @ params - 1) ** 2)
+
+    def rates_loss(params, batch, ctx):
+        return jnp.mean((batch @ jnp.atleast_2d(ctx.fit.params).T - 1) ** 2)
+
+    rates = mlox.Problem.create(
+        name="rates", params=jnp.full(2, 0.1), tx=optax.sgd(0.1), loss_fn=rates_loss
+    )
+    fit = mlox.Problem.create(
+        name="fit",
+        params=jnp.ones(4),
+        tx=optax.inject_hyperparams(optax.sgd)(1.0),
+        loss_fn=fit_loss,
+        tasks=tasks,
+        unroll_steps=2,
+        method=mlox.Unrolled(),
+        hyperparams=lambda ctx: {"learning_rate": ctx.rates.params[ctx.inner_step]},
+    )
+    engine = mlox.Engine([rates, fit], {"rates": ["fit"]}, {"fit": ["rates"]})
+    x = np.random.default_rng(0).normal(size=(16, 4))
+    shape = (2, *(() if tasks is None else (tasks,)), *x.shape)
+    batches = {"rates": x[None], "fit": np.broadcast_to(x, shape)}
+    expected = engine.compile(donate=False)(engine.init(), batches)[0]
+    mesh = make_mesh("replicated")
+    state = mlox.shard(engine, engine.init(), mesh)
+    batches = mlox.shard_batches(engine, batches, mesh)
+    found = engine.compile(donate=False, like=state)(state, batches)[0]
+    assert_close(select_arrays(found), jax.device_get(select_arrays(expected)), 1e-10)
+    assert_placed_like(found, state)
+
+
 @pytest.mark.parametrize("rules", ["fsdp", RULES["table"]])
 def test_memory_of_an_answer_is_split_like_its_parameters(rules):
     engine = make_engine(METHODS["warm"])
