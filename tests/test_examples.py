@@ -110,3 +110,12 @@ def test_population():
     rows = [re.fullmatch(r"  (\S.*?) +(\S+) ± (\S+)", line) for line in lines[1:5]]
     assert all(0 <= float(row[2]) <= 1 for row in rows)
     assert lines[5].startswith("8 programs at once: ")
+
+
+@pytest.mark.slow
+def test_mean_teacher():
+    lines = printed("mean_teacher", "--steps", "20", "--seeds", "1")
+    assert lines[0] == "test accuracy with 8 labels, 20 steps"
+    for name in ("labels alone", "student", "teacher"):
+        (accuracy,) = row(lines, name)
+        assert 0 < accuracy <= 1

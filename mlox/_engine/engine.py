@@ -65,8 +65,7 @@ class Engine:
         problems: The problems, made by `Problem.create`.
         u2l: Upper -> lowers that read it; names, or the problems themselves.
         l2u: Lower -> uppers that read its answer.
-        reads: Problem -> those that its loss reads as constants, as they are when it
-            steps: in any direction, also mutually; see docs/games.md.
+        reads: Problem -> those that its loss reads as constants; see docs/games.md.
         coupling: "total": an implicit problem with responsive lowers (movers) answers
             to its total objective, which includes their response; exact at any depth.
             "direct": it answers to the partial gradient of its cost, the rule of Betty;
