@@ -119,3 +119,12 @@ def test_mean_teacher():
     for name in ("labels alone", "student", "teacher"):
         (accuracy,) = row(lines, name)
         assert 0 < accuracy <= 1
+
+
+@pytest.mark.slow
+def test_gan(tmp_path):
+    picture = tmp_path / "gan.png"
+    lines = printed("gan", "--cycles", "4", "--seeds", "2", "--out", str(picture))
+    for name in ("simultaneous", "alternating", "unrolled"):
+        assert all(0 <= mean <= 8 for mean in row(lines, name))
+    assert picture.stat().st_size > 10_000
