@@ -4,7 +4,7 @@ Attention in plain JAX has the derivatives that the same function must have whic
 written as flash attention is: forward and backward pass by hand.
 """
 
-from __future__ import annotations
+from __future__ import dataclasses
 
 from collections.abc import Callable
 from typing import Any
@@ -119,6 +119,7 @@ METHODS: list[Any] = [
 ]
 
 
+@dataclasses.dataclass(frozen=True)
 class OneStep:
     """A method of a user, with a pairing in forward mode."""
 
