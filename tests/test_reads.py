@@ -397,3 +397,20 @@ def test_an_optimizer_may_read_constants():
     state, _ = engine.step(engine.init(), {"n": None, "b": None})
     np.testing.assert_allclose(state["n"].params, A - B[0])
     assert "learning_rate, from b" in engine.explain()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", [4, None])
+def test_chunks_of_tasks_read_the_same(other):
+    def slope(at_once):
+        options = {"tasks": 4, "tasks_at_once": at_once, "method": mlox.Unrolled()}
+        k, n, b = judged(True, above=other is not None, **options).problems
+        k = k.replace(loss_fn=lambda k, _, ctx: jnp.sum(ctx.n.params**3))
+        if other:
+            rows = jnp.stack([B * (i + 1) for i in range(4)])
+            b = problem("b", rival_loss, B, tasks=4).replace(params=rows)
+        l2u = {n: [k, b]} if other else {n: [k]}
+        engine = mlox.Engine([k, n, b], {k: [n]}, l2u, reads={n: [b]})
+        return engine.hypergradient(engine.init(), NOTHING, "k")[1]
+
+    np.testing.assert_allclose(slope(2), slope(None), rtol=1e-12)
