@@ -13,7 +13,7 @@ from mlox._hypergradient.slopes_of_cost import is_symmetric, pays
 
 def cost(y, x):
     """Return a cost with integers, and an auxiliary output that has a derivative."""
-    h = jnp.tanh(x["a"] @ y["w"] + y["b"])
+    h = jnp.tanh(x["a"] @ y["w"] + y["b"][None])
     value = jnp.sum(jnp.exp(x["h"][x["i"]]) * h**2) + jnp.sum(y["w"] ** 4)
     return value, {"mean": jnp.mean(h), "index": x["i"], "sum": h.sum(0)}
 
