@@ -4,8 +4,9 @@ Attention in plain JAX has the derivatives that the same function must have whic
 written as flash attention is: forward and backward pass by hand.
 """
 
-from __future__ import dataclasses
+from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 

@@ -21,6 +21,7 @@ from mlox._utils.types import PyTree
 
 Run = Callable[[PyTree], tuple[PyTree, Any]]
 PullBack = Callable[[PyTree], PyTree]
+Pull = Callable[[Run, PyTree, jax.Array | None], tuple[Any, PullBack]]
 
 
 @runtime_checkable

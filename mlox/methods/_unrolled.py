@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mlox._utils.describe import show_call
 from mlox._utils.fields import (
@@ -14,7 +14,7 @@ from mlox._utils.fields import (
     one_of,
     optional,
 )
-from mlox.methods._loop import Iterative, pull_in_reverse
+from mlox.methods._loop import Iterative, Pull, pull_in_reverse
 
 Rematerialization = Literal["none", "step", "segments"]
 
@@ -72,7 +72,7 @@ class Unrolled(Iterative):
     memory: int | None = None
     mixed: bool | None = None
 
-    pull = staticmethod(pull_in_reverse)
+    pull: ClassVar[Pull] = staticmethod(pull_in_reverse)
 
     def __post_init__(self) -> None:
         check_fields(
@@ -131,6 +131,6 @@ class Detached:
         Detached()
     """
 
-    pull = staticmethod(pull_in_reverse)
+    pull: ClassVar[Pull] = staticmethod(pull_in_reverse)
 
     __repr__ = show_call
