@@ -178,7 +178,7 @@ def test_resume_begins_where_there_is_no_checkpoint(engine, tmp_path):
 def test_run_raises_in_a_folder_that_holds_a_run(engine, tmp_path):
     folder = mlox.Checkpoint(tmp_path)
     run(engine, 4, checkpoint=folder)
-    message = "holds a run that has reached cycle 4.*`resume=True`, or choose another"
+    message = "holds checkpoints up to cycle 4.*`resume=True`, or choose another"
     with pytest.raises(FileExistsError, match=message):
         run(engine, 4, checkpoint=folder)
 
@@ -512,7 +512,7 @@ def test_restore_changes_nothing_in_the_folder(engine, tmp_path):
     with pytest.warns(UserWarning, match="is broken"):
         mlox.restore(tmp_path, engine.init(), cycle="best")
     mlox.restore(tmp_path, engine.init(), cycle=4)
-    with pytest.raises(FileExistsError, match="holds a run"):
+    with pytest.raises(FileExistsError, match="holds checkpoints"):
         run(engine, 6, checkpoint=folder)
     assert content(tmp_path) == before
     with pytest.warns(UserWarning, match="is broken"):

@@ -409,3 +409,14 @@ def test_hypergradients_can_be_differentiated_again():
     rows = [(gradient(x + d) - gradient(x - d)) / (2 * h) for d in h * jnp.eye(len(x))]
     for jacobian in (jax.jacfwd, jax.jacrev):
         np.testing.assert_allclose(jacobian(gradient)(x), jnp.stack(rows), rtol=1e-6)
+
+
+def test_another_optimizer_without_numbers_is_refused():
+    """`replace` does not look at the optimizer; the engine does."""
+    injected = optax.inject_hyperparams(optax.sgd)(0.1)
+    engine = pair(injected, read_rate, jnp.zeros(3))
+    up, fit = engine.problems
+    plain = optax.sgd(0.1)
+    fit = fit.replace(tx=plain, opt_state=plain.init(fit.params))
+    with pytest.raises(ValueError, match="tx holds no numbers that can be set"):
+        mlox.Engine([up, fit], {"up": ["fit"]}, {"fit": ["up"]})

@@ -337,3 +337,8 @@ def test_loop_of_ones_own_is_a_method():
         jax.jit(found[0])(found[1]), jax.jit(expected[0])(expected[1]), rtol=1e-7
     )
     assert "Differences" in pair(Differences(), PLAIN).explain()
+
+
+def test_more_levels_than_rounds_can_be_cut_into_are_those_that_can():
+    levels = mlox.Unrolled(levels=50)
+    assert levels.levels_of(STEPS) == mlox.Unrolled(levels=3).levels_of(STEPS) == 3

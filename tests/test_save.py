@@ -67,6 +67,23 @@ def test_save_deletes_what_a_killed_one_left_and_nothing_else(engine, tmp_path):
     ]
 
 
+def test_save_stays_out_of_the_folder_of_a_run_also_from_within_it(engine, tmp_path):
+    """A save of a later cycle, made while the run had none, changes nothing."""
+    state, _ = engine.run(
+        engine.init(),
+        {"fit": [BATCH]},
+        2,
+        checkpoint=mlox.Checkpoint(tmp_path, every=1),
+        loggers=(),
+    )
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(
+        mlox.save(tmp_path / "own", state, cycle=9), checkpoints / "cycle_9"
+    )
+    with pytest.raises(ValueError, match="the checkpoints of a run"):
+        mlox.save(tmp_path, state, cycle=10)
+
+
 def test_typed_loop_runs(tmp_path):
     assert int(train(tmp_path, 2)["x"].step) == 4
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

@@ -436,3 +436,5 @@ def test_program_without_memory_has_no_leaf_for_it():
 def test_explain_says_what_is_remembered():
     assert "remembers     fit" in pair(WARM).explain()
     assert "remembers" not in pair(mlox.Implicit()).explain()
+    batches = dict.fromkeys(pair(WARM).names)
+    assert "remembers     fit" in pair(WARM).explain(batches)

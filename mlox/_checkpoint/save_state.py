@@ -8,7 +8,7 @@ import pathlib
 
 import jax
 
-from mlox._checkpoint.folder import STATE, CheckpointFolder, DamagedError
+from mlox._checkpoint.folder import STATE, CheckpointFolder
 from mlox._checkpoint.options import Checkpoint, check_place, check_save
 from mlox._checkpoint.save import write
 from mlox._sharding.multihost import is_on_any_process, on_primary
@@ -85,8 +85,6 @@ def save(
 
 
 def _holds_a_run(folder: CheckpointFolder) -> bool:
-    """Return whether the newest checkpoint whose notes can be read is of a run."""
-    for cycle in reversed(folder.cycles):
-        with contextlib.suppress(DamagedError, FileNotFoundError):
-            return folder.read_notes(cycle)["engine"] is not None
-    return False
+    """Return whether a checkpoint whose notes can be read is of a run."""
+    notes = folder.read_all_notes(lambda _: None).values()
+    return any(note["engine"] is not None for note in notes)

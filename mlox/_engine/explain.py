@@ -12,6 +12,7 @@ from mlox._engine.described import Described
 from mlox._engine.memory import list_remembered
 from mlox._graph.dependencies import Block, Plan
 from mlox._hypergradient.choices import Choices, record_choices
+from mlox._hypergradient.memory import start_memories
 from mlox._problem.problem import Problem
 from mlox._utils.describe import count, show_call
 from mlox._utils.types import Batches
@@ -25,8 +26,8 @@ SYSTEMS = {
 }
 MAX_PATHS = 12
 REPORTED = {
-    Report.LAST: ["metrics of the last steps in a cycle alone"],
-    Report.NONE: ["metrics of problems alone whose answer nobody reads"],
+    Report.LAST: ["metrics only of the last steps in a cycle"],
+    Report.NONE: ["metrics only of problems whose answer nobody reads"],
 }
 
 
@@ -56,8 +57,15 @@ def explain(self: Described, batches: Batches | None = None) -> str:
 
 
 def _find_choices(engine: Described, batches: Batches) -> Choices:
+    problems = {p.name: p for p in engine.problems}
+    plan = engine.cycle.plan
+    state = jax.eval_shape(lambda: start_memories(plan, problems, lambda k, b: True))
     with record_choices() as chosen:
-        jax.eval_shape(engine.traced, {p.name: p for p in engine.problems}, batches)
+        try:
+            jax.eval_shape(engine.traced, state, batches)
+        except TypeError:  # JAX does not name the argument that is no array
+            engine.traced.check_batches(problems, batches)
+            raise
     return chosen
 
 

@@ -37,7 +37,7 @@ def json_logger(path: str | os.PathLike[str]) -> FunctionLogger:
     files.drop_torn_line(file, prefix=b"{")
 
     def log(step: int, metrics: dict[str, float]) -> None:
-        finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        finite = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
         line = json.dumps({"cycle": step, **finite}, allow_nan=False) + "\n"
         with files.annotate_os_error("json_logger", file), file.open("ab") as lines:
             lines.write(line.encode())

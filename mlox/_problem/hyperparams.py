@@ -122,6 +122,12 @@ def _find_state(
     label: str, injected: Sequence[Injected], groups: tuple[Any, ...], key: Any
 ) -> int:
     """Return the index of the only state in some groups that has a hyperparameter."""
+    if not injected:
+        raise ValueError(
+            f"{label}: tx holds no numbers that can be set. Make it by "
+            "optax.inject_hyperparams, e.g. "
+            "optax.inject_hyperparams(optax.adam)(1e-3)."
+        )
     inside = [i for i, where in enumerate(injected) if set(groups) <= set(where.groups)]
     if not inside:
         known = list(dict.fromkeys(g for where in injected for g in where.groups))

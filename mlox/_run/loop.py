@@ -140,6 +140,8 @@ def loop(
             if not (asked or any(due)):
                 continue
             if config.donate and due.logs:
+                # If this dispatch has failed, the error needs the fallback before.
+                jax.block_until_ready(point.totals)
                 reached = reached._replace(fallback=point)  # frees the one before
                 yield Phase.STEP, reached
                 reached = metrics.copy_fallback(reached)

@@ -88,8 +88,8 @@ def resume(
     folder.check_format()
     if folder.cycles and not config.resume:
         raise FileExistsError(
-            f"`checkpoint`: {str(checkpoint.path)!r} holds a run that has "
-            f"reached cycle {folder.cycles[-1]}. Continue it with "
+            f"`checkpoint`: {str(checkpoint.path)!r} holds checkpoints up "
+            f"to cycle {folder.cycles[-1]}. Continue a run with "
             "`resume=True`, or choose another directory."
         )
     read = read_newest(folder, match_run(state, metadata))

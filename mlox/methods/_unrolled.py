@@ -104,7 +104,8 @@ class Unrolled(Iterative):
     def levels_of(self, rounds: int) -> int:
         """Return the levels of checkpoints in a window of that many rounds."""
         if self.levels_given is not None:
-            return self.levels_given
+            # More would cut single rounds.
+            return min(self.levels_given, rounds.bit_length())
         return next(n for least, n in MANY_ROUNDS.items() if rounds >= least)
 
     __repr__ = show_call
