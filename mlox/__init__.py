@@ -18,6 +18,7 @@ from mlox._logging.console import stdout_logger as stdout_logger
 from mlox._logging.csv import csv_logger as csv_logger
 from mlox._logging.jsonl import json_logger as json_logger
 from mlox._logging.tensorboard import tensorboard_logger as tensorboard_logger
+from mlox._problem.composed import Composed as Composed
 from mlox._problem.context import Context as Context
 from mlox._problem.context import Neighbour as Neighbour
 from mlox._problem.loss_transforms import Accumulated as Accumulated
@@ -34,6 +35,7 @@ from mlox.methods import Answer as Answer
 from mlox.methods import Detached as Detached
 from mlox.methods import FiniteDifference as FiniteDifference
 from mlox.methods import Forward as Forward
+from mlox.methods import GaussNewton as GaussNewton
 from mlox.methods import Implicit as Implicit
 from mlox.methods import Loop as Loop
 from mlox.methods import Method as Method

@@ -58,6 +58,7 @@ def test_own_solvers_keep_the_laws(solver, options):
             mlox.Implicit(mlox.Identity()), {"expected": identity}, marks=SLOW
         ),
         pytest.param(mlox.Implicit(), {}, marks=SLOW),
+        pytest.param(mlox.GaussNewton(), {}, marks=SLOW),
         pytest.param(mlox.Implicit(mlox.CG(6)), {}, marks=SLOW),
         pytest.param(mlox.Implicit(mlox.MINRES()), {}, marks=SLOW),
         pytest.param(mlox.Implicit(mlox.Dense()), {}, marks=SLOW),

@@ -10,6 +10,7 @@ from mlox._check.kinds import (
     fixed_step,
     is_approximate,
     is_foreign,
+    name_omission,
     needs_definite,
 )
 from mlox._check.vectors import Distance
@@ -80,8 +81,8 @@ def _diagnose_directions(
             yield Finding(
                 Cause.METHOD_WRONG,
                 lower.name,
-                f"{show_call(lower.method)} leaves out the inverse Hessian of "
-                f"{lower.name!r}, and here that turns its part of the hypergradient "
+                f"{show_call(lower.method)} leaves out {name_omission(lower.method)} "
+                f"of {lower.name!r}, and here that turns its part of the hypergradient "
                 f"round (cosine {indirect.cosine:.2f} with the exact one).",
                 "Use mlox.Implicit() or mlox.Unrolled().",
             )

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlox.methods import SAMA, SOBA, Detached, FiniteDifference, Implicit, Iterative
+from mlox.methods import (
+    SAMA,
+    SOBA,
+    Detached,
+    FiniteDifference,
+    GaussNewton,
+    Implicit,
+    Iterative,
+)
 from mlox.solvers import (
     CG,
     GMRES,
@@ -31,7 +39,22 @@ def is_approximate(method: Any) -> bool:
     """
     if isinstance(method, Implicit):
         return method.solver is not None and serves(method.solver) is System.NONE
-    return isinstance(method, FiniteDifference | SAMA | Detached)
+    return isinstance(method, FiniteDifference | GaussNewton | SAMA | Detached)
+
+
+def name_omission(method: Any) -> str:
+    """Return what an approximate method leaves out.
+
+    Example:
+        >>> import mlox
+        >>> name_omission(mlox.GaussNewton())
+        'a part of the Hessian'
+    """
+    return (
+        "a part of the Hessian"
+        if isinstance(method, GaussNewton)
+        else "the inverse Hessian"
+    )
 
 
 def is_foreign(method: Any) -> bool:
@@ -46,7 +69,8 @@ def is_foreign(method: Any) -> bool:
         iterative = CG | GMRES | MINRES | BiCGStab | Neumann | Richardson
         known = iterative | Dense | Identity | None
         return not isinstance(method.solver, known)
-    return not isinstance(method, FiniteDifference | SAMA | SOBA | Detached | Iterative)
+    own = FiniteDifference | GaussNewton | SAMA | SOBA | Detached | Iterative
+    return not isinstance(method, own)
 
 
 def needs_definite(method: Any) -> bool:

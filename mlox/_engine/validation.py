@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from mlox._engine.gauss_newton import check_gauss_newton
 from mlox._engine.memory import check_memories, check_memory
 from mlox._engine.refine import check_refined
 from mlox._graph.dependencies import Block, Plan
@@ -76,6 +77,7 @@ def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
                 f"problem {name!r} has reset= but no inner loop, since no upper reads "
                 f"its answer. Add l2u={{{name!r}: [...]}}, or drop reset."
             )
+    check_gauss_newton(plan, problems)
     check_memory(plan, problems)
     for upper, response in plan.responses.items():
         for block in response.blocks:

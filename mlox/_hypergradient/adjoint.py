@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mlox._graph.dependencies import Block, Plan
 from mlox._hypergradient.cost import cost
+from mlox._hypergradient.gauss_newton import linearized_residual
 from mlox._hypergradient.lagrangian import (
     count_systems,
     pairing,
@@ -169,6 +170,7 @@ def solve_adjoint(
         system=b.system,
         pull_update=pull,
         by_rule=not plan.ruled.isdisjoint(b.names),
+        linearized=linearized_residual(plan, b, point),
     )
     with annotate_errors(f"method of problem {top.name!r}, {method}"):
         cotangent = shard_like(v, y, never=top.step < 0)

@@ -25,7 +25,7 @@ from mlox._utils.programs import (
 )
 from mlox._utils.tree import combine, vdot
 from mlox._utils.types import Batches, PyTree, State
-from mlox.methods import SAMA, Implicit, Unrolled
+from mlox.methods import SAMA, GaussNewton, Implicit, Unrolled
 
 # A function with a custom_vjp has a derivative in reverse mode only. A pairing is the
 # slope of a cost, taken in forward mode since it is differentiated once more,
@@ -112,6 +112,12 @@ def _check_rules(
         program: The program of its cost.
     """
     method = problem.method
+    if isinstance(method, GaussNewton):
+        raise TypeError(
+            f"loss_fn of problem {problem.name!r} calls a jax.custom_vjp, "
+            f"{_name_rules(program)}, which has no forward mode, as the products of "
+            f"{method} need. Use mlox.Implicit()."
+        )
     exact = isinstance(method, Implicit | Unrolled)
     if not exact and not (isinstance(method, SAMA) and method.epsilon is None):
         return

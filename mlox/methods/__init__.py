@@ -7,6 +7,7 @@ from mlox.methods._base import Method as Method
 from mlox.methods._base import reach as reach
 from mlox.methods._finite_difference import FiniteDifference as FiniteDifference
 from mlox.methods._forward import Forward as Forward
+from mlox.methods._gauss_newton import GaussNewton as GaussNewton
 from mlox.methods._implicit import Implicit as Implicit
 from mlox.methods._loop import Iterative as Iterative
 from mlox.methods._loop import Loop as Loop

@@ -8,6 +8,7 @@ is the hypergradient, if lambda solves (dG/dy)^T lambda = dC_k/dy =: v. Every me
 implicit type is a choice of lambda, and of how the pairing <lambda, G> is evaluated:
 
     Implicit            lambda by a linear solver      exact pairing
+    GaussNewton         the same, with J^T H J         exact pairing
     Identity, T1-T2     lambda = v                     exact pairing
     FiniteDifference    lambda = v                     a difference of two costs
     SAMA                lambda = -(du/dg)^T v          exact, or a difference
@@ -39,6 +40,9 @@ class Answer(NamedTuple):
             would make next, at the present gradient.
         by_rule: Whether the residual is made of a `jax.custom_vjp` in a loss. Then
             dG/dy is of its class only if that rule is the true derivative.
+        linearized: The residual for outputs linearized at the point: equal to G there,
+            with the Gauss-Newton matrix as its Jacobian. None unless the loss is a
+            `mlox.Composed`.
 
     Example:
         >>> import jax.numpy as jnp, mlox
@@ -55,6 +59,7 @@ class Answer(NamedTuple):
     system: System
     pull_update: Callable[[PyTree], PyTree]
     by_rule: bool = False
+    linearized: Callable[[PyTree], PyTree] | None = None
 
     @property
     def is_symmetric(self) -> bool:

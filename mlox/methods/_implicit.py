@@ -89,16 +89,7 @@ class Implicit:
     refine: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.solver, type):
-            name = self.solver.__name__
-            raise TypeError(
-                f"Implicit: solver is the class {name}; expected a value. Write "
-                f"mlox.Implicit(mlox.{name}())."
-            )
-        hint = (
-            "A solver is a value such as mlox.CG(), or (matvec, b, guess) -> (x, info)."
-        )
-        check("Implicit: solver", self.solver, optional(FUNCTION), hint)
+        check_solver("Implicit", self.solver)
         check_fields(self, warm_start=FLAG, refine=COUNT_OR_ZERO)
         if self.warm_start and isinstance(self.solver, Dense | Identity | Neumann):
             raise ValueError(
@@ -136,6 +127,18 @@ class Implicit:
 @reach.register
 def _(method: Implicit) -> System:
     return System.GENERAL if method.solver is None else serves(method.solver)
+
+
+def check_solver(method: str, solver: Any) -> None:
+    """Raise TypeError unless a method is given a solver as a value, or None."""
+    if isinstance(solver, type):
+        name = solver.__name__
+        raise TypeError(
+            f"{method}: solver is the class {name}; expected a value. Write "
+            f"mlox.{method}(mlox.{name}())."
+        )
+    hint = "A solver is a value such as mlox.CG(), or (matvec, b, guess) -> (x, info)."
+    check(f"{method}: solver", solver, optional(FUNCTION), hint)
 
 
 def transposed_product(answer: Answer) -> Callable[[Any], Any]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mlox._engine.engine import Engine
+from mlox._problem.composed import Composed
 from mlox._problem.problem import Problem
 from mlox.methods import keeps_memory, reach
 from mlox.solvers import System
@@ -66,9 +67,13 @@ def _hypergradient(engine: Engine, name: str) -> jax.Array:
 
 
 def _problem(name: str, loss: Callable[[Any, Any], Any], **parts: Any) -> Problem:
-    return Problem.create(
-        name=name, loss_fn=lambda params, batch, ctx: loss(params, ctx), **parts
+    # In parts, for Gauss-Newton products: with the parameters as outputs these are
+    # products with the Hessian.
+    loss_fn = Composed(
+        lambda params, batch, ctx: params,
+        lambda outputs, batch, ctx: loss(outputs, ctx),
     )
+    return Problem.create(name=name, loss_fn=loss_fn, **parts)
 
 
 def _two_levels(

@@ -118,6 +118,7 @@ def _answer(system: System, dtype: Any) -> Answer:
         residual=product,
         system=system,
         pull_update=lambda v: jax.tree.map(lambda x: -RATE * x, v),
+        linearized=product,
     )
 
 

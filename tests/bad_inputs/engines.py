@@ -8,7 +8,7 @@ import optax
 
 import mlox
 
-from ..small import pair, problem
+from ..small import alone_loss, pair, problem
 from .case import Case, table
 
 A, B, C = (problem(name) for name in "abc")
@@ -268,6 +268,18 @@ def _options() -> list[Case]:
                 "unroll_steps.*'a'.*every 2.*'b' every 3.*multiple",
             ),
             (
+                "GaussNewton of a loss that gives no parts",
+                lambda _: pair({"method": mlox.GaussNewton()}),
+                ValueError,
+                r"'fit': GaussNewton\(\) needs the parts.*Composed\(outputs, loss\)",
+            ),
+            (
+                "GaussNewton of a problem whose own lowers respond",
+                lambda _: _middle(),
+                ValueError,
+                r"'b': GaussNewton\(\) is not defined.*respond \('c'\).*'direct'",
+            ),
+            (
                 "reset without an inner loop",
                 lambda _: _reset_alone(),
                 ValueError,
@@ -281,6 +293,16 @@ def _clashing() -> mlox.Engine:
     return mlox.Engine(
         [A, B, problem("c", unroll_steps=2), problem("d", unroll_steps=3)],
         l2u={"c": ["a"], "d": ["b"]},
+    )
+
+
+def _middle() -> mlox.Engine:
+    loss_fn = mlox.Composed(lambda params, batch, ctx: params, alone_loss)
+    middle = problem("b", loss_fn=loss_fn, method=mlox.GaussNewton())
+    return mlox.Engine(
+        [A, middle, problem("c")],
+        u2l={"a": ["b"], "b": ["c"]},
+        l2u={"b": ["a"], "c": ["b"]},
     )
 
 

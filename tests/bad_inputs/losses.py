@@ -377,6 +377,15 @@ def _methods() -> list[Case]:
                 "'fit' calls a jax.custom_vjp.*backward pass.*FiniteDifference",
             ),
             (
+                "a rule under GaussNewton",
+                lambda _: _fit(
+                    mlox.Composed(lambda p, b, ctx: p, opaque),
+                    method=mlox.GaussNewton(),
+                ),
+                TypeError,
+                r"'fit' calls a jax.custom_vjp, _opaque.*GaussNewton\(\).*Impl",
+            ),
+            (
                 "a method that returns x alone",
                 lambda _: method(lambda v: v),
                 ValueError,

@@ -53,6 +53,12 @@ def _methods() -> list[Case]:
                 "solver is 'cg'.*mlox.CG",
             ),
             (
+                "GaussNewton of a class",
+                lambda _: mlox.GaussNewton(mlox.CG),  # type: ignore[arg-type]
+                TypeError,
+                r"GaussNewton: solver is the class CG.*mlox.GaussNewton\(mlox.CG\(\)\)",
+            ),
+            (
                 "Unrolled(last_steps=0)",
                 lambda _: mlox.Unrolled(last_steps=0),
                 ValueError,
@@ -294,8 +300,20 @@ def _summed(y: Any, x: Any) -> Any:
 
 def _losses() -> list[Case]:
     return table(
-        "Accumulated, MixedPrecision",
+        "Accumulated, MixedPrecision, Composed",
         [
+            (
+                "no loss of the outputs",
+                lambda _: mlox.Composed(alone_loss, None),  # type: ignore[arg-type]
+                TypeError,
+                r"Composed: loss is None; expected a function \(outputs, batch, ctx\)",
+            ),
+            (
+                "outputs with two parameters",
+                lambda _: mlox.Composed(min_loss, alone_loss),
+                TypeError,
+                r"Composed: outputs takes \(params, batch\).*ctx",
+            ),
             (
                 "no loss",
                 lambda _: mlox.Accumulated(None, 2),
