@@ -414,3 +414,42 @@ def test_chunks_of_tasks_read_the_same(other):
         return engine.hypergradient(engine.init(), NOTHING, "k")[1]
 
     np.testing.assert_allclose(slope(2), slope(None), rtol=1e-12)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_problem_samples_with_an_upper_that_its_lower_does_not_see(plain):
+    """The program of a cost is inspected without those that it does not depend on."""
+
+    def make(name, loss, **options):
+        return mlox.Problem.create(
+            name=name,
+            params=jnp.ones(2),
+            tx=optax.sgd(0.1),
+            loss_fn=loss,
+            method=mlox.Unrolled(),
+            **options,
+        )
+
+    problems = [
+        make("x", lambda p, batch, ctx: jnp.sum(ctx.p.params * p)),
+        make(
+            "p",
+            lambda p, batch, ctx: jnp.sum(
+                (p - batch * ctx.x.params) ** 2 + p * ctx.u.params
+            ),
+            sample=lambda p, ctx: ctx.x.params + p,
+        ),
+        make("u", lambda p, batch, ctx: jnp.sum((p - ctx.p.params) ** 2)),
+    ]
+    if plain:
+        problems.append(make("t", lambda p, batch, ctx: jnp.sum(p * ctx.p.params)))
+    engine = mlox.Engine(
+        problems,
+        {"x": ["p"], "p": ["u"]},
+        {"u": ["p"], "p": ["x"]},
+        reads={"t": ["p"]} if plain else None,
+    )
+    state, _ = engine.step(engine.init(), dict.fromkeys(engine.names))
+    # From 1, with the batch x + p = 2 and u = 1, whose step has du/dp = 0.2: the slope
+    # is 2 (p - 2 x) + u + p du/dp.
+    np.testing.assert_allclose(state["p"].params, 1 - 0.1 * (2 * (1 - 2) + 1 + 0.2))

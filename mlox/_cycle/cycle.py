@@ -134,8 +134,8 @@ class Cycle:
         state, batches = ({n: given[n] for n in scope} for given in (state, batches))
         run = LowerRun(state, self.start_history(state), {}, lambda x: x)
         batches = first_window(self.graph, name, batches)
-        batches = sample_batches(self.plan, layer, run, batches)
-        return self.point(layer, name, run, batches)
+        own = sample_batches(self.plan, layer, run, {name: batches[name]})
+        return self.point(layer, name, run, {**batches, **own})
 
     def start_history(self, state: State) -> History:
         """Return the history before any step; it is overwritten before it is used."""

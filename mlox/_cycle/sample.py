@@ -60,7 +60,12 @@ def sample_batch(
 
 def empty_samples(plan: Plan, state: State) -> dict[str, PyTree]:
     """Return zeros in place of the last sampled batches, before any step."""
-    names = [n for n, problem in state.items() if problem.sample is not None]
+    # A state that is about another problem may not have what a problem sees.
+    names = [
+        n
+        for n, problem in state.items()
+        if problem.sample is not None and all(m in state for m in plan.graph.reads(n))
+    ]
 
     def sample(state: State, name: str) -> PyTree:
         return sample_batch(
