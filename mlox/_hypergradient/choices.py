@@ -25,7 +25,7 @@ def record_choices() -> Generator[Choices]:
 
 
 def note_choice(name: str, text: str) -> None:
-    """Note what was chosen for a problem, if that is recorded."""
+    """Record what was chosen for a problem, inside `record_choices` alone."""
     choices = _CHOICES.get()
     if choices is not None and text not in choices.setdefault(name, []):
         choices[name].append(text)

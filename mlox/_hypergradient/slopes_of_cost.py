@@ -96,7 +96,7 @@ def _stored(function: Callable[..., Any], *args: Any) -> int:
 
 
 def _note_reads(cost: Cost, args: PyTree) -> None:
-    """Let a watch see which reads carry a derivative of the gradient."""
+    """Show a watch, if there is one, the reads on which the gradient depends."""
     if not is_watching():
         return
     # In mixed mode cotangents of the cost itself arrive, also along reads that are
