@@ -157,7 +157,9 @@ def picture(found: dict[str, np.ndarray], cycles: int, file: str) -> None:
             ax.scatter(*CENTERS.T, s=60, facecolors="none", edgecolors="tab:orange")
             ax.scatter(*points.T, s=1, alpha=0.3, color="tab:blue")
             ax.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xticks=[], yticks=[])
-            ax.set_title(f"{cycles * (i + 1) // LOOKS} steps, {modes_of(points)} modes")
+            ax.set_title(
+                f"{cycles * (i + 1) // LOOKS} steps, modes: {modes_of(points)}"
+            )
     figure.savefig(file, dpi=110)
 
 
