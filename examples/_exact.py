@@ -1,6 +1,6 @@
-"""References for gradients, and the tables of the examples."""
+"""References for gradients."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,12 +27,3 @@ def minimum(cost: Callable[[Any], Any], start: Any, steps: int = 12) -> jax.Arra
 
     found = jax.lax.fori_loop(0, steps, lambda _, x: newton(x), start)
     return newton(jax.lax.stop_gradient(found))
-
-
-def print_table(columns: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> None:
-    """Print the mean and standard deviation over runs of {row: one number a column}."""
-    print(f"\n{columns[0]:22}" + "".join(f"{name:18}" for name in columns[1:]))
-    for name in runs[0]:
-        found = np.array([np.array(run[name], float) for run in runs])
-        cells = zip(found.mean(axis=0), found.std(axis=0), strict=True)
-        print(f"{name:22}" + "".join(f"{m:.3f} ± {s:.3f}     " for m, s in cells))

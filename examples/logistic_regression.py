@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _exact import print_table
 from _logistic import check, loss, scores, solved
+from _program import print_table
 from _rows import Rows, cancer, newsgroups
 from scipy.special import logit
 

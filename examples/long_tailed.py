@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from _classifier import classifier, image_losses
 from _data import Pair, batches, join, split_long_tailed
-from _exact import print_table
+from _program import print_table
 
 import mlox
 

@@ -27,7 +27,8 @@ import _sources
 import jax
 import numpy as np
 import optax
-from _exact import differences, error, print_table
+from _exact import differences, error
+from _program import print_table
 from _sources import SOURCES, baselines, load, loss, solved
 
 import mlox
