@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
+from mlox._draw.colors import BORDER, BOX, CARD, CLASS, COLORS, FAINT, TEXT, darken
 from mlox._draw.edges import ARROW, Arrow, Edge, make_edges, place_labels
 from mlox._draw.layout import Box, lay_out
 from mlox._draw.levels import split_depths
@@ -13,10 +14,6 @@ from mlox._draw.rows import Link
 from mlox._utils.describe import count
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-# A light card of its own: the picture looks alike on a light and on a dark page.
-CARD, BORDER, TEXT, FAINT = "#ffffff", "#8b949e", "#1f2328", "#57606a"
-BOX = "#f6f8fa"
-COLORS = {"u2l": "#bc4c00", "l2u": "#0550ae", "reads": "#8250df"}
 DASHES = {"u2l": "5 4", "reads": "1.5 3"}
 MEANINGS = {
     "l2u": "l2u: the upper reads the lower's answer",
@@ -104,11 +101,12 @@ def _picture(
     """Return the SVG document of some shapes on a card."""
     size = f'width="{width:.0f}" height="{height:.0f}"'
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="{CLASS}" {size} '
         f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" font-family="{FONT}" '
         f'font-size="{SIZE:g}" aria-label={quoteattr(title)}>',
         f"<title>{escape(title)}</title>",
         f"<desc>{_clean(text)}.</desc>",
+        darken(),
         f'<rect x="0.5" y="0.5" width="{width - 1:.0f}" height="{height - 1:.0f}" '
         f'rx="8" fill="{CARD}" stroke="{BORDER}"/>',
         f'<g transform="translate({MARGIN:g} {MARGIN:g})">',
