@@ -14,8 +14,17 @@ import mlox
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 CONTRIBUTING = README.with_name("CONTRIBUTING.md")
-PAGES = [README, CONTRIBUTING, *sorted(README.parent.glob("docs/*.md"))]
+DOCS = README.parent / "docs"
+PAGES = [README, CONTRIBUTING, *sorted(DOCS.rglob("*.md"))]
 FIRST = ("index",)  # the other pages are slow
+WITHOUT_CODE = ("api", "gallery")  # of docstrings and programs, which run elsewhere
+
+
+def name_of(page):
+    inside = DOCS in page.parents
+    return (
+        page.relative_to(DOCS if inside else README.parent).with_suffix("").as_posix()
+    )
 
 
 @pytest.mark.parametrize(
@@ -23,10 +32,11 @@ FIRST = ("index",)  # the other pages are slow
     [
         pytest.param(
             page,
-            id=page.stem,
-            marks=() if page.stem in FIRST else pytest.mark.slow,
+            id=name_of(page),
+            marks=() if name_of(page) in FIRST else pytest.mark.slow,
         )
         for page in PAGES
+        if page.parent.name not in WITHOUT_CODE
     ],
 )
 def test_every_code_block_runs(page, tmp_path):
