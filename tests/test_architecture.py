@@ -48,6 +48,7 @@ BELOW = {
         "_cycle",
         "_engine",
     },
+    "plot": {"_utils", "_draw", "_engine", "_check"},
 }
 MATHEMATICS = {"_graph", "solvers", "methods", "_problem", "_hypergradient", "_cycle"}
 HOST = {"_data", "_logging", "_sharding", "_checkpoint", "_run"}

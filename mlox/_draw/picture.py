@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
 from mlox._draw.colors import BORDER, BOX, CARD, CLASS, COLORS, FAINT, TEXT, darken
-from mlox._draw.edges import ARROW, Arrow, Edge, make_edges, place_labels
-from mlox._draw.layout import Box, lay_out
-from mlox._draw.levels import split_depths
-from mlox._draw.rows import Link
+from mlox._draw.edges import ARROW, Edge, place_labels
+from mlox._draw.layout import Box
+from mlox._draw.scene import make_scene
 from mlox._utils.describe import count
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
@@ -49,34 +48,19 @@ def draw_graph(
     Returns:
         The text of an SVG document.
     """
-    levels = split_depths(depth, reads)
-    arrows: dict[Link, list[Arrow]] = {}
-    for upper, lower in u2l:
-        arrows.setdefault((upper, lower), []).append(Arrow("u2l", up=False))
-    for lower, upper in l2u:
-        arrows.setdefault((upper, lower), []).append(Arrow("l2u", up=True))
-    for reader, read in reads:
-        up = levels[reader] > levels[read]
-        link = (reader, read) if up else (read, reader)
-        arrows.setdefault(link, []).append(Arrow("reads", up))
-    layout = lay_out(levels, list(arrows), {n: _box_size(texts[n]) for n in texts})
-    edges = [
-        edge
-        for link, route in layout.routes.items()
-        for edge in make_edges(link, arrows[link], route)
-    ]
-    drawn = {edge.arrow.kind for edge in edges}
+    scene = make_scene(depth, {n: box_size(texts[n]) for n in texts}, u2l, l2u, reads)
+    layout, drawn = scene.layout, {edge.arrow.kind for edge in scene.edges}
     legend = [kind for kind in MEANINGS if kind in drawn]
     width = max([layout.width, *map(_legend_width, legend)])
     aside = (width - layout.width) / 2
-    labels = place_labels(edges, -aside, layout.width + aside)
+    labels = place_labels(scene.edges, -aside, layout.width + aside)
     shapes = [
         f'<g transform="translate({aside:.1f} 0)">',
-        *map(_draw_edge, edges),
+        *map(_draw_edge, scene.edges),
         *(_draw_box(layout.boxes[name], lines) for name, lines in texts.items()),
         *(
             _draw_label(edge.arrow.kind, x, y)
-            for edge, (x, y) in zip(edges, labels, strict=False)
+            for edge, (x, y) in zip(scene.edges, labels, strict=False)
         ),
         "</g>",
         *(
@@ -90,7 +74,7 @@ def draw_graph(
         width + 2 * MARGIN,
         layout.height + below + 2 * MARGIN,
         f"Graph of {count(len(texts), 'problem')}",
-        "; ".join([*sentences, *(edge.name for edge in edges)]),
+        "; ".join([*sentences, *(edge.name for edge in scene.edges)]),
         shapes,
     )
 
@@ -117,10 +101,11 @@ def _picture(
     return "\n".join(lines) + "\n"
 
 
-def _box_size(lines: Sequence[str]) -> tuple[float, float]:
+def box_size(lines: Sequence[str]) -> tuple[float, float]:
+    """Return the size of a box with some lines, the first one its name."""
     name, *others = lines
     widths = [_text_width(name, NAME_SIZE)]
-    widths += [_text_width(_cut(line), SIZE) for line in others]
+    widths += [_text_width(cut(line), SIZE) for line in others]
     return max(widths) + 2 * PADDING, LINE * len(lines) + 2 * PADDING
 
 
@@ -130,7 +115,8 @@ def _text_width(text: str, size: float) -> float:
     return size * (0.62 * (len(text) - wide) + 1.1 * wide)
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """Return a line of a box, cut off if it is too long."""
     return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 1]}…"
 
 
@@ -144,7 +130,7 @@ def _draw_box(box: Box, lines: Sequence[str]) -> str:
     baseline = box.y - LINE * (len(lines) - 1) / 2 + 0.35 * SIZE
     bold = f'fill="{TEXT}" font-size="{NAME_SIZE:g}" font-weight="600"'
     styles = [bold] + [f'fill="{FAINT}"'] * (len(lines) - 1)
-    shown = [lines[0], *map(_cut, lines[1:])]
+    shown = [lines[0], *map(cut, lines[1:])]
     rows = [
         f'<text x="{box.x:.1f}" y="{baseline + LINE * i:.1f}" text-anchor="middle" '
         f"{style}>{_clean(line)}</text>"

@@ -33,7 +33,7 @@ def draw(self: Described, file: str | os.PathLike[str] | None = None) -> str:
         FileNotFoundError: If its folder does not exist.
     """
     plan, graph = self.cycle.plan, self.cycle.plan.graph
-    texts = {problem.name: _box_lines(plan, problem) for problem in self.problems}
+    texts = {problem.name: box_lines(plan, problem) for problem in self.problems}
     svg = draw_graph(texts, graph.depth, graph.u2l, graph.l2u, graph.plain)
     if file is not None:
         _write(svg, file)
@@ -56,7 +56,8 @@ def _write(svg: str, file: str | os.PathLike[str]) -> None:
     path.write_text(svg, encoding="utf-8")
 
 
-def _box_lines(plan: Plan, problem: Problem) -> list[str]:
+def box_lines(plan: Plan, problem: Problem) -> list[str]:
+    """Return the lines of the box of a problem, the first one its name."""
     name = problem.name
     tasks = "" if problem.tasks is None else f", {show_tasks(problem)}"
     steps = count(plan.graph.steps_per_cycle[name], "step")

@@ -10,6 +10,7 @@ from . import (
     losses,
     memories,
     modules,
+    plots,
     problems,
     runs,
     saves,
@@ -31,5 +32,6 @@ TABLES = (
     saves,
     modules,
     checks,
+    plots,
 )
 CASES: list[Case] = [case for table in TABLES for case in table.cases()]
