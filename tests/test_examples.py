@@ -14,6 +14,10 @@ EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 # Each program: its options, and rows of its table, the baseline among them.
 SMALL = {
+    "learned_reward": (
+        "--seeds 1 --steps 20",
+        ["constant baseline", "mean baseline", "learned reward"],
+    ),
     "data_cleaning": (
         "--data digits --seeds 1 --steps 200",
         ["noisy", "clean alone", "both", "mlox", "oracle"],
@@ -43,7 +47,7 @@ SMALL = {
         ["A, equal weights", "A, good sources only", "B and C", "A, three levels"],
     ),
 }
-NO_PICTURE = set(SMALL) - {"data_cleaning", "gan", "learned_schedule"}
+NO_PICTURE = set(SMALL) - {"learned_reward", "data_cleaning", "gan", "learned_schedule"}
 
 
 def output(name, *options, **environment):
