@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlox._check import draw
-from mlox._check.table import format_html, format_table, show_unit, wrap
+from mlox._check.table import BYTES_UNITS, format_html, format_table, show_unit, wrap
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Comparison:
                 f"{row.norm_ratio:.4g}",
                 f"{row.error:.2g}",
                 show_unit(row.seconds, SECONDS),
-                "" if row.memory is None else show_unit(row.memory, BYTES),
+                "" if row.memory is None else show_unit(row.memory, BYTES_UNITS),
                 "" if row.flops is None else show_unit(row.flops, COUNTS),
             )
             for row in self.rows
@@ -98,7 +98,6 @@ class Comparison:
 
 
 SECONDS = {1.0: "s", 1e-3: "ms", 1e-6: "µs"}
-BYTES = {2.0**30: "GiB", 2.0**20: "MiB", 2.0**10: "KiB", 1.0: "B"}
 COUNTS = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1.0: ""}
 HEADER = (
     "problem",

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 WIDTH = 88
+BYTES_UNITS = {2.0**30: "GiB", 2.0**20: "MiB", 2.0**10: "KiB", 1.0: "B"}
 NUMBER = re.compile(r"-?(\d|inf|nan)")
 
 
