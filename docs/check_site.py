@@ -24,6 +24,8 @@ from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
+from playwright.sync_api import TimeoutError, sync_playwright
+
 ROOT = pathlib.Path(__file__).parents[1]
 WIDTHS = (390, 1440)
 QUERIES = ("hypergradient", "unroll_steps", "CG", "Betty", "checkpoint", "NaN", "vmap")
@@ -175,15 +177,15 @@ def look_at_pages(
 def try_search(browser: Any, base: str) -> Iterator[str]:
     """Type the queries, and expect results."""
     page = browser.new_page()
-    page.goto(f"{base}/")
     for query in QUERIES:
-        page.locator("[data-md-component=search-query]").first.fill(query)
+        page.goto(f"{base}/")
+        field = page.locator("[data-md-component=search-query]").first
+        field.click()
+        field.press_sequentially(query)
         try:
             page.wait_for_selector(".md-search-result__item", timeout=8000)
-        except Exception:
+        except TimeoutError:
             yield f"search: nothing is found for {query!r}"
-        page.locator("[data-md-component=search-query]").first.fill("")
-        page.wait_for_timeout(200)
     page.close()
 
 
@@ -198,8 +200,6 @@ def try_missing(browser: Any, base: str) -> Iterator[str]:
 
 def check(site: pathlib.Path, chromium: str, shots: pathlib.Path | None) -> list[str]:
     """Return all that is wrong with the site."""
-    from playwright.sync_api import sync_playwright
-
     files = {p.relative_to(site).as_posix() for p in site.rglob("*") if p.is_file()}
     paths = sorted(f for f in files if f.endswith(".html") and f != "404.html")
     pages = {path: (site / path).read_text(encoding="utf-8") for path in paths}

@@ -14,6 +14,7 @@ PLOT = ("mlox.plot",) if (ROOT / "mlox" / "plot").exists() else ()
 
 
 def load_checker():
+    pytest.importorskip("playwright")
     spec = importlib.util.spec_from_file_location("check_site", DOCS / "check_site.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -12,6 +12,12 @@ FORMULA = re.compile(
     r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL
 )
 
+COMMANDS = {
+    r"\\arg\s*\\min|\\argmin": r"\text{arg}\,\min",
+    r"\\arg\s*\\max|\\argmax": r"\text{arg}\,\max",
+}
+"""What the converter does not know, in its words."""
+
 
 def on_page_content(content: str, **_: Any) -> str:
     """Replace the formulas of a page, those of docstrings among them."""
@@ -21,5 +27,10 @@ def on_page_content(content: str, **_: Any) -> str:
 def _formula(match: re.Match[str]) -> str:
     tag, bracket, latex = match.groups()
     display = "block" if bracket == "[" else "inline"
-    math = convert(html.unescape(latex.strip()), display=display)
+    latex = html.unescape(latex.strip())
+    for command, meaning in COMMANDS.items():
+        latex = re.sub(command, lambda _, meaning=meaning: meaning, latex)
+    math = convert(latex, display=display)
+    if unknown := re.search(r">\\\w+<", math):
+        raise ValueError(f"the formula {latex} has an unknown {unknown[0][1:-1]}")
     return f'<{tag} class="formula">{math}</{tag}>'
