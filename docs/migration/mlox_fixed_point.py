@@ -1,0 +1,42 @@
+"""A layer in equilibrium, differentiated at its rest."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mlox
+
+jax.config.update("jax_enable_x64", True)
+draw = np.random.default_rng(0)
+x = draw.normal(size=(8, 4))
+y = draw.normal(size=8)
+params = {
+    "inside": 0.2 * draw.normal(size=(6, 6)),
+    "in": draw.normal(size=(4, 6)),
+    "out": draw.normal(size=6),
+}
+
+
+def layer(z, params, x):
+    return jnp.tanh(z @ params["inside"] + x @ params["in"])
+
+
+def rest(params, x):
+    fixed = jax.lax.stop_gradient(params)
+    move = lambda i, z: layer(z, fixed, x)
+    z = jax.lax.fori_loop(0, 500, move, jnp.zeros((8, 6)))
+    return mlox.attach(
+        lambda z, params: z - layer(z, params, x),
+        z,
+        params,
+        solver=mlox.GMRES(),
+    )
+
+
+def loss(params):
+    z = rest(params, x)
+    return jnp.mean((z @ params["out"] - y) ** 2)
+
+
+value, slopes = jax.value_and_grad(loss)(params)
+print(value, *[slopes[k].sum() for k in sorted(slopes)])
