@@ -14,6 +14,10 @@ EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 # Each program: its options, and rows of its table, the baseline among them.
 SMALL = {
+    "domain_adaptation": (
+        "--seeds 1 --steps 10",
+        ["target alone", "equal weights", "mlox"],
+    ),
     "learned_reward": (
         "--seeds 1 --steps 20",
         ["constant baseline", "mean baseline", "learned reward"],
@@ -47,7 +51,13 @@ SMALL = {
         ["A, equal weights", "A, good sources only", "B and C", "A, three levels"],
     ),
 }
-NO_PICTURE = set(SMALL) - {"learned_reward", "data_cleaning", "gan", "learned_schedule"}
+NO_PICTURE = set(SMALL) - {
+    "domain_adaptation",
+    "learned_reward",
+    "data_cleaning",
+    "gan",
+    "learned_schedule",
+}
 
 
 def output(name, *options, **environment):
