@@ -1,6 +1,7 @@
 """Pictures: which lines, with which values, labels and scales; never pixels."""
 
 import builtins
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -128,7 +129,10 @@ def test_comparison_draws_time_against_error():
     points = [each.get_offsets()[0].tolist() for each in ax.collections]
     assert points == [[2.0, 1e-6], [1.0, 0.8]]
     assert labels(ax) == ["cg", "sama"]
-    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
+    slow = dataclasses.replace(ROWS[0], seconds=1.0)
+    ax = mlox.plot.comparison(mlox.Comparison("penalty", "exact", (*ROWS, slow)))
+    assert ax.get_xscale() == "log"
 
 
 def test_graph_draws_every_box_and_edge_once_and_all_texts_inside():

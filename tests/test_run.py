@@ -781,3 +781,16 @@ def test_errors_fit_a_screen_with_hundreds_of_metrics(fails):
     with pytest.raises(ValueError, match="classifier/metric_0") as caught:
         fails()
     assert len(str(caught.value)) <= 1000
+
+
+def test_log_lines_in_a_file_fit_100_columns_and_show_every_metric(capsys):
+    metrics = {f"problem_{i}/loss": 0.5 + i for i in range(12)}
+    logger = mlox.stdout_logger()
+    logger.log(50, {"cycles_per_second": 9.0, **metrics})
+    first, *others = capsys.readouterr().out.splitlines()
+    assert others
+    assert all(len(line) <= 100 for line in (first, *others))
+    shown = " ".join([first, *others]).split()
+    assert set(metrics) < set(shown)
+    column = first.index("problem_0/loss")
+    assert [len(line) - len(line.lstrip()) for line in others] == [column] * len(others)

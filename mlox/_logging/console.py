@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -10,14 +11,16 @@ from mlox._logging.base import FunctionLogger
 from mlox._utils.types import Scalars
 
 SPEED = "cycles_per_second"
+WIDTH = 100  # of lines that are not written to a terminal
 
 
 def stdout_logger() -> FunctionLogger:
-    """Return a logger that prints one aligned line per log point.
+    """Return a logger that prints an aligned line per log point.
 
     The line shows the cycle, the speed, and every metric with four significant digits:
     losses first, then validation, then the rest. Metrics that exceed the width of the
-    terminal are counted (`+3`). A progress bar stays intact. A run that stops early
+    terminal are counted (`+3`); in a file, a pipe or a notebook they go on in lines
+    below, of at most 100 columns. A progress bar stays intact. A run that stops early
     prints the reason in a last line.
 
     Example:
@@ -56,19 +59,40 @@ def format_losses(metrics: Scalars) -> str:
 
 
 def _format_line(step: int, metrics: Scalars, width: int | None) -> str:
-    """Format a log point, and count the metrics that would exceed a width."""
-    line = f"{step:>8}"
+    """Format a log point: on one line of a terminal, or on lines of a file.
+
+    Args:
+        step: The cycle.
+        metrics: The metrics.
+        width: The width of the terminal, where metrics that would exceed it are
+            counted; None for a file, where they go on in a line below.
+    """
+    head = f"{step:>8}"
     if SPEED in metrics:
-        line += f"{_format_value(metrics[SPEED]):>10}/s"
+        head += f"{_format_value(metrics[SPEED]):>10}/s"
     names = sorted((name for name in metrics if name != SPEED), key=_rank)
-    for shown, name in enumerate(names):
-        entry = f"  {name} {_format_value(metrics[name]):<10}"
-        more = f"  +{len(names) - shown}"
-        reserve = len(more) if shown + 1 < len(names) else 0
-        if width is not None and len(line + entry.rstrip()) + reserve > width:
+    entries = [f"  {name} {_format_value(metrics[name]):<10}" for name in names]
+    if width is None:
+        return _wrap_entries(head, entries)
+    line = head
+    for shown, entry in enumerate(entries):
+        more = f"  +{len(entries) - shown}"
+        reserve = len(more) if shown + 1 < len(entries) else 0
+        if len(line + entry.rstrip()) + reserve > width:
             return line.rstrip() + more
         line += entry
     return line.rstrip()
+
+
+def _wrap_entries(head: str, entries: Sequence[str]) -> str:
+    """Join entries to lines of at most `WIDTH` columns, aligned below each other."""
+    lines = [head]
+    for entry in entries:
+        begins = len(lines[-1]) <= len(head)
+        if not begins and len(lines[-1] + entry.rstrip()) > WIDTH:
+            lines.append(" " * len(head))
+        lines[-1] += entry
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _rank(name: str) -> int:

@@ -10,14 +10,16 @@ from mlox._utils.fields import check, instance_of
 from mlox.plot._axes import add_legend, finish, look_of, show, take_axes
 
 COMPARISON = instance_of(Comparison, "a mlox.Comparison, as mlox.compare returns")
-AREA, LARGEST = 40.0, 400.0  # of a marker, in square points
+AREA, LARGEST = 40.0, 300.0  # of a marker, in square points
+DECADE = 10.0  # from which a ratio of times has a logarithmic axis
 
 
 def comparison(comparison: Comparison, *, ax: Any = None) -> Any:
     """Draw the cost of each method of a comparison against its error.
 
     Left and down is better. The area of a marker grows with the method's temporary
-    memory. An error of 0 is drawn at 1e-12.
+    memory. An error of 0 is drawn at 1e-12; times have a logarithmic axis if they span
+    a decade.
 
     Args:
         comparison: What `mlox.compare` returns.
@@ -62,9 +64,13 @@ def comparison(comparison: Comparison, *, ax: Any = None) -> Any:
             label=show(f"{row.problem}: {row.name}" if several else row.name),
         )
         handles.append(points)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
     ax.margins(0.12)
+    ax.set_yscale("log")
+    times = [row.seconds for row in rows]
+    if max(times) >= DECADE * min(times):
+        ax.set_xscale("log")
+    else:  # ticks within a decade would be written over each other
+        ax.set_xlim(left=0.0)
     ax.set_title(f"Hypergradient of {comparison.name!r}", loc="left")
     finish(ax, "time of one hypergradient [ms]", "relative error")
     add_legend(ax, owned, handles, "area: memory")
