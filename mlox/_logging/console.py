@@ -2,6 +2,7 @@
 
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def stdout_logger() -> FunctionLogger:
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
-    return FunctionLogger(log, note=lambda step, text: write(f"{step:>8}  {text}"))
+    return FunctionLogger(log, note=lambda step, text: write(_format_note(step, text)))
 
 
 def progress_bar(total: int, initial: int, shown: bool | None) -> "tqdm[Any]":
@@ -82,6 +83,13 @@ def _format_line(step: int, metrics: Scalars, width: int | None) -> str:
             return line.rstrip() + more
         line += entry
     return line.rstrip()
+
+
+def _format_note(step: int, text: str) -> str:
+    """Format a sentence on lines of at most `WIDTH` columns."""
+    return textwrap.fill(
+        text, WIDTH, initial_indent=f"{step:>8}  ", subsequent_indent=" " * 10
+    )
 
 
 def _wrap_entries(head: str, entries: Sequence[str]) -> str:
