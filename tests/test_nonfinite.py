@@ -336,8 +336,10 @@ def test_loss_that_becomes_nan_is_noted_once(engine, capsys):
     notes = [line for line in lines if "no longer finite" in line]
     assert notes == [
         "       3  inner/loss, outer/loss no longer finite: see `on_nonfinite` to stop "
-        "there, to skip such cycles, or to go back to a checkpoint"
+        "there, to skip such"
     ]
+    below = lines[lines.index(notes[0]) + 1]
+    assert below == "          cycles, or to go back to a checkpoint"
     engine.run(engine.init(), data, 9, log_every=1, on_nonfinite="skip")
     assert "no longer finite" not in capsys.readouterr().out
 
