@@ -14,6 +14,10 @@ EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 # Each program: its options, and rows of its table, the baseline among them.
 SMALL = {
+    "kernel_hyperparameters": (
+        "--seeds 1 --steps 2",
+        ["one length, grid", "random, 1000", "mlox, 2 steps"],
+    ),
     "domain_adaptation": (
         "--seeds 1 --steps 10",
         ["target alone", "equal weights", "mlox"],
@@ -52,6 +56,7 @@ SMALL = {
     ),
 }
 NO_PICTURE = set(SMALL) - {
+    "kernel_hyperparameters",
     "domain_adaptation",
     "learned_reward",
     "data_cleaning",
