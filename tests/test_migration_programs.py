@@ -71,6 +71,9 @@ def test_every_program_is_compared():
     names = {path.stem for path in FOLDER.glob("*.py")}
     pairs = {f"{owner}_{name}" for name, owner in THEIRS.items()}
     assert names == pairs | {f"mlox_{name}" for name in THEIRS}
+    pages = FOLDER.parent.glob("migrating_from_*.md")
+    lines = "\n".join(page.read_text() for page in pages).splitlines()
+    assert {f'--8<-- "docs/migration/{name}.py"' for name in names} <= set(lines)
 
 
 @pytest.mark.parametrize("package", ["jaxopt", "torchopt", "higher"])
