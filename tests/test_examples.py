@@ -14,6 +14,10 @@ EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 # Each program: its options, and rows of its table, the baseline among them.
 SMALL = {
+    "dataset_distillation": (
+        "--seeds 1 --steps 50",
+        ["random, tuned", "k-means, tuned", "distilled, tuned"],
+    ),
     "kernel_hyperparameters": (
         "--seeds 1 --steps 2",
         ["one length, grid", "random, 1000", "mlox, 2 steps"],
@@ -56,6 +60,7 @@ SMALL = {
     ),
 }
 NO_PICTURE = set(SMALL) - {
+    "dataset_distillation",
     "kernel_hyperparameters",
     "domain_adaptation",
     "learned_reward",
