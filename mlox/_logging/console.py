@@ -1,4 +1,4 @@
-"""What a run shows in a terminal: a line per log point, and a progress bar."""
+"""What a run shows: a line per log point, and a progress bar."""
 
 import os
 import sys
@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mlox._logging.base import FunctionLogger
+from mlox._logging.notebook import NotebookLine, in_notebook
 from mlox._utils.types import Scalars
 
 SPEED = "cycles_per_second"
@@ -46,7 +47,15 @@ def stdout_logger() -> FunctionLogger:
 
 
 def progress_bar(total: int, initial: int, shown: bool | None) -> "tqdm[Any]":
-    """Make a bar on stderr that counts cycles; `shown=None`: only in a terminal."""
+    """Make a bar that counts cycles, on stderr or as a line of a notebook.
+
+    Args:
+        total: The number of cycles.
+        initial: The number of cycles before.
+        shown: Whether it is shown; None shows it in a terminal and in a notebook.
+    """
+    if shown is not False and in_notebook():
+        return tqdm(total=total, initial=initial, unit="cycle", file=NotebookLine())
     hidden = None if shown is None else not shown
     return tqdm(
         total=total, initial=initial, disable=hidden, unit="cycle", dynamic_ncols=True

@@ -105,7 +105,8 @@ def run(
             are then at the ends of dispatches. A shorter last dispatch is compiled
             separately. (Keep 1 for convolutions on CPU, which XLA runs slowly inside a
             loop.)
-        progress: Whether to show a progress bar; None shows it on a terminal.
+        progress: Whether to show a progress bar, with the rate, the time left and the
+            first losses; None shows it in a terminal and in a notebook.
         donate: Whether each dispatch reuses the memory of the state that it gets.
             `state` is copied first, and so is the state at every log point, for errors.
         checkpoint: Where and how often to save checkpoints, from which the run can be
