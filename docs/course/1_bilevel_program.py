@@ -297,6 +297,7 @@ print("differences", differences)
 # %% [markdown]
 # ## Read next
 #
+# - The next notebook: [2. Find the wrong labels](2_wrong_labels.ipynb).
 # - [All pages and a glossary](../index.md): answer, mover, block, cycle.
 # - [Methods and solvers](../methods.md): what else can stand in place of
 #   `Implicit(CG(10))`.
