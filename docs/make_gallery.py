@@ -30,12 +30,22 @@ BASELINES = {
     "domain_adaptation": "equal weights",
     "learned_reward": "mean baseline",
     "data_cleaning": "noisy",
+    "flax_training_loop": "as before",
+    "gan": "simultaneous",
+    "learned_schedule": "best of the grid",
+    "logistic_regression": "one L2",
+    "long_tailed": "size^-p",
+    "maml": "joint training",
+    "mean_teacher": "labels alone",
+    "population": "equal weights",
+    "three_levels": "A, equal weights",
+    "three_players": "price takers",
 }
 
 
 def has_row(text: str, name: str) -> bool:
     """Find the row `name   0.123 ± 0.004`."""
-    return bool(re.search(rf"^ *{re.escape(name)} .*\d ± \d", text, re.MULTILINE))
+    return bool(re.search(rf"^ *{re.escape(name)}[ ,].*\d ± \d", text, re.MULTILINE))
 
 
 def run(name: str) -> str:

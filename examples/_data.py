@@ -86,9 +86,12 @@ def split_with_noise(name: str, noise: float, seed: int) -> Split:
 
 
 def split_long_tailed(
-    name: str, factor: float, clean: int, seed: int
+    name: str, factor: float, clean: int, noise: float, seed: int
 ) -> tuple[Pair, Pair, Pair]:
-    """Return long-tailed images, `clean` images of each class, and test images."""
+    """Return long-tailed images, `clean` images of each class, and test images.
+
+    A fraction `noise` of the labels of the long-tailed images is wrong.
+    """
     images, labels, _ = load(name)
     pair = images.astype(np.float32), labels.astype(np.int32)
     rng, parts = np.random.default_rng(seed), []
@@ -99,7 +102,9 @@ def split_long_tailed(
         size = max(1, round(len(rest) * factor ** (-k / 9)))
         parts.append((rest[:size], few, test))
     tail, few, test = (take(pair, np.concatenate(p)) for p in zip(*parts, strict=True))
-    return tail, few, test
+    wrong = rng.random(len(tail[1])) < noise
+    shift = rng.integers(1, 10, len(tail[1]), dtype=np.int32)
+    return (tail[0], np.where(wrong, (tail[1] + shift) % 10, tail[1])), few, test
 
 
 def take(pair: Pair, rows: slice | np.ndarray) -> Pair:

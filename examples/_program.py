@@ -19,6 +19,14 @@ def parser(description: str, seeds: int = 3) -> argparse.ArgumentParser:
     return found
 
 
+def parsed(options: argparse.ArgumentParser, **large: Any) -> argparse.Namespace:
+    """Return the arguments; with --large, other defaults for some of them."""
+    args = options.parse_args()
+    if args.large:
+        options.set_defaults(**large)
+    return options.parse_args()
+
+
 def print_table(
     columns: Sequence[str], runs: Sequence[Mapping[str, Any]], width: int = 22
 ) -> None:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _data import Pair, Split, batches, join, split_with_noise, take
-from _program import parser
+from _program import parsed, parser
 from _suspects import Outcome, draw, print_outcomes
 from _weighting import Classifier, Weighting
 from sklearn.metrics import roc_auc_score
@@ -138,7 +138,7 @@ def main() -> None:
     options.add_argument("--data", choices=sets, default="mnist")
     options.add_argument("--noise", type=float, default=0.4, help="of the labels")
     options.add_argument("--steps", type=int, default=2000, help="multiple of 200")
-    args = options.parse_args()
+    args = parsed(options, steps=10_000)
     splits = [split_with_noise(args.data, args.noise, i) for i in range(args.seeds)]
     runs = [fit_all(split, args.steps, seed) for seed, split in enumerate(splits)]
     print_outcomes(runs)

@@ -10,7 +10,7 @@ loss so that the classifier is good on a few clean images (Meta-Weight-Net, Shu 
     python examples/flax_training_loop.py
 """
 
-import argparse
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _data import Pair, Split, split_with_noise
+from _picture import band, panels, save
+from _program import parsed, parser, print_table
 from flax.training.train_state import TrainState
 
 import mlox
 import mlox.flax
 
-BATCH, UNROLL = 50, 2
+BATCH, UNROLL, LOOKS = 50, 2, 20
 flat, column = lambda x: x.reshape(len(x), -1), lambda x: x[:, None]
 classifier = nn.Sequential([flat, nn.Dense(128), nn.relu, nn.Dense(10)])
 equal = [nn.Dense(1, kernel_init=nn.initializers.zeros), nn.sigmoid, jnp.ravel]
@@ -61,11 +63,12 @@ def draw(pair: Pair, generator: np.random.Generator, *steps: int) -> Pair:
     return pair[0][chosen], pair[1][chosen]
 
 
-def train(split: Split, steps: int, seed: int) -> TrainState:
+def train(split: Split, steps: int, seed: int) -> Iterator[TrainState]:
     state, generator = new_state(split.noisy[0], seed), np.random.default_rng(seed)
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         state = train_step(state, draw(split.noisy, generator))
-    return state
+        if step % (steps // LOOKS) == 0:
+            yield state
 
 
 method: Any = {"method": mlox.Unrolled(), "unroll_steps": UNROLL}
@@ -81,7 +84,7 @@ def clean_loss(params: Any, batch: Pair, ctx: mlox.Context) -> jax.Array:
     return image_losses(ctx.classifier.params, batch).mean()
 
 
-def train_with_mlox(split: Split, steps: int, seed: int) -> TrainState:
+def train_with_mlox(split: Split, steps: int, seed: int) -> Iterator[TrainState]:
     state, generator = new_state(split.noisy[0], seed), np.random.default_rng(seed)
     variables = weighting.init(jax.random.key(seed), jnp.zeros(1))
     upper = mlox.flax.from_linen(  # (1)
@@ -92,27 +95,40 @@ def train_with_mlox(split: Split, steps: int, seed: int) -> TrainState:
     )
     edges = {"weights": ["classifier"]}, {"classifier": ["weights"]}
     engine = mlox.Engine([upper, lower], *edges)  # (3)
-    problems, step = engine.init(), engine.compile()
-    for _ in range(steps // UNROLL):
+    problems, cycle = engine.init(), engine.compile()
+    for step in range(UNROLL, steps + 1, UNROLL):
         noisy = draw(split.noisy, generator, UNROLL)
         batches = {"classifier": noisy, "weights": draw(split.clean, generator, 1)}
-        problems, _ = step(problems, batches)  # (4)
-    return mlox.flax.to_train_state(problems["classifier"], state)  # (5)
+        problems, _ = cycle(problems, batches)  # (4)
+        if step % (steps // LOOKS) == 0:
+            yield mlox.flax.to_train_state(problems["classifier"], state)  # (5)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A Flax training loop with mlox.")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=3)
-    args = parser.parse_args()
-    print(f"{'loop':12}test accuracy after {args.steps} steps")
-    for name, loop in {"as before": train, "with mlox": train_with_mlox}.items():
-        scores = []
-        for seed in range(args.seeds):
-            split = split_with_noise("digits", 0.4, seed)
-            params = loop(split, args.steps, seed).params
-            scores.append(accuracy(params, split.test))
-        print(f"{name:12}{np.mean(scores):.3f} ± {np.std(scores):.3f}")
+    options = parser("A Flax training loop with mlox.")
+    options.add_argument("--steps", type=int, default=2000, help="multiple of 40")
+    args = parsed(options, steps=10_000)
+    runs, curves = [], {"as before": [], "with mlox": []}
+    for seed in range(args.seeds):
+        split, rows = split_with_noise("digits", 0.4, seed), {}
+        for name, loop in zip(curves, (train, train_with_mlox), strict=True):
+            parts = split.clean, split.test
+            scores = [
+                [accuracy(state.params, part) for part in parts]
+                for state in loop(split, args.steps, seed)
+            ]
+            clean, test = np.array(scores).T
+            curves[name].append(test)
+            rows[name] = test[-1], test[np.argmax(clean)]
+        runs.append(rows)
+    print_table(["test accuracy", "last step", "chosen on clean"], runs)
+    figure, axes = panels()
+    for name, found in curves.items():
+        at = np.linspace(0, args.steps, LOOKS + 1)[1:]
+        band(axes, at, np.stack(found), name)
+    axes.set(xlabel="step", title="Test accuracy, 40 % of the training labels wrong")
+    axes.legend()
+    save(figure, args.out)
 
 
 if __name__ == "__main__":

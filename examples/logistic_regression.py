@@ -13,7 +13,6 @@ stopping. a and w start from the best single L2 of a grid, chosen on both halves
     MLOX_DATA=folder python examples/logistic_regression.py --data newsgroups --seeds 1
 """
 
-import argparse
 from typing import Any
 
 import jax
@@ -21,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _logistic import check, loss, scores, solved
-from _program import print_table
+from _picture import band, panels, save
+from _program import parsed, parser, print_table
 from _rows import Rows, cancer, newsgroups
 from scipy.special import logit
 
@@ -67,7 +67,8 @@ def build(train: Rows, valid: Rows, a: np.ndarray, w: np.ndarray) -> mlox.Engine
     return mlox.Engine([penalty, fit], u2l={penalty: [fit]}, l2u={fit: [penalty]})
 
 
-def fit_all(parts: list[Rows], cycles: int) -> dict[str, list[float]]:
+def fit_all(parts: list[Rows], cycles: int) -> tuple[dict[str, Any], np.ndarray]:
+    """Return a row of numbers for each way, and those of one each over time."""
     train, valid, judge, test = parts
     both = tuple(map(np.concatenate, zip(valid, judge, strict=True)))
     solver = "lbfgs" if len(train[0]) > 1000 else "newton-cholesky"
@@ -89,24 +90,40 @@ def fit_all(parts: list[Rows], cycles: int) -> dict[str, list[float]]:
         **how,
     )
     best = min(curve, key=lambda row: row[1])
-    return {NONE: row(none), ONE: row(one), LAST: curve[-1], EACH: best}
+    rows = {NONE: row(none), ONE: row(one), LAST: curve[-1], EACH: best}
+    return rows, np.array([row(one), *curve])
+
+
+def draw(
+    runs: list[dict[str, Any]], curves: np.ndarray, cycles: int, file: str
+) -> None:
+    """Draw losses over time, and test losses beside those of one L2."""
+    figure, (left, right) = panels(1, 2)
+    at = np.linspace(0, cycles, curves.shape[1])
+    for i, name in enumerate(("rows of the gradient", "rows to stop", "test rows")):
+        band(left, at, curves[:, :, i] - curves[:, :1, i], name)
+    left.set(xlabel="steps of the penalties", title="Loss, minus that of one L2")
+    left.legend(fontsize=10)
+    one, each = (np.array([run[name][2] for run in runs]) for name in (ONE, EACH))
+    right.scatter(one, each)
+    ends = [min(one.min(), each.min()), max(one.max(), each.max())]
+    right.plot(ends, ends, "--", color="gray", lw=1)
+    right.set(xlabel=ONE, ylabel=EACH, title="Test loss of each split")
+    save(figure, file)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Learn an L2 for each feature.")
-    parser.add_argument("--data", choices=["cancer", "newsgroups"], default="cancer")
-    parser.add_argument("--seeds", type=int, default=10, help="different splits")
-    parser.add_argument("--cycles", type=int, default=60, help="steps of the penalties")
-    args = parser.parse_args()
+    options = parser("Learn an L2 for each feature.", seeds=10)
+    options.add_argument("--data", choices=["cancer", "newsgroups"], default="cancer")
+    options.add_argument("--cycles", type=int, default=60, help="steps of penalties")
+    args = parsed(options, data="newsgroups", seeds=1)
     load = cancer if args.data == "cancer" else newsgroups
-    runs = []
-    for seed in range(args.seeds):
-        parts = load(seed)
-        if seed == 0:
-            check(build, *parts[:2])
-        runs.append(fit_all(parts, args.cycles))
+    check(build, *load(0)[:2])
+    found = [fit_all(load(seed), args.cycles) for seed in range(args.seeds)]
+    runs, curves = zip(*found, strict=True)
     print_table(["L2", "loss: gradient", "to stop", "test", "test accuracy"], runs)
     print(NOTES)
+    draw(runs, np.stack(curves), args.cycles, args.out)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,23 @@
-"""Long tails: learn the weight of each class from a few balanced images.
+"""Long tails: learn how to weigh each class from a few balanced images.
 
 The sizes of the training classes decrease geometrically: the last class is `--factor`
-times smaller than the first. The weights v are trained so that the classifier w* that
-is trained with them is good on a small balanced set (after Meta-Weight-Net, Shu et al.,
-2019, where v is a function of an image's loss):
+times smaller than the first; `--noise` is the fraction of its labels that are wrong. An
+image of class k and loss l has the weight sigmoid(a_k - b_k l). The numbers v = (a, b)
+are trained so that the classifier w* that is trained with them is good on a small
+balanced set (after Meta-Weight-Net, Shu et al., 2019, where v is a network of l):
 
     min over v   mean of loss_j(w*(v)) over the balanced images j
     such that    w*(v) = argmin over w of sum_i v_i loss_i(w) / sum_i v_i
-                 over the long-tailed images i,  where v_i = sigmoid(v[class of i])
+                 over the long-tailed images i,  where v_i = sigmoid(a_k - b_k loss_i)
 
 Each step of SGD for w is followed by one step of Adam for v, whose gradient flows back
-through it (`mlox.Unrolled`). "Balanced" weights are one over the size of the class.
+through it (`mlox.Unrolled`). For comparison, weights are size^-p with the best p for
+the balanced set. These images are also added to the training images ("+ clean").
 
     python examples/long_tailed.py                          # 5000 MNIST digits
     MLOX_DATA=folder python examples/long_tailed.py --data fashion
 """
 
-import argparse
 import functools
 from typing import Any
 
@@ -26,17 +27,19 @@ import numpy as np
 import optax
 from _classifier import classifier, image_losses
 from _data import Pair, batches, join, split_long_tailed
-from _program import print_table
+from _picture import COLORS, panels, save
+from _program import parsed, parser, print_table
 
 import mlox
 
 NOTES = """
+size^-p: p is the best of 0, 0.25, ..., 1.25, by the accuracy on the balanced set (for
+         "+ clean": the p of the row without it).
 + clean: the classifier is also trained on the small balanced set. In the rows above,
-         mlox uses it for the weights only, and the others do not use it.
+         mlox uses it for the weights only, and size^-p for p only.
 Accuracy is measured after the last step on a balanced test set, the last fifth of each
 class for every seed. Nothing is chosen on it: settings were found on other images."""
-
-
+POWERS = np.arange(0, 1.3, 0.25)
 adam = optax.adam(0.03)
 
 
@@ -51,8 +54,10 @@ def fixed_loss(params: Any, batch: Pair, ctx: mlox.Context) -> jax.Array:
 
 
 def weighted_loss(params: Any, batch: Pair, ctx: mlox.Context) -> jax.Array:
-    weights = jax.nn.sigmoid(ctx.weights.params)[batch[1]]
-    return jnp.average(image_losses(params, batch), weights=weights)
+    losses = image_losses(params, batch)
+    a, b = ctx.weights.params[:, batch[1]]
+    weights = jax.nn.sigmoid(a - b * jax.lax.stop_gradient(losses))
+    return jnp.average(losses, weights=weights)
 
 
 def clean_loss(v: jax.Array, batch: Pair, ctx: mlox.Context) -> jax.Array:
@@ -80,38 +85,76 @@ def fit(train: Pair, weights: Any, steps: int, seed: int, clean: Any = None) -> 
     return engine.run(engine.init(), data, train_iters=steps, **how)[0]
 
 
-def fit_all(data: tuple[Pair, Pair, Pair], steps: int, seed: int) -> dict[str, Any]:
+def right(state: Any, pair: Pair) -> np.ndarray:
+    logits: Any = classifier.apply(state["classifier"].params, pair[0])
+    return np.asarray(logits.argmax(axis=1)) == pair[1]
+
+
+def fit_all(data: Any, steps: int, seed: int) -> tuple[dict[str, Any], np.ndarray]:
+    """Return accuracies on all test images and on rare classes, and what v became."""
     tail, clean, test = data
-    found = {}
+    found, learned, power = {}, np.zeros((2, 10)), 0.0
     for name, train in {"": tail, " + clean": join(tail, clean)}.items():
-        equal, balanced = np.ones(10), 1 / np.bincount(train[1], minlength=10)
-        states = {
-            "equal": fit(train, equal, steps, seed),
-            "balanced": fit(train, balanced, steps, seed),
-            "mlox": fit(train, np.zeros(10), steps, seed, clean),
+        sizes = np.bincount(train[1], minlength=10)
+        powers = [power] if name else POWERS
+        fits = {
+            p: fit(train, 1.0 * sizes**-p, steps, seed) for p in {0.0, 1.0, *powers}
         }
+        power = max(powers, key=lambda p: right(fits[p], clean).mean())
+        states = {"equal": fits[0.0], "balanced": fits[1.0], "size^-p": fits[power]}
+        states["mlox"] = fit(train, np.zeros((2, 10)), steps, seed, clean)
+        if not name:
+            learned = np.asarray(states["mlox"]["weights"].params)
         for how, state in states.items():
-            right = classifier.apply(state["classifier"].params, test[0])
-            right = np.asarray(right.argmax(axis=1)) == test[1]
-            found[how + name] = right.mean(), right[test[1] >= 7].mean()
-    return found
+            hits = right(state, test)
+            found[how + name] = hits.mean(), hits[test[1] >= 7].mean()
+    return found, learned
+
+
+def draw(runs: Any, learned: np.ndarray, file: str) -> None:
+    """Draw the learned weights of the first seed, and all accuracies."""
+    figure, (left, bars) = panels(1, 2)
+    losses = np.linspace(0, 5, 50)
+    for k in range(10):
+        color = (0.1 + 0.08 * k, 0.45, 0.85 - 0.08 * k)
+        label = {0: "largest class", 9: "smallest class"}.get(k)
+        left.plot(
+            losses,
+            jax.nn.sigmoid(learned[0, k] - learned[1, k] * losses),
+            color=color,
+            label=label,
+        )
+    left.set(xlabel="loss of an image", title="Learned weight", ylim=(0, 1))
+    left.legend(fontsize=10)
+    accuracy = np.array([[row[0] for row in run.values()] for run in runs])
+    bars.barh(
+        list(runs[0]), accuracy.mean(axis=0), xerr=accuracy.std(axis=0), color=COLORS[1]
+    )
+    bars.set(title="Test accuracy", xlim=(accuracy.min() - 0.05, accuracy.max() + 0.05))
+    save(figure, file)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Learn weights for a long tail.")
-    parser.add_argument(
-        "--data", default="mnist", choices=["mnist", "digits", "fashion"]
-    )
-    parser.add_argument("--factor", type=float, default=50.0, help="first to last")
-    parser.add_argument("--clean", type=int, default=10, help="images of each class")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1000)
-    args = parser.parse_args()
-    split = functools.partial(split_long_tailed, args.data, args.factor, args.clean)
-    runs = [fit_all(split(seed), args.steps, seed) for seed in range(args.seeds)]
-    print("images of each class:", *np.bincount(split(0)[0][1]))
+    options = parser("Learn weights for a long tail.")
+    sets = ["mnist", "digits", "fashion"]
+    options.add_argument("--data", default="mnist", choices=sets)
+    options.add_argument("--factor", type=float, default=50.0, help="first to last")
+    options.add_argument("--clean", type=int, default=10, help="images of each class")
+    options.add_argument("--noise", type=float, default=0.3, help="wrong labels")
+    options.add_argument("--steps", type=int, default=1000)
+    options.add_argument("--first", type=int, default=0, help="seed")
+    args = parsed(options, steps=5000)
+    numbers = args.factor, args.clean, args.noise
+    seeds = range(args.first, args.first + args.seeds)
+    splits = [split_long_tailed(args.data, *numbers, seed) for seed in seeds]
+    found = [
+        fit_all(split, args.steps, i) for split, i in zip(splits, seeds, strict=True)
+    ]
+    runs, learned = zip(*found, strict=True)
+    print("images of each class:", *np.bincount(splits[0][0][1]))
     print_table(["weights", "test accuracy", "three rarest classes"], runs)
     print(NOTES)
+    draw(runs, learned[0], args.out)
 
 
 if __name__ == "__main__":

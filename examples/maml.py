@@ -21,14 +21,15 @@ after it must use the same tasks, so the key of a task is its cycle and its inde
     python examples/maml.py
 """
 
-import argparse
-import time
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from _sinusoids import Points, draw, drawn, error, network, print_header, print_row
+from _picture import band, panels, save
+from _program import parsed, parser, print_table
+from _sinusoids import SHOWN, Points, draw, drawn, error, errors_of, network
 
 import mlox
 
@@ -61,7 +62,9 @@ WAYS = {
 }
 
 
-def build(way: Way, cycles: int) -> mlox.Engine:
+def build(way: Way, cycles: int, seed: int) -> mlox.Engine:
+    first = 1_000_000 * seed  # other tasks for each seed
+
     def joint_loss(params: Any, batch: Points, ctx: mlox.Context) -> Any:
         return jax.vmap(error, (None, 0))(params, batch).mean()
 
@@ -73,10 +76,10 @@ def build(way: Way, cycles: int) -> mlox.Engine:
 
     init = mlox.Problem.create(
         name="init",
-        params=network.init(jax.random.key(0), jnp.zeros(1)),
+        params=network.init(jax.random.key(seed), jnp.zeros(1)),
         tx=optax.adam(optax.cosine_decay_schedule(way.rate, cycles)),
         loss_fn=init_loss if way.method else joint_loss,
-        sample=lambda params, ctx: drawn(ctx.step, TASKS)[1],
+        sample=lambda params, ctx: drawn(first + ctx.step, TASKS)[1],
     )
     if not way.method:
         return mlox.Engine([init])
@@ -89,29 +92,57 @@ def build(way: Way, cycles: int) -> mlox.Engine:
         unroll_steps=way.steps,
         tasks=TASKS,
         reset=lambda params, ctx: ctx.init.params,
-        sample=lambda params, ctx: draw(ctx.step // way.steps, ctx.task_index)[0],
+        sample=lambda params, ctx: draw(first + ctx.step // way.steps, ctx.task_index)[
+            0
+        ],
     )
     return mlox.Engine([init, tasks], u2l={init: [tasks]}, l2u={tasks: [init]})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="MAML with mlox.")
-    parser.add_argument("--cycles", type=int, default=2500, help="steps of init")
-    parser.add_argument("--tasks", type=int, default=600, help="to test on")
-    args = parser.parse_args()
-    start = time.perf_counter()
-    print_header(args.tasks)
+def tuned(way: Way, init: Any, tasks: int) -> Way:
+    """Choose the rate of the steps on a task, by the errors on other tasks."""
+    rates = (1e-3, 3e-3, 1e-2, 3e-2)
+    ways = [way._replace(tx=optax.chain(optax.clip(5.0), optax.sgd(r))) for r in rates]
+    score = lambda way: errors_of(init, way.loss, way.tx, tasks, 2**31 - 2)[5]
+    return min(ways, key=score)
+
+
+def fit_all(seed: int, cycles: int, tasks: int) -> dict[str, np.ndarray]:
+    """Return the errors on new tasks after each number of steps."""
+    found = {}
     for name, way in WAYS.items():
-        engine = build(way, args.cycles)
+        engine = build(way, cycles, seed)
         state = engine.init()
         if not way.method:
-            print_row("no training", state["init"].params, way.loss, way.tx, args.tasks)
-        each = min(args.cycles, 250)
+            found["no training"] = errors_of(
+                state["init"].params, way.loss, way.tx, tasks
+            )
+        each = min(cycles, 250)
         state, _ = engine.run(
-            state, None, args.cycles, cycles_per_dispatch=each, loggers=()
+            state, None, cycles, cycles_per_dispatch=each, loggers=(), progress=False
         )
-        print_row(name, state["init"].params, way.loss, way.tx, args.tasks)
-    print(f"{time.perf_counter() - start:.0f} s")
+        init = state["init"].params
+        way = way if way.method else tuned(way, init, tasks)
+        found[name] = errors_of(init, way.loss, way.tx, tasks)
+    return {name: np.asarray(errors) for name, errors in found.items()}
+
+
+def main() -> None:
+    options = parser("MAML with mlox.")
+    options.add_argument("--cycles", type=int, default=1500, help="steps of init")
+    options.add_argument("--tasks", type=int, default=600, help="to test on")
+    args = parsed(options, cycles=10_000)
+    runs = [fit_all(seed, args.cycles, args.tasks) for seed in range(args.seeds)]
+    print(f"Mean squared error on {args.tasks} new tasks after some steps")
+    chosen = [{k: errors[list(SHOWN)] for k, errors in run.items()} for run in runs]
+    print_table(["after steps", *map(str, SHOWN)], chosen)
+    figure, axes = panels()
+    for name in runs[0]:
+        curves = np.stack([run[name] for run in runs])
+        band(axes, np.arange(curves.shape[1]), curves, name, marker="o", ms=4)
+    axes.set(xlabel="steps on a new task", title="Squared error", ylim=(0, 5))
+    axes.legend()
+    save(figure, args.out)
 
 
 if __name__ == "__main__":

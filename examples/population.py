@@ -11,7 +11,6 @@ the learning rate a part of the state, so that it can differ between members.
     python examples/population.py
 """
 
-import argparse
 import time
 from typing import Any
 
@@ -21,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _data import Pair, split_with_noise
+from _picture import COLORS, panels, save
+from _program import parsed, parser, print_table
 
 import mlox
 
@@ -75,9 +76,10 @@ def member(engine: mlox.Engine, image: Any, seed: Any, rate: Any) -> Any:
 
 
 def trained(
-    engine: mlox.Engine, states: Any, noisy: Pair, clean: Pair, keys: Any
-) -> Any:
-    """Run one cycle of the whole population for each key, on the same batches."""
+    engine: mlox.Engine, states: Any, split: list[Pair], keys: Any
+) -> tuple[Any, Any]:
+    """Return accuracies on clean and on test images, each [times, members]."""
+    noisy, clean, test = split
 
     def draw(key: Any, pair: Pair, steps: int) -> Pair:
         rows = jax.random.randint(key, (steps, BATCH), 0, len(pair[1]))
@@ -88,38 +90,57 @@ def trained(
         batches = {"net": draw(first, noisy, UNROLL), "weights": draw(second, clean, 1)}
         return jax.vmap(engine.step, in_axes=(0, None))(states, batches)[0], None
 
-    return jax.lax.scan(cycle, states, keys)[0]
+    def accuracy(states: Any, pair: Pair) -> jax.Array:
+        outputs: Any = jax.vmap(classifier.apply, (0, None))(
+            states["net"].params, pair[0]
+        )
+        return (outputs.argmax(axis=-1) == pair[1]).mean(axis=1)
+
+    def several(states: Any, keys: Any) -> Any:
+        states, _ = jax.lax.scan(cycle, states, keys)
+        return states, (accuracy(states, clean), accuracy(states, test))
+
+    return jax.lax.scan(several, states, keys)[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train a population with mlox.")
-    parser.add_argument("--cycles", type=int, default=600)
-    parser.add_argument("--seeds", type=int, default=8)
-    args = parser.parse_args()
-    split = split_with_noise("digits", noise=0.4, seed=0)
-    noisy, clean, test = jax.tree.map(jnp.asarray, split[:3])
-    engine = build(split.noisy[0])
-    keys = jax.random.split(jax.random.key(0), args.cycles)
-    train = jax.jit(lambda states: trained(engine, states, noisy, clean, keys))
+    options = parser("Train a population with mlox.", seeds=8)
+    options.add_argument("--cycles", type=int, default=600, help="a multiple of 20")
+    args = parsed(options, cycles=3000)
+    found = split_with_noise("digits", noise=0.4, seed=0)
+    split = jax.tree.map(jnp.asarray, list(found[:3]))
+    engine = build(found.noisy[0])
+    keys = jax.random.split(jax.random.key(0), (20, args.cycles // 20))
+    train = jax.jit(lambda states: trained(engine, states, split, keys))
     rates, seeds = jnp.meshgrid(jnp.asarray(RATES), jnp.arange(args.seeds))
-    start = jax.vmap(lambda seed, rate: member(engine, noisy[0][:1], seed, rate))
+    start = jax.vmap(lambda seed, rate: member(engine, split[0][0][:1], seed, rate))
 
     def timed(chosen: slice) -> tuple[float, Any]:
         states = start(seeds.ravel()[chosen], rates.ravel()[chosen])
         jax.block_until_ready(train(states))  # compiles
         begin = time.perf_counter()
-        states = jax.block_until_ready(train(states))
-        return time.perf_counter() - begin, states
+        scores = jax.block_until_ready(train(states))
+        return time.perf_counter() - begin, scores
 
-    (one, _), (everyone, states) = timed(slice(1)), timed(slice(None))
-    outputs: Any = jax.vmap(classifier.apply, (0, None))(states["net"].params, test[0])
-    scores = (outputs.argmax(axis=-1) == test[1]).mean(axis=1).reshape(rates.shape)
-    print(f"test accuracy of {args.seeds} seeds, mean and standard deviation")
-    for rate, found in zip(RATES, scores.T, strict=True):
-        name = f"learning rate {rate:g}" if rate else "equal weights"
-        print(f"  {name:20} {found.mean():.3f} ± {found.std(ddof=1):.3f}")
+    (one, _), (everyone, scores) = timed(slice(1)), timed(slice(None))
+    clean, test = (np.asarray(x).reshape(20, *rates.shape) for x in scores)
+    best = np.take_along_axis(test, clean.argmax(axis=0)[None], axis=0)[0]
+    names = [f"learning rate {rate:g}" if rate else "equal weights" for rate in RATES]
+    runs = [
+        {name: (test[-1, i, k], best[i, k]) for k, name in enumerate(names)}
+        for i in range(args.seeds)
+    ]
+    print_table([f"{args.seeds} seeds", "test: last", "chosen on clean"], runs)
     size = rates.size
-    print(f"{size} programs at once: {everyone:.2f} s; one of them: {one:.2f} s")
+    print(f"\n{size} programs at once: {everyone:.2f} s; one of them: {one:.2f} s")
+    figure, axes = panels()
+    at = np.linspace(0, args.cycles, 21)[1:]
+    for k, name in enumerate(names):
+        axes.plot(at, test[:, 0, k], color=COLORS[k], lw=1, label=name)
+        axes.plot(at, test[:, 1:, k], color=COLORS[k], lw=1)
+    axes.set(xlabel="cycle", title=f"Test accuracy of {size} programs at once")
+    axes.legend(fontsize=10)
+    save(figure, args.out)
 
 
 if __name__ == "__main__":

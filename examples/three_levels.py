@@ -19,7 +19,6 @@ takes the classifier as fixed.
     python examples/three_levels.py
 """
 
-import argparse
 import functools
 from typing import Any
 
@@ -28,8 +27,9 @@ import jax
 import numpy as np
 import optax
 from _exact import differences, error
-from _program import print_table
-from _sources import SOURCES, baselines, load, loss, solved
+from _picture import COLORS, panels, save
+from _program import parsed, parser, print_table
+from _sources import BAD, SOURCES, baselines, load, loss, solved
 
 import mlox
 
@@ -94,27 +94,47 @@ def check() -> None:
         print(f"{coupling:22} {error(found, exact):.1e}")
 
 
-def fit_all(data: Any, cycles: int) -> dict[str, Any]:
+def fit_all(data: Any, cycles: int) -> tuple[dict[str, Any], Any]:
+    """Return the scores of all classifiers, and the weights that three levels learn."""
     found = baselines(data)
     start = START, np.zeros(SOURCES), np.zeros(data[0][0].shape[1])
+    state: Any = None
     for name, rate in {"two": 0.0, "three": RATES["strengths"]}.items():
         engine = build(data, start, RATES | {"strengths": rate})
         state, _ = engine.run(engine.init(), None, cycles, loggers=(), progress=False)
         found[f"A, {name} levels"] = state["classifier"].params
     C, (x, y) = data[2:]
     scores = lambda c: (loss(c, C), loss(c, (x, y)), np.mean(x @ c * y > 0))
-    return {name: scores(c) for name, c in found.items()}
+    weights = jax.nn.sigmoid(state["weights"].params)
+    return {name: scores(c) for name, c in found.items()}, weights
+
+
+def draw(runs: Any, weights: Any, file: str) -> None:
+    """Draw the weights of the sources in all runs, and the accuracies."""
+    figure, (left, right) = panels(1, 2)
+    numbers = np.arange(1, SOURCES + 1)
+    for part, name, color in ((slice(BAD), "bad", 4), (slice(BAD, None), "good", 2)):
+        for run in weights:
+            label = name if run is weights[0] else None
+            left.plot(numbers[part], run[part], "o", color=COLORS[color], label=label)
+    left.set(xlabel="source", title="Learned weights", ylim=(0, 1))
+    left.legend()
+    accuracy = np.array([[scores[2] for scores in run.values()] for run in runs])
+    right.barh(list(runs[0]), accuracy.mean(axis=0), xerr=accuracy.std(axis=0))
+    right.set(title="Test accuracy", xlim=(0.7, 0.9))
+    save(figure, file)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Learn which sources to trust.")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cycles", type=int, default=100)
-    args = parser.parse_args()
+    options = parser("Learn which sources to trust.")
+    options.add_argument("--cycles", type=int, default=100)
+    args = parsed(options, seeds=10)
     check()
-    runs = [fit_all(load(i, 400, 40, 64), args.cycles) for i in range(args.seeds)]
+    found = [fit_all(load(i, 400, 40, 64), args.cycles) for i in range(args.seeds)]
+    runs, weights = zip(*found, strict=True)
     print_table(["trained on", "loss on C", "test loss", "test accuracy"], runs)
     print(NOTES)
+    draw(runs, weights, args.out)
 
 
 if __name__ == "__main__":
