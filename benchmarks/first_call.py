@@ -30,8 +30,8 @@ RUNS = {
     "data_cleaning": "--data digits --seeds 1 --steps 200 --out FOLDER/out.png",
     "long_tailed": "--data digits --seeds 1 --steps 20 --clean 5",
     "three_levels": "--seeds 1 --cycles 2",
-    "population": "--cycles 3 --seeds 2",
-    "maml": "--cycles 20 --tasks 10",
+    "population": "--cycles 20 --seeds 2",
+    "maml": "--cycles 20 --tasks 10 --seeds 1",
 }
 PARTS = {
     "/jax/core/compile/jaxpr_trace_duration": "trace",

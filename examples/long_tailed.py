@@ -27,8 +27,8 @@ import numpy as np
 import optax
 from _classifier import classifier, image_losses
 from _data import Pair, batches, join, split_long_tailed
-from _picture import COLORS, panels, save
 from _program import parsed, parser, print_table
+from _tail import draw
 
 import mlox
 
@@ -111,29 +111,6 @@ def fit_all(data: Any, steps: int, seed: int) -> tuple[dict[str, Any], np.ndarra
     return found, learned
 
 
-def draw(runs: Any, learned: np.ndarray, file: str) -> None:
-    """Draw the learned weights of the first seed, and all accuracies."""
-    figure, (left, bars) = panels(1, 2)
-    losses = np.linspace(0, 5, 50)
-    for k in range(10):
-        color = (0.1 + 0.08 * k, 0.45, 0.85 - 0.08 * k)
-        label = {0: "largest class", 9: "smallest class"}.get(k)
-        left.plot(
-            losses,
-            jax.nn.sigmoid(learned[0, k] - learned[1, k] * losses),
-            color=color,
-            label=label,
-        )
-    left.set(xlabel="loss of an image", title="Learned weight", ylim=(0, 1))
-    left.legend(fontsize=10)
-    accuracy = np.array([[row[0] for row in run.values()] for run in runs])
-    bars.barh(
-        list(runs[0]), accuracy.mean(axis=0), xerr=accuracy.std(axis=0), color=COLORS[1]
-    )
-    bars.set(title="Test accuracy", xlim=(accuracy.min() - 0.05, accuracy.max() + 0.05))
-    save(figure, file)
-
-
 def main() -> None:
     options = parser("Learn weights for a long tail.")
     sets = ["mnist", "digits", "fashion"]
@@ -142,14 +119,10 @@ def main() -> None:
     options.add_argument("--clean", type=int, default=10, help="images of each class")
     options.add_argument("--noise", type=float, default=0.3, help="wrong labels")
     options.add_argument("--steps", type=int, default=1000)
-    options.add_argument("--first", type=int, default=0, help="seed")
     args = parsed(options, steps=5000)
     numbers = args.factor, args.clean, args.noise
-    seeds = range(args.first, args.first + args.seeds)
-    splits = [split_long_tailed(args.data, *numbers, seed) for seed in seeds]
-    found = [
-        fit_all(split, args.steps, i) for split, i in zip(splits, seeds, strict=True)
-    ]
+    splits = [split_long_tailed(args.data, *numbers, i) for i in range(args.seeds)]
+    found = [fit_all(split, args.steps, seed) for seed, split in enumerate(splits)]
     runs, learned = zip(*found, strict=True)
     print("images of each class:", *np.bincount(splits[0][0][1]))
     print_table(["weights", "test accuracy", "three rarest classes"], runs)

@@ -122,6 +122,7 @@ def draw(runs: Any, weights: Any, file: str) -> None:
     accuracy = np.array([[scores[2] for scores in run.values()] for run in runs])
     right.barh(list(runs[0]), accuracy.mean(axis=0), xerr=accuracy.std(axis=0))
     right.set(title="Test accuracy", xlim=(0.7, 0.9))
+    right.invert_yaxis()
     save(figure, file)
 
 

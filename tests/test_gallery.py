@@ -20,7 +20,7 @@ NAMES = sorted(make_gallery.BASELINES)
 def test_every_program_is_in_the_gallery():
     programs = {path.stem for path in ROOT.glob("examples/[!_]*.py")}
     pages = {path.stem for path in GALLERY.glob("*.md")} - {"index"}
-    assert pages == set(NAMES) <= set(SMALL) == programs
+    assert programs == pages == set(NAMES) == set(SMALL)
 
 
 @pytest.mark.parametrize("name", NAMES)
