@@ -64,15 +64,6 @@ SMALL = {
         "--seeds 1 --cycles 2",
         ["A, equal weights", "A, good sources only", "B and C", "A, three levels"],
     ),
-}
-NO_PICTURE = set(SMALL) - {
-    "dataset_distillation",
-    "kernel_hyperparameters",
-    "domain_adaptation",
-    "learned_reward",
-    "data_cleaning",
-    "gan",
-    "learned_schedule",
     "three_players": ("--seeds 1", ["price takers", "response", "cartel"]),
 }
 
