@@ -33,7 +33,7 @@ ITEM = r"^\d+\. \*\*(.+?)\*\*(?: Yes:)? (`.+?`(?: or `.+?`)*)\."
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, monospace"
 WIDTH, SIDE, LINE, PAD, GAP = 372, 16, 18, 11, 22
-SIGNS = 46  # of a question, in one line
+SIGNS = 44  # of a question, in one line
 BLUE = COLORS["l2u"]
 
 
@@ -50,7 +50,7 @@ def draw(title: str, items: list[tuple[str, str]]) -> str:
     y = float(SIDE)
     for i, (question, use) in enumerate(items):
         last = i == len(items) - 1
-        lines = textwrap.wrap(question, SIGNS)
+        lines = textwrap.wrap(question, SIGNS, break_on_hyphens=False)
         height = LINE * (len(lines) + 1) + 2 * PAD + 6
         shapes += draw_rung(y, height, lines, use.replace("`", ""), last)
         y += height
@@ -96,10 +96,12 @@ def draw_rung(
         f'<rect x="{SIDE}" y="{y}" width="{WIDTH - 2 * SIDE}" height="{height}" '
         f'rx="6" fill="{BOX}" stroke="{BORDER}"/>',
         *(
-            f'<text x="{left}" y="{base + LINE * i}" fill="{TEXT}">{escape(line)}</text>'
+            f'<text x="{left}" y="{base + LINE * i}" fill="{TEXT}">'
+            f"{escape(line)}</text>"
             for i, line in enumerate(lines)
         ),
-        f'<text x="{left}" y="{low}" fill="{FAINT}" font-size="13">{head}</text>{arrow}',
+        f'<text x="{left}" y="{low}" fill="{FAINT}" font-size="13">{head}</text>'
+        f"{arrow}",
         f'<text x="{aside}" y="{low}" fill="{BLUE}" font-weight="600" '
         f'font-size="13" font-family={quoteattr(MONO)}>{escape(use)}</text>',
     ]

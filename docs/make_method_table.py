@@ -1,6 +1,6 @@
 """Measure methods on three jobs by mlox.compare, and write the tables of the docs.
 
-python docs/make_method_table.py            # writes docs/method_tables/*.md
+python docs/make_method_table.py            # writes them into docs/which_method.md
 python docs/make_method_table.py --check    # fails if errors differ; times may
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +19,7 @@ import optax
 
 import mlox
 
-FOLDER = pathlib.Path(__file__).parent / "method_tables"
+PAGE = pathlib.Path(__file__).parent / "which_method.md"
 SAME = 0.02  # by how much a cosine may differ between machines
 
 Job = tuple[mlox.Engine, Any, Any, str, Mapping[str, mlox.Method | mlox.Loop]]
@@ -195,11 +196,10 @@ def table(measured: mlox.Comparison) -> str:
 def is_same(old: str, new: str) -> bool:
     """Whether two tables have the same methods, with cosines that agree."""
     rows = [
-        [line.split("|")[1:3] for line in text.split("\n") if line.startswith("| `")]
-        for text in (old, new)
+        dict(re.findall(r"^\| (`.+?`) \| (\S+)", t, re.MULTILINE)) for t in (old, new)
     ]
-    return [name for name, _ in rows[0]] == [name for name, _ in rows[1]] and all(
-        abs(float(a[1]) - float(b[1])) < SAME for a, b in zip(*rows, strict=True)
+    return list(rows[0]) == list(rows[1]) and all(
+        abs(float(rows[0][name]) - float(rows[1][name])) < SAME for name in rows[0]
     )
 
 
@@ -207,19 +207,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     check = parser.parse_args().check
-    FOLDER.mkdir(exist_ok=True)
-    stale = 0
+    page, stale = PAGE.read_text("utf-8"), 0
     for name, job in JOBS.items():
         engine, state, batches, upper, methods = job()
         measured = mlox.compare(engine, state, batches, upper, {"fit": methods})
-        path, text = FOLDER / f"{name}.md", table(measured)
-        print(f"{name}\n{text}")
-        if not check:
-            path.write_text(text, "utf-8")
-        elif not is_same(path.read_text("utf-8"), text):
-            print(f"{path} is stale: run python docs/make_method_table.py")
+        new = table(measured)
+        print(f"{name}\n{new}")
+        place = rf"(?<=<!-- {name} -->\n\n).*?(?=\n<!-- end -->)"
+        old = re.findall(place, page, re.DOTALL)
+        if not is_same(old[0], new):
             stale = 1
-    return stale
+            print(f"The table {name} is stale: run python docs/make_method_table.py")
+        page = re.sub(place, lambda _, new=new: new, page, flags=re.DOTALL)
+    if not check:
+        PAGE.write_text(page, "utf-8")
+    return stale if check else 0
 
 
 if __name__ == "__main__":
