@@ -14,6 +14,10 @@ EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 # Each program: its options, and rows of its table, the baseline among them.
 SMALL = {
+    "architecture_search": (
+        "--seeds 1 --steps 3",
+        ["random, mean", "best of random", "FiniteDifference", "SAMA", "unrolled"],
+    ),
     "dataset_distillation": (
         "--seeds 1 --steps 50",
         ["random, tuned", "k-means, tuned", "distilled, tuned"],
