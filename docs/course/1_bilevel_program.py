@@ -8,8 +8,11 @@
 # regression is fitted to: zero would always win there. It has to be judged on other
 # rows, *after* the fit:
 #
-# $$\min_{u}\; L_{\text{valid}}(w^*(u)) \quad\text{such that}\quad
-# w^*(u) = \arg\min_{w}\; L_{\text{train}}(w) + \tfrac12\sum_k e^{u_k} w_k^2$$
+# $$\min_{u}\; L_{\text{valid}}(w^*(u))$$
+#
+# such that
+#
+# $$w^*(u) = \arg\min_{w}\; L_{\text{train}}(w) + \tfrac12\sum_k e^{u_k} w_k^2$$
 #
 # This is a *bilevel program*. The problem below has the unknowns $w$, the one above has
 # $u$, and $w^*(u)$ is called the *answer* of the lower problem. The derivative of the

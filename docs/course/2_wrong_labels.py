@@ -10,9 +10,13 @@
 # network $v$ that sees the loss of an image (Meta-Weight-Net, Shu et al., NeurIPS
 # 2019), and $v$ is trained so that the classifier becomes good on the *checked* images:
 #
-# $$\min_v \sum_{j\,\in\,\text{checked}} \ell_j(w^*(v)) \quad\text{such that}\quad
-# w^*(v) = \arg\min_w \frac{\sum_i v(\ell_i(w))\,\ell_i(w)}{\sum_i v(\ell_i(w))},
-# \quad i \in \text{doubtful}.$$
+# $$\min_v \sum_{j\,\in\,\text{checked}} \ell_j(w^*(v))$$
+#
+# such that
+#
+# $$w^*(v) = \arg\min_w \frac{\sum_i v(\ell_i(w))\,\ell_i(w)}{\sum_i v(\ell_i(w))}$$
+#
+# with sums over the doubtful images.
 
 # %%
 import flax.linen as nn

@@ -8,9 +8,12 @@
 # network must continue the wave. Ten points are few, but all tasks are alike; what they
 # have in common is put into the initial parameters $\theta$:
 #
-# $$\min_\theta \; \mathbb{E}_{\text{tasks } i}\; L_i^{\text{query}}(w_i^*(\theta)),
-# \qquad w_i^*(\theta) = \text{five gradient steps on } L_i^{\text{support}}
-# \text{ from } \theta .$$
+# $$\min_\theta \; \mathbb{E}_{\text{tasks } i}\; L_i^{\text{query}}(w_i^*(\theta))$$
+#
+# where
+#
+# $$w_i^*(\theta) = \text{five gradient steps on } L_i^{\text{support}}
+# \text{ from } \theta$$
 #
 # The ten *support* points are for learning, ten other *query* points for judging.
 
@@ -193,7 +196,7 @@ for name, errors in curves.items():
     print(f"{name:18}" + "".join(f"{cell:>14}" for cell in cells))
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
 for name, errors in curves.items():
     left.semilogy(errors.mean(axis=0), label=name)
 left.set(title="500 new tasks", xlabel="gradient steps", ylabel="mean squared error")
@@ -209,7 +212,7 @@ for name, color in {"joint training": "tab:blue", "MAML": "tab:orange"}.items():
             line, network.apply(w, line), style, color=color, label=f"{name}, {i} steps"
         )
 right.set(title="One of them", xlabel="x", ylabel="y")
-right.legend(fontsize=7)
+right.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
@@ -218,10 +221,11 @@ plt.show()
 # `init/loss`, recorded by the history, is the error after the inner steps.
 
 # %%
-figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
 losses = {name: h["init/loss"] for name, h in histories.items()}
 mlox.plot.history({"cycle": histories["MAML"]["cycle"], **losses}, ax=axis)
 axis.set(title="25 tasks of training, after adaptation", ylabel="mean squared error")
+axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
