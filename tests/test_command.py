@@ -1,6 +1,7 @@
 """The command line, as a real process."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import mlox
-from mlox._command import info, selftest
+from mlox._command import info, laws, selftest
 from mlox._command.main import main
 
 from .small import BATCH, pair, run_engine
@@ -114,7 +115,10 @@ def test_info_knows_the_lowest_versions_of_the_project():
 def test_commands_run_as_a_process(saved):
     def run(*arguments):
         command = [sys.executable, "-W", "error", "-m", "mlox", *arguments]
-        return subprocess.run(command, capture_output=True, text=True)
+        return subprocess.run(command, capture_output=True, text=True, env=two_devices)
+
+    flag = "--xla_force_host_platform_device_count=2"
+    two_devices = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
 
     shown = run("info", "--json")
     assert json.loads(shown.stdout)["versions"]["mlox"] == mlox.__version__, (
@@ -131,6 +135,7 @@ def test_commands_run_as_a_process(saved):
     tested = run("selftest")
     assert tested.returncode == 0, tested.stdout + tested.stderr
     assert "Unrolled: closed form" in tested.stdout
+    assert "a step: 2 devices against one" in tested.stdout
     assert all(len(line) <= 100 for line in tested.stdout.splitlines())
 
 
@@ -138,12 +143,12 @@ def test_selftest_fails_when_a_law_does(monkeypatch, capsys):
     def raise_error():
         raise RuntimeError("no such device")
 
-    laws = [
-        selftest.Law("good", "float32", 1.0, lambda: 0.5),
-        selftest.Law("bad", "float32", 1.0, lambda: 2.0),
-        selftest.Law("worse", "float32", 1.0, raise_error),
+    measured = [
+        laws.Law("good", "float32", 1.0, lambda: 0.5),
+        laws.Law("bad", "float32", 1.0, lambda: 2.0),
+        laws.Law("worse", "float32", 1.0, raise_error),
     ]
-    monkeypatch.setattr(selftest, "list_laws", lambda: iter(laws))
+    monkeypatch.setattr(selftest, "list_laws", lambda: iter(measured))
     status, out, _ = call(capsys, "selftest")
     assert status == 1
     assert out.count("FAILED") == 2
