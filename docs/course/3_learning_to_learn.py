@@ -125,7 +125,7 @@ build(mlox.Unrolled())
 # are no better where the Hessian is not positive. mlox warns of that; here it is known,
 # and silenced.
 #
-# The fourth row is what they must beat: one network that fits the points of all tasks
+# What they must beat is joint training: one network that fits the points of all tasks
 # together, and is then adapted in the same way.
 
 
