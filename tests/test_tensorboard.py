@@ -11,6 +11,7 @@ from tensorboardX.record_writer import masked_crc32c
 import mlox
 
 from . import event_files
+from .small import BATCH, pair, run_engine
 
 
 def files(folder):
@@ -86,7 +87,7 @@ def test_closed_logger_begins_another_file(tmp_path):
     assert raw_steps(tmp_path) == [1]
 
 
-def testevent_files_of_other_programs_are_left_alone(tmp_path):
+def test_event_files_of_other_programs_are_left_alone(tmp_path):
     other = tmp_path / "events.out.tfevents.1700000000.host"
     other.write_bytes(b"something else")
     log(tmp_path, [1, 2])
@@ -130,3 +131,14 @@ def test_logger_names_itself_where_a_file_is_in_the_way(tmp_path):
         mlox.tensorboard_logger(file)
     (note,) = caught.value.__notes__
     assert note.startswith("tensorboard_logger cannot write to ")
+
+
+def test_problem_is_a_section_which_has_its_edges(tmp_path):
+    run_engine(
+        pair(), {"fit": [BATCH], "penalty": None}, train_iters=2, logdir=tmp_path
+    )
+    tags = set(event_files.scalars(tmp_path))
+    assert {"fit/loss", "penalty/loss", "penalty/fit/residual"} <= tags
+    # TensorBoard's sections are the parts of tags before the first slash.
+    sections = {tag.partition("/")[0] for tag in tags if "/" in tag}
+    assert sections == {"fit", "penalty"}
