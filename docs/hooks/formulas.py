@@ -18,6 +18,9 @@ COMMANDS = {
 }
 """What the converter does not know, in its words."""
 
+INDEX_BELOW = re.compile(r"\\(min|max)(?=\s*_)")
+"""In a line of its own, the variable of a minimum stands below it."""
+
 
 def on_page_content(content: str, **_: Any) -> str:
     """Replace the formulas of a page, those of docstrings among them."""
@@ -30,6 +33,8 @@ def _formula(match: re.Match[str]) -> str:
     latex = html.unescape(latex.strip())
     for command, meaning in COMMANDS.items():
         latex = re.sub(command, lambda _, meaning=meaning: meaning, latex)
+    if display == "block":
+        latex = INDEX_BELOW.sub(r"\\\1\\limits", latex)
     math = convert(latex, display=display)
     if unknown := re.search(r">\\\w+<", math):
         raise ValueError(f"the formula {latex} has an unknown {unknown[0][1:-1]}")
