@@ -38,4 +38,5 @@ def _formula(match: re.Match[str]) -> str:
     math = convert(latex, display=display)
     if unknown := re.search(r">\\\w+<", math):
         raise ValueError(f"the formula {latex} has an unknown {unknown[0][1:-1]}")
+    math = math.replace(r"\_", "_")  # the converter leaves it in a text
     return f'<{tag} class="formula">{math}</{tag}>'
