@@ -15,7 +15,7 @@ def cells(notebook):
 
 def test_course_has_pairs():
     notebooks = sorted(path.stem for path in COURSE.glob("*.ipynb"))
-    assert TEXTS
+    assert len(TEXTS) == 6
     assert [path.stem for path in TEXTS] == notebooks
 
 

@@ -17,7 +17,7 @@ CONTRIBUTING = README.with_name("CONTRIBUTING.md")
 DOCS = README.parent / "docs"
 PAGES = [README, CONTRIBUTING, *sorted(DOCS.rglob("*.md"))]
 FIRST = ("index",)  # the other pages are slow
-WITHOUT_CODE = ("api", "gallery")  # of docstrings and programs, which run elsewhere
+WITHOUT_CODE = ("api", "course", "gallery")  # it runs elsewhere
 
 
 def name_of(page):
