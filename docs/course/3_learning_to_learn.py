@@ -328,4 +328,5 @@ print("the same up to rounding:", bool(away < 1e-5))
 # %% [markdown]
 # ## Read next
 #
+# - The next notebook: [4. Three levels](4_three_levels.ipynb).
 # - [Tasks and populations](../tasks.md): memory, convolutions, many devices.
