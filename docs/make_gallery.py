@@ -31,6 +31,7 @@ BASELINES = {
     "domain_adaptation": "equal weights",
     "learned_reward": "mean baseline",
     "data_cleaning": "noisy",
+    "data_rater": "loss filter",
     "flax_training_loop": "as before",
     "gan": "simultaneous",
     "learned_schedule": "best of the grid",

@@ -34,6 +34,10 @@ SMALL = {
         "--seeds 1 --steps 20",
         ["constant baseline", "mean baseline", "learned reward"],
     ),
+    "data_rater": (
+        "--seeds 1 --steps 50",
+        ["all data", "random subset", "loss filter", "rater", "as written only"],
+    ),
     "data_cleaning": (
         "--data digits --seeds 1 --steps 200",
         ["noisy", "clean alone", "both", "mlox", "oracle"],
