@@ -330,7 +330,6 @@ print(report)
 
 # %%
 report.draw()
-plt.show()
 
 # %% [markdown]
 # Mended, by the first remedy and by the second, which is exact for the ten steps:
