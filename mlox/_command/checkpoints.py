@@ -177,17 +177,17 @@ def _entries(path: pathlib.Path) -> list[pathlib.Path]:
 def _row(path: pathlib.Path) -> list[str]:
     files = [file for file in path.rglob("*") if file.is_file()]
     size = show_unit(float(sum(file.stat().st_size for file in files)), BYTES_UNITS)
-    problems, state = "", "torn: not written to its end"
+    problems, state = "", "torn: unfinished"
     if path.name.startswith("broken-"):
-        state = "broken, set aside by a run"
+        state = "broken, set aside"
     elif _is_checkpoint(path):
         try:
             problems = ", ".join(_problems(OneCheckpoint(path).read_notes(0)))
             state = "complete"
         except DamagedError:
-            state = "broken: its notes cannot be read"
-    if len(problems) > 30:
-        problems = f"{problems[:29]}…"
+            state = "broken: notes"
+    if len(problems) > 20:
+        problems = f"{problems[:19]}…"
     return [path.name, _date(path), size, problems, state]
 
 
