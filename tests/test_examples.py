@@ -18,8 +18,12 @@ SMALL = {
         "--seeds 1 --steps 3",
         ["random, mean", "best of random", "FiniteDifference", "SAMA", "unrolled"],
     ),
+    "data_attribution": (
+        "--seeds 1 --steps 20",
+        ["gradient products", "TracIn", "influence functions", "through training"],
+    ),
     "dataset_distillation": (
-        "--seeds 1 --steps 50",
+        "--seeds 1 --steps 50 --starts 1",
         ["random, tuned", "k-means, tuned", "distilled, tuned"],
     ),
     "kernel_hyperparameters": (
