@@ -78,50 +78,47 @@ def distil(start: Pair, train: Pair, cycles: int, seed: int) -> tuple[Pair, floa
     return (np.asarray(found["images"]), start[1]), float(jnp.exp(found["rate"]))
 
 
-def compare(seed: int, each: int, cycles: int) -> tuple[dict[str, Any], Any]:
+def compare(
+    seed: int, each: int, cycles: int, starts: int
+) -> tuple[dict[str, Any], Any]:
     train, valid, test = split_with_noise("mnist", noise=0.0, seed=seed)[:3]
     sets = {way: choose(way, train, each, seed) for way in WAYS}
     sets["distilled"], rate = distil(sets["random"], train, cycles, seed)
+    tune, keys = jax.random.split(jax.random.key(1000 + seed), (2, starts))
     rows = {
-        f"{way}, tuned": judge(pair, valid, test, seed) for way, pair in sets.items()
+        f"{way}, tuned": judge(pair, valid, test, tune) for way, pair in sets.items()
     }
-    keys = jax.random.split(jax.random.key(2000 + seed), 5)
-    learned = [
-        accuracies(one, sets["distilled"], jnp.array([rate]), keys, test)[
-            0, :, 0
-        ].mean()
-        for one in NETS
-    ]
-    rows["distilled, 20 steps"] = learned
-    rows["all 3500 images"] = judge(train, valid, test, seed)
+    at = sets["distilled"], jnp.array([rate]), keys, test
+    rows["distilled, 20 steps"] = [accuracies(n, *at)[0, :, 0].mean() for n in NETS]
+    rows["all 3500 images"] = judge(train, valid, test, tune)
     print(f"seed {seed}: learned rate {rate:.3f}")
     return rows, sets
 
 
 def draw(sets: Any, rows: dict[str, Any], file: str) -> None:
     """Draw the images that each way has for the ten classes."""
-    figure, axes = panels(len(sets), 10)
-    for way, line in zip(sets, axes, strict=True):
-        images, labels = sets[way]
+    figure, axes = panels(len(sets))
+    for ax, (way, (images, labels)) in zip(axes, sets.items(), strict=True):
+        first = np.array([images[labels == k][0] for k in range(10)])
+        first /= np.abs(first).max(axis=(1, 2), keepdims=True)
+        row = np.concatenate(np.pad(first, ((0, 0), (0, 0), (2, 2))), axis=1)
+        ax.imshow(row, cmap="RdGy", vmin=-1, vmax=1)  # 0 is white, negative is red
+        ax.axis("off")
         score = rows[f"{way}, tuned"][0]
-        line[0].set_title(f"{way}: test accuracy {score:.2f}", loc="left", fontsize=11)
-        for k, ax in enumerate(line):
-            image = images[labels == k][0]
-            high = np.abs(image).max()  # 0 is white, negative is red
-            ax.imshow(image, cmap="RdGy", vmin=-high, vmax=high)
-            ax.set(xticks=[], yticks=[])
+        ax.set_title(f"{way}: test accuracy {score:.2f}", loc="left", fontsize=11)
     save(figure, file)
 
 
 def main() -> None:
     options = parser("Distil MNIST with mlox.")
     options.add_argument("--steps", type=int, default=200, help="a multiple of 50")
+    options.add_argument("--starts", type=int, default=3, help="to judge by")
     options.add_argument("--first", type=int, default=0, help="the first seed")
     args = options.parse_args()
     start = time.perf_counter()
     each, cycles = (10, 10 * args.steps) if args.large else (1, args.steps)
     seeds = range(args.first, args.first + args.seeds)
-    runs = [compare(seed, each, cycles) for seed in seeds]
+    runs = [compare(seed, each, cycles, args.starts) for seed in seeds]
     columns = ["test accuracy", "this network", "another network"]
     print_table(columns, [rows for rows, _ in runs])
     print(f"{time.perf_counter() - start:.0f} s")
