@@ -138,7 +138,14 @@ def watch(page: Any, base: str, wrong: list[str]) -> None:
         "console", lambda m: note(f"console: {m.text}") if m.type == "error" else None
     )
     page.on("pageerror", lambda error: note(f"script: {error}"))
-    page.on("requestfailed", lambda r: note(f"failed: {r.url}"))
+    page.on(
+        "requestfailed",  # aborted: the page was left before it was answered
+        lambda r: (
+            None
+            if r.failure == "net::ERR_ABORTED"
+            else note(f"failed: {r.url}, {r.failure}")
+        ),
+    )
     page.on(
         "request",
         lambda r: None if _is_ours(r.url, base) else note(f"foreign: {r.url}"),
