@@ -190,7 +190,7 @@ def try_search(browser: Any, base: str) -> Iterator[str]:
         field.click()
         field.press_sequentially(query)
         try:
-            page.wait_for_selector(".md-search-result__item", timeout=8000)
+            page.wait_for_selector(".md-search-result__item", timeout=60_000)
         except TimeoutError:
             yield f"search: nothing is found for {query!r}"
     page.close()

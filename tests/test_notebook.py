@@ -47,7 +47,7 @@ def test_notebook_is_a_kernel_whose_frontend_can_write_a_line_again(monkeypatch)
 def test_executed_notebook_keeps_one_line_of_each_run():
     cell = nbformat.v4.new_code_cell(RUNS)
     notebook = nbformat.v4.new_notebook(cells=[cell])
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
     outputs = cell.outputs
     assert {x.get("name") for x in outputs} == {None, "stdout"}
     bars = [x.data["text/plain"] for x in outputs if x.output_type == "display_data"]
