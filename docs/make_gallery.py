@@ -40,6 +40,7 @@ BASELINES = {
     "long_tailed": "size^-p",
     "maml": "joint training",
     "mean_teacher": "labels alone",
+    "noisy_reviews": "noisy",
     "population": "equal weights",
     "three_levels": "A, equal weights",
     "three_players": "price takers",

@@ -71,6 +71,10 @@ SMALL = {
         "--steps 20 --seeds 1",
         ["labels alone", "student", "teacher"],
     ),
+    "noisy_reviews": (
+        "--seeds 1 --steps 100 --size 200 --clean 40",
+        ["noisy", "clean alone", "both", "small losses", "mlox", "oracle"],
+    ),
     "population": ("--cycles 20 --seeds 2", ["equal weights", "learning rate 0.01"]),
     "three_levels": (
         "--seeds 1 --cycles 2",
@@ -155,6 +159,7 @@ def test_three_players_reaches_each_equilibrium_in_closed_form(folder):
     [
         ("logistic_regression", "newsgroups", "newsgroups_train.jsonl.gz"),
         ("long_tailed", "fashion", "fashion_mnist.npz"),
+        ("noisy_reviews", "reviews", "reviews.jsonl.gz"),
     ],
 )
 def test_missing_data_is_named(name, data, file, tmp_path):
