@@ -154,3 +154,15 @@ def test_selftest_fails_when_a_law_does(monkeypatch, capsys):
     assert out.count("FAILED") == 2
     assert "worse: RuntimeError: no such device" in out
     assert "1 of 3 laws hold" in out
+
+
+def test_info_tells_why_there_is_no_device():
+    done = subprocess.run(
+        [sys.executable, "-m", "mlox", "info"],
+        env=os.environ | {"JAX_PLATFORMS": "nonsense"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"jaxlib +\d", done.stdout)
+    assert "warning: JAX finds no device" in done.stdout

@@ -231,12 +231,12 @@ print(f"{wrong[suspects].sum()} of the {len(suspects)} least trusted labels are 
 # %% [markdown]
 # **What is honest to say.** This is one split and one seed, and the spread printed above
 # is that of 1400 test images alone: the weights beat training on doubtful images
-# clearly (judged every 10 steps in place of every 100, these reach 0.87 early), but a
+# clearly, but a
 # difference of 0.01 to the 600 checked images could be chance. With ten easy classes,
 # 600 clean images are worth a lot. As a *search* for wrong labels, the
 # loss under an ordinary classifier does as well: compare the AUC. No setting, and no
 # moment to stop, was chosen by test accuracy here; the rates are those of the
-# [gallery](../gallery/data_cleaning.md), which has three seeds, and says more.
+# [gallery](../gallery/data_cleaning.md), which were not chosen blindly: that page says more.
 #
 # ## Exercises
 #

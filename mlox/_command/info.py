@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     for title in ("versions", "devices", "settings"):
         print(title)
-        width = max(map(len, found[title]))
+        width = max(map(len, found[title]), default=0)
         for name, value in found[title].items():
             print(f"  {name:<{width}}  {value}")
     for text in found["warnings"]:
@@ -67,18 +67,27 @@ def collect() -> dict[str, Any]:
         **{name: _version(name) for name in (*LOWEST, *OPTIONAL)},
     }
     config: Any = jax.config  # its fields are made when JAX is imported
+    devices, warnings = _find_devices()
     return {
         "versions": versions,
-        "devices": {str(device): _describe(device) for device in jax.devices()},
+        "devices": devices,
         "settings": {
-            "backend": jax.default_backend(),
-            "processes": jax.process_count(),
+            "backend": jax.default_backend() if devices else "none",
+            "processes": jax.process_count() if devices else 0,
             "float64": "enabled" if config.jax_enable_x64 else "disabled",
             "matmul precision": config.jax_default_matmul_precision or "default",
             "compilation cache": config.jax_compilation_cache_dir or "none",
         },
-        "warnings": find_unsupported(versions),
+        "warnings": [*find_unsupported(versions), *warnings],
     }
+
+
+def _find_devices() -> tuple[dict[str, str], list[str]]:
+    """Return the devices, or why JAX finds none."""
+    try:
+        return {str(device): _describe(device) for device in jax.devices()}, []
+    except RuntimeError as error:  # a backend that cannot start
+        return {}, [f"JAX finds no device: {error}"]
 
 
 def find_unsupported(versions: dict[str, str]) -> list[str]:

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, DamagedError, checkpoints.PathError) as error:
+    except (OSError, RuntimeError, DamagedError, checkpoints.PathError) as error:
         for line in textwrap.wrap(f"mlox {options.command}: {error}", WIDTH):
             print(line, file=sys.stderr)
         return 2
