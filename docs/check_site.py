@@ -183,7 +183,8 @@ def look_at_pages(
 
 def try_search(browser: Any, base: str) -> Iterator[str]:
     """Type the queries, and expect results."""
-    page = browser.new_page()
+    page, wrong = browser.new_page(), list[str]()
+    watch(page, base, wrong)
     for query in QUERIES:
         page.goto(f"{base}/")
         field = page.locator("[data-md-component=search-query]").first
@@ -193,6 +194,7 @@ def try_search(browser: Any, base: str) -> Iterator[str]:
             page.wait_for_selector(".md-search-result__item", timeout=60_000)
         except TimeoutError:
             yield f"search: nothing is found for {query!r}"
+    yield from wrong
     page.close()
 
 

@@ -1,5 +1,6 @@
 """A cell of a network: two nodes; each edge has one of six operations, or a mix."""
 
+import functools
 from typing import Any
 
 import jax
@@ -11,12 +12,16 @@ EDGES = ((0, 1), (0, 2), (1, 2))
 CHANNELS, WEIGHT_DECAY = 8, 1e-3
 
 
-def _around(x: jax.Array, fill: float) -> jax.Array:
-    """Return the 3 x 3 neighbours of each pixel, [images, side, side, 9, channels]."""
+def _shift(x: jax.Array, fill: float) -> list[jax.Array]:
+    """Return the nine 3 x 3 neighbours of all pixels, each of the shape of x."""
     side = x.shape[1]
     y = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)
-    shifted = [y[:, i : i + side, j : j + side] for i in range(3) for j in range(3)]
-    return jnp.stack(shifted, axis=3)
+    return [y[:, i : i + side, j : j + side] for i in range(3) for j in range(3)]
+
+
+def _around(x: jax.Array) -> jax.Array:
+    """Return the neighbours of each pixel, [images, side, side, 9, channels]."""
+    return jnp.stack(_shift(x, 0.0), axis=3)
 
 
 def _normalize(x: jax.Array) -> jax.Array:
@@ -26,10 +31,12 @@ def _normalize(x: jax.Array) -> jax.Array:
 
 def _edge(w: Any, mix: jax.Array, x: jax.Array) -> jax.Array:
     """Mix the operations of one edge, with weights mix [operations]."""
-    near, rectified = _around(x, 0.0), jax.nn.relu(x)
+    near, rectified = _around(x), jax.nn.relu(x)
     one = rectified @ w["one"]
-    three = jnp.einsum("nhwkc,kcd->nhwd", _around(rectified, 0.0), w["three"])
-    found = (x, near.mean(axis=3), _around(x, -1e3).max(axis=3))
+    three = jnp.einsum("nhwkc,kcd->nhwd", _around(rectified), w["three"])
+    # In pairs: compiled by JAX 0.12 for CPU, `max(axis=3)` has a NaN second derivative.
+    largest = functools.reduce(jnp.maximum, _shift(x, -1e3))
+    found = (x, near.mean(axis=3), largest)
     mixed = (*found, _normalize(one), _normalize(three))
     return sum(m * y for m, y in zip(mix[1:], mixed, strict=True))  # none is 0
 

@@ -76,7 +76,7 @@ def search(method: Any, train: Any, valid: Any, steps: int, seed: int) -> jax.Ar
     engine = mlox.Engine([cell, network], {cell: [network]}, {network: [cell]})
     drawn = [draw(train, steps, seed), draw(valid, steps, seed + 1)]
     data = {"network": zip(*drawn[0], strict=True), "cell": zip(*drawn[1], strict=True)}
-    how = {"cycles_per_dispatch": 10, "loggers": (), "progress": False}
+    how = {"cycles_per_dispatch": 10, "loggers": (), "on_nonfinite": "raise"}
     return engine.run(engine.init(), data, steps, **how)[0]["cell"].params
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mlox
-from mlox._command import info, laws, selftest
+from mlox._command import checkpoints, info, laws, selftest
 from mlox._command.main import main
 
 from .small import BATCH, pair, run_engine
@@ -166,3 +166,17 @@ def test_info_tells_why_there_is_no_device():
     assert done.returncode == 0, done.stderr
     assert re.search(r"jaxlib +\d", done.stdout)
     assert "warning: JAX finds no device" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        (np.array([2**62]), np.array([2**62 + 1]), ["1", "2.17e-19"]),
+        (np.array([0.0]), np.array([-0.0]), ["0", "0"]),
+        (np.array([np.nan, 1.0]), np.array([0.0, 1.5]), ["0.5, 1 not finite", "0.5"]),
+        (jnp.ones(2, jnp.bfloat16), jnp.zeros(2, jnp.bfloat16), ["1", "1"]),
+    ],
+    ids=["integers", "signs of zero", "nan", "bfloat16"],
+)
+def test_distance_of_leaves_is_exact(x, y, said):
+    assert checkpoints._distance(np.asarray(x), np.asarray(y)) == said

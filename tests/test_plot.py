@@ -191,3 +191,13 @@ def test_picture_says_what_to_install_when_matplotlib_is_missing(monkeypatch):
 def test_import_of_mlox_does_not_load_matplotlib():
     code = "import mlox, sys; mlox.plot.history; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_takes_trees_of_groups_and_almost_equal_weights():
+    one = np.float64(0.7)
+    weights = {"a": np.array([one, np.nextafter(one, 1)]), "b": np.full(3, one)}
+    groups = {"a": np.array([True, False]), "b": np.ones(3, bool)}
+    ax = mlox.plot.weights(weights, groups)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert len(labels) == 2
+    assert labels[0].startswith("False")

@@ -63,6 +63,9 @@ def execute(notebook: Any, path: pathlib.Path) -> None:
     begin = time.monotonic()
     where = {"metadata": {"path": str(path.parent)}}
     nbclient.NotebookClient(notebook, timeout=600, resources=where).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    if said := [output.text for output in outputs if output.get("name") == "stderr"]:
+        raise RuntimeError(f"{path.name} writes to stderr:\n{''.join(said)}")
     # A warning would fail a strict build, and `mkdocs build -q` shows nothing less.
     print(f"{time.monotonic() - begin:6.1f} s  {path.name}", flush=True)
 

@@ -211,12 +211,16 @@ def _read(path: pathlib.Path) -> tuple[Restored, Mapping[str, Any]]:
 
 def _distance(x: np.ndarray, y: np.ndarray) -> list[str]:
     """Return the largest difference, and the norm of it relative to the first."""
-    kind = complex if np.iscomplexobj(x) else float
-    x, y = x.astype(kind), y.astype(kind)
-    with np.errstate(all="ignore"):
-        largest = float(np.max(np.abs(x - y)))
-        relative = float(np.linalg.norm(x - y) / np.linalg.norm(x))
-    return [f"{largest:.3g}", f"{relative:.3g}"]
+    # Of 64 bits of mantissa, so that large integers keep their last one.
+    kind = np.clongdouble if np.iscomplexobj(x) else np.longdouble
+    x, y = x.astype(kind).ravel(), y.astype(kind).ravel()
+    known = np.isfinite(x) & np.isfinite(y)
+    size, away = np.abs(x[known]), np.abs((x - y)[known])
+    largest = float(away.max(initial=0.0))
+    norms = float(np.sqrt((away**2).sum())), float(np.sqrt((size**2).sum()))
+    relative = norms[0] and (norms[0] / norms[1] if norms[1] else np.inf)
+    unknown = f", {(~known).sum():,} not finite" if not known.all() else ""
+    return [f"{largest:.3g}{unknown}", f"{relative:.3g}"]
 
 
 def _cut(lines: list[str]) -> list[str]:

@@ -64,6 +64,11 @@ def read_series(owner: str, history: Mapping[str, Any], name: str) -> Series:
             f"plot.{owner}: {name!r} has {len(column)} rows, but {index!r} has "
             f"{'x'.join(map(str, cycles.shape))}; expected one row for each."
         )
+    if not len(column):
+        raise ValueError(
+            f"plot.{owner}: {name!r} has no rows; expected one for each logged cycle. "
+            "Run for at least one cycle, or log more often."
+        )
     rows = column.reshape(len(column), -1)
     if not rows.size:
         empty = np.full(len(column), np.nan)

@@ -44,7 +44,7 @@ def weights(weights: Any, groups: Any = None, *, ax: Any = None) -> Any:
     values = _read_weights(weights)
     members = _split(values, groups)
     owned, ax = ax is None, take_axes("weights", ax, (7.0, 3.6))
-    bins = np.histogram_bin_edges(values, BINS)
+    bins = np.histogram_bin_edges(values, BINS, _find_range(values))
     handles = [
         _draw_group(ax, number, name, group, bins)
         for number, (name, group) in enumerate(members.items())
@@ -70,11 +70,20 @@ def _read_weights(weights: Any) -> np.ndarray:
     return values
 
 
+def _find_range(values: np.ndarray) -> tuple[float, float]:
+    """Return the range of the bins, wide enough that rounding does not merge them."""
+    low, high = float(values.min()), float(values.max())
+    size = max(abs(low), abs(high))
+    half = max(0.5, 1e-6 * size) if high - low <= 1e-12 * size else 0.0
+    return low - half, high + half
+
+
 def _split(values: np.ndarray, groups: Any) -> dict[str, np.ndarray]:
     """Return the weights of each group, in the order of the groups."""
     if groups is None:
         return {"all": values}
-    labels = np.ravel(np.asarray(groups))
+    leaves = [np.ravel(np.asarray(leaf)) for leaf in jax.tree.leaves(groups)]
+    labels = np.concatenate(leaves) if leaves else np.zeros(0)
     names = np.unique(labels) if labels.dtype.kind in "biuSU" else labels[:0]
     if labels.size != values.size or not 0 < len(names) <= MOST_GROUPS:
         raise ValueError(

@@ -45,6 +45,12 @@ def _histories() -> list[Case]:
                 "plot.history: names is 1; expected a name or a list of names",
             ),
             (
+                "a history without rows",
+                lambda _: history({"cycle": np.zeros(0), "fit/loss": np.zeros(0)}),
+                ValueError,
+                "plot.history: 'fit/loss' has no rows; expected one for each logged",
+            ),
+            (
                 "a history without metrics",
                 lambda _: history({"cycle": np.zeros(0)}),
                 ValueError,
