@@ -108,7 +108,8 @@ def folder(tmp_path_factory):
 
 def row(lines, name):
     """Return the means in the row of a table."""
-    (line,) = (line for line in lines if re.match(rf" *{re.escape(name)}  +\d", line))
+    form = rf" *{re.escape(name)}  +-?\d\S* ± "
+    (line,) = (line for line in lines if re.match(form, line))
     return [float(mean) for mean in re.findall(r"(\S+) ± ", line)]
 
 
