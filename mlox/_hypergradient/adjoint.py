@@ -8,24 +8,22 @@ import jax
 import jax.numpy as jnp
 
 from mlox._graph.dependencies import Block, Plan
+from mlox._hypergradient.answer import make_answer
 from mlox._hypergradient.cost import cost
-from mlox._hypergradient.gauss_newton import linearized_residual
 from mlox._hypergradient.lagrangian import (
     count_systems,
     pairing,
     replay_windows,
-    residual,
 )
 from mlox._hypergradient.memory import recall, remember
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.slopes_of_cost import slopes_of_cost
 from mlox._hypergradient.tasks import map_tasks
-from mlox._problem.optimizer import pull_update
 from mlox._problem.responsive import responsive_state
 from mlox._utils.describe import annotate_errors, show_differences
-from mlox._utils.tree import avoid_zero, shard_like
+from mlox._utils.tree import shard_like
 from mlox._utils.types import Metrics, Params, PyTree
-from mlox.methods import Answer, call_multiplier
+from mlox.methods import call_multiplier
 from mlox.solvers import Info
 
 # The hypergradient of k is the partial derivative of its Lagrangian L_k, at fixed
@@ -154,26 +152,9 @@ def solve_adjoint(
         return lam, kept, {key: jnp.max(x, axis=0) for key, x in report.items()}
     top = point.inputs[b.tops[0]].problem
     method: Any = top.method
-    y = point.select(b)
-
-    def pull(vector: Unknowns) -> Unknowns:
-        slopes = residual(plan, b, y, point).params[top.name]
-        # Adam's square root has no derivative at zero: evaluate it beside.
-        gradient = jax.tree.map(avoid_zero, slopes)
-        loss = cost(plan, top.name, point)[0]
-        pulled = pull_update(top, gradient, vector.params[top.name], loss)
-        return Unknowns({top.name: pulled}, {})
-
-    answer = Answer(
-        point=y,
-        residual=lambda y: residual(plan, b, y, point),
-        system=b.system,
-        pull_update=pull,
-        by_rule=not plan.ruled.isdisjoint(b.names),
-        linearized=linearized_residual(plan, b, point),
-    )
+    answer = make_answer(plan, b, point)
     with annotate_errors(f"method of problem {top.name!r}, {method}"):
-        cotangent = shard_like(v, y, never=top.step < 0)
+        cotangent = shard_like(v, answer.point, never=top.step < 0)
         lam, kept, report = call_multiplier(method, answer, cotangent, memory)
         _check_multiplier(lam, report, v)
     return lam, kept, report
