@@ -38,6 +38,14 @@ BELOW = {
     "_run": {"_utils", "_data", "_logging", "_sharding", "_checkpoint"},
     "flax": {"_utils", "_problem"},
     "testing": {"_utils", "solvers", "methods", "_problem", "_engine"},
+    "rewritings": {
+        "_utils",
+        "methods",
+        "_graph",
+        "_problem",
+        "_hypergradient",
+        "_engine",
+    },
     "_check": {
         "_utils",
         "solvers",

@@ -54,6 +54,7 @@ def context_of(
             n,
             tasks=p.tasks,
             tasks_at_once=at_once(point, p.tasks),
+            step=p.step,
         )
         for n, p in problems.items()
     }

@@ -27,6 +27,8 @@ class Neighbour:
             the arguments; each task gets a key of its own from a single PRNG key, and
             what is no array, such as `train=False`, is the same for all of them.
         tasks_at_once: How many of its tasks a call computes at a time; None for all.
+        step: int32 scalar, the number of steps that it has made; None where a neighbour
+            is made by hand.
 
     Example:
         >>> from mlox import Neighbour
@@ -41,6 +43,7 @@ class Neighbour:
     name: str = ""
     tasks: int | None = None
     tasks_at_once: int | None = None
+    step: jax.Array | int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the neighbour's function to its parameters and the arguments."""

@@ -1,0 +1,3 @@
+"""Rewritings of graphs: functions from problems and edges to problems and edges."""
+
+from mlox.rewritings._graph import Graph as Graph
