@@ -6,6 +6,7 @@ import jax
 
 from mlox._cycle.batches import last_steps
 from mlox._cycle.constants import last_constants
+from mlox._cycle.draws import find_draws
 from mlox._cycle.history import LowerRun, narrow_run
 from mlox._cycle.replay import RunsRounds, make_replay
 from mlox._cycle.windows import inner_step
@@ -41,7 +42,7 @@ def point_at_last_steps(
     def inputs_of(n: str) -> StepInputs:
         problem = run.state[n]
         batch, step, model_state, replay = None, problem.step, problem.model_state, None
-        constants = {}
+        constants, draws = {}, None
         if n == name:
             batch, constants = batches[n], constants_of(graph.constants(n), run.state)
         elif n in lower:
@@ -49,13 +50,14 @@ def point_at_last_steps(
             batch = run.history.samples.get(n, batch)
             step, model_state = problem.step - 1, run.history.model_states[n]
             constants = last_constants(graph, n, run)
+            draws = find_draws(plan, n, run, batches)
             if n in plan.replayed:
                 replay = make_replay(cycle, graph, n, layer, run, batches)
         rng = None if problem.rng is None else jax.random.fold_in(problem.rng, step)
         inner = inner_step(problem, step, run.history)
         return make_inputs(
             problem, batch, rng, step, inner, model_state, constants, replay
-        )
+        )._replace(draws=draws)
 
     return EvaluationPoint(
         params={

@@ -22,6 +22,7 @@ class Stream(enum.IntEnum):
     RESET = 2**32 - 1
     SAMPLE = 2**32 - 2
     LOOP = 2**32 - 3
+    DRAW = 2**32 - 4
 
 
 def point_of_stream(

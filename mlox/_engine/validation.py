@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from mlox._engine.draws import check_draws
 from mlox._engine.gauss_newton import check_gauss_newton
 from mlox._engine.memory import check_memories, check_memory
 from mlox._engine.refine import check_refined
@@ -79,6 +80,7 @@ def check_methods(plan: Plan, problems: Mapping[str, Problem]) -> None:
             )
     check_gauss_newton(plan, problems)
     check_memory(plan, problems)
+    check_draws(plan, problems)
     for upper, response in plan.responses.items():
         for block in response.blocks:
             _check_block(block, upper, problems)

@@ -6,6 +6,7 @@ import jax
 
 from mlox._graph.dependencies import Block, Plan
 from mlox._hypergradient.cost import cost
+from mlox._hypergradient.draws import draws_of
 from mlox._hypergradient.gauss_newton import linearized_residual
 from mlox._hypergradient.lagrangian import residual
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
@@ -24,6 +25,7 @@ def make_answer(plan: Plan, b: Block, point: EvaluationPoint) -> Answer:
         pull_update=lambda vector: _pull_update(plan, b, y, point, vector),
         by_rule=not plan.ruled.isdisjoint(b.names),
         linearized=linearized_residual(plan, b, point),
+        draws=draws_of(plan, b, point),
     )
 
 

@@ -24,6 +24,18 @@ class Constant(NamedTuple):
     model_state: PyTree
 
 
+class Draws(NamedTuple):
+    """What the last steps of a problem saw by chance, the oldest first.
+
+    Attributes:
+        batches: The batches, with a leading axis of steps, or None: all of a window.
+        rngs: The PRNG keys of as many steps as are asked for, or None.
+    """
+
+    batches: PyTree
+    rngs: jax.Array | None
+
+
 class StepInputs(NamedTuple):
     """The inputs of one step: all that a cost depends on besides parameters.
 
@@ -40,6 +52,7 @@ class StepInputs(NamedTuple):
             A `jax.tree_util.Partial`, so that its arrays are arguments.
         constants: What the step read of other problems as constants, by their names.
         task_index: The current task; None for all tasks, or without tasks.
+        draws: What steps before saw; None unless its method asks for several.
     """
 
     problem: Problem
@@ -51,6 +64,7 @@ class StepInputs(NamedTuple):
     replay: Callable[[Params], State] | None
     constants: Mapping[str, Constant]
     task_index: jax.Array | None = None
+    draws: Draws | None = None
 
 
 class Unknowns(NamedTuple):

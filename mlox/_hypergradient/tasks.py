@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlox._hypergradient.point import Constant, EvaluationPoint, StepInputs, Unknowns
+from mlox._hypergradient.point import (
+    Constant,
+    Draws,
+    EvaluationPoint,
+    StepInputs,
+    Unknowns,
+)
 from mlox._problem.problem import Problem
 from mlox._problem.task_chunk import find_at_once, number_tasks, stacked_parts
 from mlox._utils.chunks import vmap_in_chunks
@@ -62,32 +68,54 @@ def map_tasks(
     The function sees one task of each problem with that many tasks, and not the others.
     The parts are those of `stacked`, pytrees with a leading axis of tasks.
     """
+    point_of, (data, arrays, multipliers) = separate_tasks(tasks, point)
+    draws = {n: point.inputs[n].draws for n in data}
+
+    def of_task(
+        parts: tuple[Any, Mapping[str, Draws | None]],
+        arrays: Any,
+        multipliers: Any,
+        *stacked: Any,
+    ) -> PyTree:
+        data, draws = parts
+        one = point_of(data, arrays, multipliers)
+        inputs = {n: one.inputs[n]._replace(draws=x) for n, x in draws.items()}
+        return function(one._replace(inputs={**one.inputs, **inputs}), *stacked)
+
+    # Draws have an axis of steps before that of tasks, which is not moved: a copy.
+    of_tasks = vmap_in_chunks(of_task, tasks, at_once(point, tasks), (0, 1))
+    return of_tasks((data, draws), arrays, multipliers, *stacked)
+
+
+def separate_tasks(
+    tasks: int, point: EvaluationPoint
+) -> tuple[Callable[..., EvaluationPoint], tuple[PyTree, PyTree, PyTree]]:
+    """Return the arrays of a point with an axis of tasks, and (one of each) -> point.
+
+    The first of them is data, without derivatives. The point of a task has no draws.
+    """
     # All other arrays are closed over, hence the same for all tasks.
     mapped = {n: i for n, i in point.inputs.items() if i.problem.tasks == tasks}
     own = _mark_multipliers(point.multipliers, mapped)
 
-    def of_task(
+    def point_of(
         data: Mapping[str, _TaskData],
         arrays: Mapping[str, _TaskArrays],
         multipliers: Mapping[str, Unknowns],
-        *parts: Any,
-    ) -> PyTree:
+    ) -> EvaluationPoint:
         params = {n: arrays[n].params for n in mapped}
         inputs = {n: _select_task(i, data[n], arrays[n]) for n, i in mapped.items()}
-        one = EvaluationPoint(
+        return EvaluationPoint(
             {**point.params, **params},
             combine(multipliers, point.multipliers),
             {**point.inputs, **inputs},
         )
-        return function(one, *parts)
 
     data = {
         n: _TaskData(number_tasks(i.problem), i.batch, i.rng) for n, i in mapped.items()
     }
     arrays = {n: _stacked_arrays(point, n, mapped) for n in mapped}
-    multipliers = partition(own, point.multipliers)
-    of_tasks = vmap_in_chunks(of_task, tasks, at_once(point, tasks))
-    return of_tasks(data, arrays, multipliers, *stacked)
+    return point_of, (data, arrays, partition(own, point.multipliers))
 
 
 def map_if_tasks(
@@ -140,6 +168,7 @@ def _select_task(
         rng=data.rng,
         model_state=arrays.model_state,
         replay=None,
+        draws=None,
         constants={**inputs.constants, **arrays.constants},
         task_index=data.number,
     )

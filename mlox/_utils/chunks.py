@@ -106,7 +106,7 @@ class Chunks:
 
 
 def vmap_in_chunks(
-    function: Callable[..., PyTree], size: int, at_once: int | None
+    function: Callable[..., PyTree], size: int, at_once: int | None, axes: Any = 0
 ) -> Callable[..., PyTree]:
     """Return `jax.vmap(function)`, with a part of the axis at a time.
 
@@ -115,23 +115,41 @@ def vmap_in_chunks(
             one is data, through which few derivatives flow, if any.
         size: The size of this axis.
         at_once: The size of a part, which divides it; None for all at once.
+        axes: Where the axis is in the first argument, an int or a prefix of it with
+            ints for leaves, as for `jax.vmap`.
 
     Example:
         >>> vmap_in_chunks(jnp.sin, 4, 2)(jnp.zeros(4)).tolist()
         [0.0, 0.0, 0.0, 0.0]
     """
     if at_once is None or at_once == size:
-        return jax.vmap(function, axis_size=size)
+        return _map_first(function, size, axes)
     chunks = Chunks(size, at_once)
-    of_chunk = jax.vmap(function, axis_size=at_once)
+    of_chunk = _map_first(function, at_once, axes)
+
+    def take(data: Any, chunk: jax.Array) -> Any:
+        part = lambda axis, tree: chunks.take(tree, chunk, axis)
+        return jax.tree.map(part, axes, data)
 
     def mapped(data: Any, *args: Any) -> PyTree:
         def run(chunk: jax.Array, xs: tuple[Any, ...]) -> PyTree:
-            return of_chunk(chunks.take(data, chunk), *xs)
+            return of_chunk(take(data, chunk), *xs)
 
         xs = chunks.split(args)
         first = jax.tree.map(lambda x: x[0], xs)
         unroll = should_unroll(run, jnp.int32(0), first)
         return chunks.join(chunks.scan(run, xs, unroll))
+
+    return mapped
+
+
+def _map_first(
+    function: Callable[..., PyTree], size: int, axes: Any
+) -> Callable[..., PyTree]:
+    """Return `jax.vmap(function)`, over given axes of the first argument."""
+
+    def mapped(data: Any, *args: Any) -> PyTree:
+        in_axes = (axes, *(0 for _ in args))
+        return jax.vmap(function, in_axes, axis_size=size)(data, *args)
 
     return mapped

@@ -5,6 +5,7 @@ from mlox.methods._attach import attach_answer as attach_answer
 from mlox.methods._base import Answer as Answer
 from mlox.methods._base import Method as Method
 from mlox.methods._base import reach as reach
+from mlox.methods._draws import count_draws as count_draws
 from mlox.methods._finite_difference import FiniteDifference as FiniteDifference
 from mlox.methods._forward import Forward as Forward
 from mlox.methods._gauss_newton import GaussNewton as GaussNewton

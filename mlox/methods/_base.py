@@ -43,6 +43,10 @@ class Answer(NamedTuple):
         linearized: The residual for outputs linearized at the point: equal to G there,
             with the Gauss-Newton matrix as its Jacobian. None unless the loss is a
             `mlox.Composed`.
+        draws: i -> the residual at the i-th last draw of the window, i = 0, 1, ...,
+            which may be traced: with the batch and the PRNG key of the lower's step
+            T - 1 - i, at the same point. None unless the method asks for several
+            (`mlox.methods.count_draws`).
 
     Example:
         >>> import jax.numpy as jnp, mlox
@@ -60,6 +64,7 @@ class Answer(NamedTuple):
     pull_update: Callable[[PyTree], PyTree]
     by_rule: bool = False
     linearized: Callable[[PyTree], PyTree] | None = None
+    draws: Callable[[jax.Array | int], Callable[[PyTree], PyTree]] | None = None
 
     @property
     def is_symmetric(self) -> bool:

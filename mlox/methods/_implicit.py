@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mlox._utils.describe import show_call
 from mlox._utils.fields import (
+    COUNT,
     COUNT_OR_ZERO,
     FLAG,
     FUNCTION,
@@ -19,6 +20,7 @@ from mlox._utils.fields import (
     optional,
 )
 from mlox.methods._base import Answer, exact_pairing, reach
+from mlox.methods._draws import count_draws, drawn_products
 from mlox.methods._symmetry import asymmetry
 from mlox.solvers import (
     CG,
@@ -31,6 +33,7 @@ from mlox.solvers import (
     System,
     linear_solve,
     serves,
+    takes_draws,
 )
 
 
@@ -72,30 +75,68 @@ class Implicit:
             ValueError where it is not defined: without a linear system, for an answer
             that is projected, and for a problem with responsive lowers under
             `coupling="direct"`.
+        draws: The number of last draws of the window over which the products go round:
+            product i uses the batch and the PRNG key of the lower's step
+            T - 1 - (i mod draws), at the same answer. With Q draws H_0, ..., H_(Q-1)
+
+                Implicit(Neumann(Q, a), draws=Q)
+                    lambda = a sum over q = 0..Q of prod_(i<q) (I - a H_i) v
+
+            is stocBiO, and Implicit(Richardson(K, a), warm_start=True, draws=K), K
+            steps lambda <- lambda + a (v - H_i lambda), is AmIGO. A product costs as
+            much as with one batch, and one more evaluation of the residual, which
+            products with one matrix share. The draws of a lower with data were trained
+            on, so that they know its noise; a lower with `sample` and a key draws its
+            batches anew. The derivative of such a hypergradient is as noisy as it is.
+            ValueError for solvers that need one matrix, and with `refine`; and when an
+            engine is built, for windows with fewer steps and for answers that are
+            solved together with lowers of their own.
 
     References:
         Lorraine, Vicol and Duvenaud, Optimizing Millions of Hyperparameters by Implicit
         Differentiation, 2020; Rajeswaran et al., Meta-Learning with Implicit
-        Gradients, 2019.
+        Gradients, 2019; Ji, Yang and Liang, Bilevel Optimization: Convergence Analysis
+        and Enhanced Design, ICML 2021 (stocBiO); Arbel and Mairal, Amortized Implicit
+        Differentiation for Stochastic Bilevel Optimization, ICLR 2022 (AmIGO).
 
     Example:
         >>> import mlox
         >>> mlox.Implicit(mlox.CG(iterations=5)) == mlox.Implicit(mlox.CG(iterations=5))
         True
+        >>> stocbio = mlox.Implicit(mlox.Neumann(iterations=5, step=0.1), draws=5)
+        >>> amigo = mlox.Implicit(mlox.Richardson(5, 0.1), warm_start=True, draws=5)
     """
 
     solver: Solver | None = None
     warm_start: bool = False
     refine: int = 0
+    draws: int = 1
 
     def __post_init__(self) -> None:
         check_solver("Implicit", self.solver)
-        check_fields(self, warm_start=FLAG, refine=COUNT_OR_ZERO)
+        check_fields(self, warm_start=FLAG, refine=COUNT_OR_ZERO, draws=COUNT)
         if self.warm_start and isinstance(self.solver, Dense | Identity | Neumann):
             raise ValueError(
                 f"Implicit: warm_start=True, but {self.solver} ignores where it is to "
                 "start. Use a solver that does not, such as mlox.CG() or "
                 "mlox.Richardson(), or leave warm_start out."
+            )
+        if self.draws > 1:
+            self._check_draws()
+
+    def _check_draws(self) -> None:
+        """Raise ValueError unless several draws are defined for the other fields."""
+        if self.solver is None or not takes_draws(self.solver):
+            solver = self.solver or "the solver that None selects"
+            raise ValueError(
+                f"Implicit: draws={self.draws} gives each product a matrix of its own, "
+                f"but {solver} needs one for all its iterations. Use mlox.Neumann() or "
+                "mlox.Richardson(), or leave draws out."
+            )
+        if self.refine:
+            raise ValueError(
+                f"Implicit: refine={self.refine} takes Newton steps on the last batch, "
+                f"but draws={self.draws} solves on several. Leave one of the two out."
             )
 
     def start(self, point: Any) -> Any | None:
@@ -107,7 +148,11 @@ class Implicit:
     ) -> tuple[Any, Any | None, Info]:
         """Solve (dG/dy)^T lambda = cotangent, from the memory if there is one."""
         solver = self.solver or _choose_solver(answer.system, cotangent)
-        product = transposed_product(answer)
+        product = (
+            transposed_product(answer)
+            if self.draws == 1
+            else drawn_products(answer, self.draws)
+        )
         lam, info = linear_solve(
             solver, product, cotangent, memory, symmetric=answer.is_symmetric
         )
@@ -127,6 +172,11 @@ class Implicit:
 @reach.register
 def _(method: Implicit) -> System:
     return System.GENERAL if method.solver is None else serves(method.solver)
+
+
+@count_draws.register
+def _(method: Implicit) -> int:
+    return method.draws
 
 
 def check_solver(method: str, solver: Any) -> None:

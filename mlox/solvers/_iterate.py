@@ -20,6 +20,7 @@ from mlox._utils.fields import (
 from mlox._utils.tree import add_scaled, find_unit, scale, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec
+from mlox.solvers._products import map_products, skip_first
 
 State = TypeVar("State")
 
@@ -43,14 +44,14 @@ def add_damping(matvec: MatVec, damping: float) -> MatVec:
     """Return the map `x -> (A + damping I) x`; `matvec` itself without damping."""
     if damping == 0:
         return matvec
-    return lambda x: add_scaled(matvec(x), damping, x)
+    return map_products(lambda one: lambda x: add_scaled(one(x), damping, x), matvec)
 
 
 class Start(NamedTuple):
     """Where a solver starts, its vectors and norms in units of the right-hand side.
 
     Attributes:
-        product: The map `x -> (A + damping I) x`.
+        product: The map `x -> (A + damping I) x`, or those that were not yet used.
         r: The first residual.
         rr: `<r, r>`.
         bb: `<b, b>`.
@@ -96,7 +97,7 @@ def start(solver: Any, matvec: MatVec, b: Tree, guess: Tree | None) -> Start:
         return Start(product, scaled, bb, bb, unit, None, 0, unroll)
     guess = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), guess, b)
     r = scale(1 / unit, add_scaled(b, -1.0, product(guess)))
-    return Start(product, r, vdot(r, r), bb, unit, guess, 1, unroll)
+    return Start(skip_first(product), r, vdot(r, r), bb, unit, guess, 1, unroll)
 
 
 def iterate(
@@ -122,18 +123,25 @@ def iterate(
     Returns:
         The last state.
     """
-    if unroll:
-        for _ in range(iterations):
-            state = step(state)
-        return state
-    if unfinished is None:
-        return lax.fori_loop(0, iterations, lambda _, state: step(state), state)
+    if unroll or unfinished is None:
+        return repeat(lambda _, state: step(state), state, iterations, unroll)
     _, state = lax.while_loop(
         lambda carry: (carry[0] < iterations) & unfinished(carry[1]),
         lambda carry: (carry[0] + 1, step(carry[1])),
         (jnp.int32(0), state),
     )
     return state
+
+
+def repeat(
+    step: Callable[[Any, State], State], state: State, iterations: int, unroll: bool
+) -> State:
+    """Apply `step(i, state)` for i = 0, ..., iterations - 1."""
+    if unroll:
+        for i in range(iterations):
+            state = step(i, state)
+        return state
+    return lax.fori_loop(0, iterations, step, state)
 
 
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

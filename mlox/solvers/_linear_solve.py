@@ -11,6 +11,7 @@ from mlox._utils.describe import find_non_array, show_differences, summarize
 from mlox._utils.tree import link_leaves
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, Solver, System, serves
+from mlox.solvers._products import Products, map_products, takes_draws
 
 
 def linear_solve(
@@ -32,9 +33,13 @@ def linear_solve(
     If `serves(solver)` is `System.NONE`, the solver is called directly: the derivative
     of `Identity` is the identity.
 
+    With `Products` in place of `matvec` there is no one matrix. The derivative is then
+    by the first of them, and as noisy as `x`.
+
     Args:
         solver: the solver, see `Solver`.
-        matvec: the linear map `x -> A x`, on pytrees like `b`.
+        matvec: the linear map `x -> A x`, on pytrees like `b`, or `Products` for a
+            solver that `takes_draws`.
         b: the right-hand side, a pytree of real floating arrays.
         guess: the first iterate, a pytree like `b`; zero if None.
         symmetric: whether `A` is symmetric; then its transpose is not computed.
@@ -46,7 +51,8 @@ def linear_solve(
         TypeError: if `solver` or `matvec` is not a function, a leaf of `b` or `guess`
             is not an array, or the solver does not return a pair.
         ValueError: if a leaf of `b` is not a real floating number, or if `guess`
-            differs from `b` in structure or shapes.
+            differs from `b` in structure or shapes, or if `matvec` is `Products` and
+            the solver needs one matrix.
 
     Example:
         >>> from mlox.solvers import CG, linear_solve
@@ -57,6 +63,12 @@ def linear_solve(
     """
     _check_function("solver", solver, "a value such as mlox.CG()")
     _check_function("matvec", matvec, "a function x -> A x")
+    if isinstance(matvec, Products) and not takes_draws(solver):
+        raise ValueError(
+            f"linear_solve: {summarize(solver)} got products with several matrices, "
+            "but needs one for all its iterations. Use a solver that takes draws, such "
+            "as mlox.Neumann() or mlox.Richardson()."
+        )
     if wrong := find_non_array((b, guess)):
         raise TypeError(
             f"linear_solve: (b, guess){wrong}; expected pytrees of floating arrays."
@@ -76,9 +88,7 @@ def linear_solve(
         guess = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), guess, b)
     if serves(solver) is System.NONE:
         return solver(matvec, b, guess)
-    # The rule traces the map four to six times; jit keeps the first trace, which halves
-    # the time to trace a solve with Hessian products of a deep network.
-    matvec = jax.jit(lambda x, matvec=matvec: matvec(x))
+    matvec = _keep_trace(matvec)
     _check_like_b("matvec(b)", jax.eval_shape(matvec, b), b)
     return _solve(solver, matvec, b, guess, symmetric)
 
@@ -110,8 +120,10 @@ def _solve(
         x, info = _check_solution(solver(transpose, b, None), b)
         return (x, guess), info
 
-    def transpose(y: Tree) -> Tree:
-        return matvec(y) if symmetric else jax.linear_transpose(matvec, b)(y)[0]
+    def transposed(matvec: MatVec) -> MatVec:
+        return lambda y: jax.linear_transpose(matvec, b)(y)[0]
+
+    transpose = matvec if symmetric else map_products(transposed, matvec)
 
     # JAX differentiates this map and never multiplies by it: the links cost the solves
     # nothing, as these use `matvec`. They are on both sides since the map is transposed
@@ -131,6 +143,16 @@ def _solve(
     # The right-hand side of a transposed solve is the cotangent of this one's solution.
     x, _ = _link_tangent(solution)
     return x, lax.stop_gradient(info)
+
+
+def _keep_trace(matvec: MatVec) -> MatVec:
+    """Return a linear map, or many, which is traced once."""
+    # The rule traces the map four to six times; jit keeps the first trace, which halves
+    # the time to trace a solve with Hessian products of a deep network.
+    if isinstance(matvec, Products):
+        indexed = jax.jit(lambda i, x: matvec.at(i)(x))
+        return Products(lambda i: lambda x: indexed(i, x))
+    return jax.jit(lambda x: matvec(x))
 
 
 @jax.custom_jvp

@@ -1,12 +1,14 @@
 """The truncated Neumann series."""
 
 import dataclasses
+from typing import Any
 
 from mlox._utils.describe import show_call
 from mlox._utils.tree import add_scaled, scale, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, System, serves
-from mlox.solvers._iterate import check_solver, iterate, report, start
+from mlox.solvers._iterate import check_solver, repeat, report, start
+from mlox.solvers._products import product_at, takes_draws
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -58,13 +60,13 @@ class Neumann:
         del guess
         first = start(self, matvec, b, None)
 
-        def step(state: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+        def step(i: Any, state: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
             total, term = state
-            term = add_scaled(term, -self.step, first.product(term))
+            term = add_scaled(term, -self.step, product_at(first.product, i)(term))
             return add_scaled(total, 1.0, term), term
 
         terms = (first.r, first.r)
-        total, term = iterate(step, terms, self.iterations, None, first.unroll)
+        total, term = repeat(step, terms, self.iterations, first.unroll)
         info = report(vdot(term, term), first.bb, self.iterations)
         return scale(self.step * first.unit, total), info
 
@@ -72,3 +74,4 @@ class Neumann:
 
 
 serves.register(Neumann, lambda solver: System.DEFINITE)
+takes_draws.register(Neumann, lambda solver: True)

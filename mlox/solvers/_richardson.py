@@ -1,6 +1,7 @@
 """Richardson's iteration."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ from mlox._utils.describe import show_call
 from mlox._utils.tree import add_scaled, scale, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, System, serves
-from mlox.solvers._iterate import check_solver, iterate, report, start
+from mlox.solvers._iterate import check_solver, repeat, report, start
+from mlox.solvers._products import product_at, takes_draws
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -66,15 +68,15 @@ class Richardson:
         b = jax.tree.map(jnp.asarray, b)
         x = jax.tree.map(jnp.zeros_like, b) if first.guess is None else first.guess
 
-        def step(state: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+        def step(i: Any, state: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
             x, r = state
             x = add_scaled(x, self.step, r)
             # Not r - step A r, which saves nothing and gathers rounding errors.
-            return x, add_scaled(b, -1.0, first.product(x))
+            return x, add_scaled(b, -1.0, product_at(first.product, i)(x))
 
         more = self.iterations - 1
         r = scale(first.unit, first.r)
-        x, r = iterate(step, (x, r), more, None, first.unroll)
+        x, r = repeat(step, (x, r), more, first.unroll)
         scaled = scale(1 / first.unit, r)
         info = report(vdot(scaled, scaled), first.bb, first.used + more)
         return add_scaled(x, self.step, r), info
@@ -83,3 +85,4 @@ class Richardson:
 
 
 serves.register(Richardson, lambda solver: System.DEFINITE)
+takes_draws.register(Richardson, lambda solver: True)
