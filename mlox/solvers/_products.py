@@ -68,7 +68,7 @@ def product_at(matvec: MatVec, i: jax.Array | int) -> MatVec:
         >>> _ = takes_draws.register(Descent, lambda solver: True)
         >>> x, _ = linear_solve(Descent(), Products(lambda i: lambda x: i * x), 1.0)
         >>> print(x)
-        0.75
+        0.5
     """
     return matvec.at(i) if isinstance(matvec, Products) else matvec
 
