@@ -43,6 +43,7 @@ from mlox.methods import Method as Method
 from mlox.methods import MethodWithMemory as MethodWithMemory
 from mlox.methods import Unrolled as Unrolled
 from mlox.methods import attach as attach
+from mlox.rewritings import penalty as penalty
 from mlox.solvers import CG as CG
 from mlox.solvers import GMRES as GMRES
 from mlox.solvers import MINRES as MINRES

@@ -133,7 +133,7 @@ def _check_rules(
             f"{method} does: {type(error).__name__}: {reason} Write the "
             "backward pass in plain JAX, or give the problem a method that does not "
             "differentiate it: mlox.FiniteDifference(), mlox.SAMA(epsilon=0.01) or "
-            "mlox.Detached()."
+            "mlox.Detached(); or replace the answer by mlox.penalty."
         ) from error
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,8 +16,14 @@ from mlox._problem.context import Context, Neighbour
 from mlox._problem.loss_output import split_loss
 from mlox._problem.problem import Problem
 from mlox._utils.chunks import vmap_in_chunks
-from mlox._utils.describe import annotate_errors, summarize
+from mlox._utils.describe import annotate_errors
 from mlox._utils.types import LossFn, Metrics, PyTree
+from mlox.rewritings._batches import missing_part
+
+StandIns = Mapping[str, Neighbour]
+
+# Numbers that are folded into the key of a step, for what needs one of its own.
+SAMPLE, OTHER = 2**32 - 2, 2**32 - 4
 
 
 class Evaluated(NamedTuple):
@@ -43,22 +50,53 @@ class Loss:
     Attributes:
         name: The problem.
         loss_fn: Its loss.
+        apply_fn: Its function, or None.
         sample: Makes its batch, or None.
         reads: The problems that its loss may read.
         keyed: Whether it has a PRNG key.
+        tasks: The number of its tasks, or None.
+        tasks_at_once: How many of them are computed at a time; None for all.
     """
 
     name: str
     loss_fn: LossFn
-    sample: Any
+    apply_fn: Callable[..., Any] | None
+    sample: Callable[..., Any] | None
     reads: tuple[str, ...]
     keyed: bool
+    tasks: int | None
+    tasks_at_once: int | None
 
     @classmethod
     def of(cls, problem: Problem, graph: Graph) -> Loss:
         """Return the loss of a problem in a graph."""
-        reads, keyed = graph.reads(problem.name), problem.rng is not None
-        return cls(problem.name, problem.loss_fn, problem.sample, reads, keyed)
+        return cls(
+            problem.name,
+            problem.loss_fn,
+            problem.apply_fn,
+            problem.sample,
+            graph.reads(problem.name),
+            problem.rng is not None,
+            problem.tasks,
+            problem.tasks_at_once,
+        )
+
+    def at(self, params: PyTree, ctx: Context) -> Neighbour:
+        """Return the problem of a loss, or one of its tasks, as a neighbour.
+
+        Args:
+            params: The parameters of which the loss is called.
+            ctx: The context that it is called with.
+        """
+        return Neighbour(
+            params, ctx.model_state, self.apply_fn, self.name, step=ctx.step
+        )
+
+    def stacked(self, neighbour: Neighbour) -> Neighbour:
+        """Return a neighbour whose arrays have an axis of tasks with its tasks."""
+        return dataclasses.replace(
+            neighbour, tasks=self.tasks, tasks_at_once=self.tasks_at_once
+        )
 
     def __call__(
         self,
@@ -67,111 +105,90 @@ class Loss:
         ctx: Context,
         *,
         rng: jax.Array | None,
-        stand_ins: Mapping[str, Neighbour],
+        stand_ins: StandIns,
     ) -> Evaluated:
-        """Evaluate the loss.
-
-        Args:
-            at: Where. If it has tasks, the loss is evaluated for each, and summed.
-            batch: Its batch, with a leading axis of tasks if `at` has tasks; not used
-                if the problem samples its own.
-            ctx: The context of the loss that calls this one.
-            rng: The PRNG key, split over tasks; not used if the problem has none.
-            stand_ins: What the loss reads under the name of each problem, in place of
-                what `ctx` has under it.
-
-        Raises:
-            ValueError: As the loss itself does.
-        """
-        seen = {n: stand_ins[n] if n in stand_ins else ctx[n] for n in self.reads}
-        rng = rng if self.keyed else None
+        """Evaluate the loss; the arguments are those of `call`."""
+        found = self.call(self._evaluate, at, batch, ctx, rng=rng, stand_ins=stand_ins)
         if at.tasks is None:
-            return self._evaluate(at, batch, ctx, rng, ctx.task_index, seen)
-        mapped = {n: other for n, other in seen.items() if other.tasks == at.tasks}
-        keys = None if rng is None else jax.random.split(rng, at.tasks)
-        data = jnp.arange(at.tasks, dtype=jnp.int32), batch, keys
+            return found
+        metrics = mean_over_tasks(self.name, found.metrics)
+        return found._replace(loss=found.loss.sum(), metrics=metrics)
 
-        def of_task(data: Any, arrays: Mapping[str, Any]) -> Evaluated:
-            index, batch, key = data
-            one = {n: _at_task(other, arrays[n]) for n, other in mapped.items()}
-            here = _at_task(at, arrays[""])
-            return self._evaluate(here, batch, ctx, key, index, {**seen, **one})
-
-        arrays = {n: (x.params, x.model_state) for n, x in {**mapped, "": at}.items()}
-        of_tasks = vmap_in_chunks(of_task, at.tasks, at.tasks_at_once)
-        losses, metrics, model_state = of_tasks(data, arrays)
-        return Evaluated(losses.sum(), mean_over_tasks(self.name, metrics), model_state)
-
-    def _evaluate(
+    def call(
         self,
+        function: Callable[[PyTree, PyTree, Context], Any],
         at: Neighbour,
         batch: PyTree,
         ctx: Context,
+        *,
         rng: jax.Array | None,
-        task_index: jax.Array | None,
-        seen: Mapping[str, Neighbour],
-    ) -> Evaluated:
+        stand_ins: StandIns,
+    ) -> Any:
+        """Call a function (params, batch, ctx) of the problem, for each of its tasks.
+
+        Args:
+            function: The function.
+            at: Where: the parameters, the mutable state and the tasks.
+            batch: The batch, with a leading axis of tasks if `at` has tasks.
+            ctx: The context of the loss that calls this one.
+            rng: The PRNG key, split over tasks; None for a problem without keys.
+            stand_ins: What the function reads under the name of each problem, in place
+                of what `ctx` has under it.
+        """
+        seen = {n: stand_ins[n] if n in stand_ins else ctx[n] for n in self.reads}
+        rng = rng if self.keyed else None
         step = 0 if at.step is None else at.step
-        own = Context(self.name, seen, rng, step, at.model_state, ctx.train, task_index)
-        params = at.params
+        own = Context(
+            self.name, seen, rng, step, at.model_state, ctx.train, ctx.task_index
+        )
+        if at.tasks is None:
+            return function(at.params, batch, own)
+        keys = None if rng is None else jax.random.split(rng, at.tasks)
+        data = jnp.arange(at.tasks, dtype=jnp.int32), batch, keys
+        mapped = {n: other for n, other in seen.items() if other.tasks == at.tasks}
+        others = {n: (x.params, x.model_state) for n, x in mapped.items()}
+
+        def of_task(data: Any, arrays: Any, others: Mapping[str, Any]) -> Any:
+            index, batch, key = data
+            params, model_state = arrays
+            ours = {n: _take_task(mapped[n], *x) for n, x in others.items()}
+            one = dataclasses.replace(
+                own,
+                neighbours={**seen, **ours},
+                rng=key,
+                model_state=model_state,
+                task_index=index,
+            )
+            return function(params, batch, one)
+
+        of_tasks = vmap_in_chunks(of_task, at.tasks, at.tasks_at_once)
+        return of_tasks(data, (at.params, at.model_state), others)
+
+    def _evaluate(self, params: PyTree, batch: PyTree, ctx: Context) -> Evaluated:
+        """Evaluate the loss of one task, in its own context."""
         if self.sample is not None:
+            rng = None if ctx.rng is None else jax.random.fold_in(ctx.rng, SAMPLE)
+            drawn = dataclasses.replace(ctx, rng=rng)
             with annotate_errors(f"sample of problem {self.name!r}", params=params):
-                batch = jax.lax.stop_gradient(self.sample(params, own))
+                batch = jax.lax.stop_gradient(self.sample(params, drawn))
         with annotate_errors(
-            f"loss_fn of problem {self.name!r}, called by that of {ctx.name!r}",
-            {"batch": missing_batch(self.name, ctx.name)},
+            f"loss_fn of problem {self.name!r}",
+            {"batch": missing_part(self.name)},
             params=params,
             batch=batch,
-            rng=rng,
-            model_state=at.model_state,
+            rng=ctx.rng,
+            model_state=ctx.model_state,
         ):
-            returned = self.loss_fn(params, batch, own)
-        return Evaluated(*split_loss(self.name, returned, at.model_state))
+            returned = self.loss_fn(params, batch, ctx)
+        return Evaluated(*split_loss(self.name, returned, ctx.model_state))
 
 
-def own_neighbour(params: PyTree, ctx: Context, tasks: int | None = None) -> Neighbour:
-    """Return the problem whose loss is evaluated as others see it."""
-    return Neighbour(
-        params, ctx.model_state, None, ctx.name, tasks=tasks, step=ctx.step
-    )
+def other_key(rng: jax.Array | None) -> jax.Array | None:
+    """Return a key for the loss of another problem, beside that of a problem's own."""
+    return None if rng is None else jax.random.fold_in(rng, OTHER)
 
 
-def part_of_batch(batch: PyTree, name: str, names: tuple[str, ...], owner: str) -> Any:
-    """Return the part of a problem in a batch that holds one of each of some problems.
-
-    Args:
-        batch: {name: batch}, where a problem without data may be left out; None if none
-            has data.
-        name: The problem whose part it is.
-        names: All of them.
-        owner: The problem whose batch it is.
-
-    Raises:
-        ValueError: If the batch is something else.
-    """
-    if batch is None:
-        return None
-    if not isinstance(batch, Mapping) or not set(batch) <= set(names):
-        expected = ", ".join(f"{n!r}: its batch" for n in names)
-        series = ", ".join(f"{n}=..." for n in names)
-        raise ValueError(
-            f"the batch of {owner!r} is {summarize(batch)}; expected a dict "
-            f"{{{expected}}}, as its loss evaluates those of {' and '.join(names)}. "
-            f"Pass data={{{owner!r}: mlox.together({series})}} to run; leave out what "
-            "has no data."
-        )
-    return batch.get(name)
-
-
-def missing_batch(name: str, owner: str) -> str:
-    """Return how a loss gets the batch that it lacks inside that of another problem."""
-    return (
-        f"the batch of {owner!r} has no part for {name!r}. Pass data={{{owner!r}: "
-        f"mlox.together({name}=..., ...)}} to run, or batches[{owner!r}][{name!r}] to "
-        "step."
-    )
-
-
-def _at_task(neighbour: Neighbour, arrays: tuple[PyTree, PyTree]) -> Neighbour:
-    """Return one task of a neighbour, with its parameters and mutable state."""
-    return Neighbour(*arrays, neighbour.apply_fn, neighbour.name, step=neighbour.step)
+def _take_task(neighbour: Neighbour, params: PyTree, model_state: PyTree) -> Neighbour:
+    """Return one task of a neighbour, whose arrays are given."""
+    parts = {"params": params, "model_state": model_state}
+    return dataclasses.replace(neighbour, **parts, tasks=None, tasks_at_once=None)

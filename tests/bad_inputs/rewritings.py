@@ -1,0 +1,151 @@
+"""Rewritings of graphs for which they are not defined, and batches that do not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import mlox
+from tests.small import fit_loss, penalty_loss, problem, trace
+
+from .case import Case, table
+
+EDGES = {"penalty": ["fit"]}, {"fit": ["penalty"]}
+
+
+def _problems(
+    fit: dict[str, Any] | None = None, penalty: dict[str, Any] | None = None
+) -> list[mlox.Problem]:
+    return [
+        problem("penalty", **{"loss_fn": penalty_loss, **(penalty or {})}),
+        problem("fit", **{"loss_fn": fit_loss, "unroll_steps": 2, **(fit or {})}),
+    ]
+
+
+def _penalty(
+    problems: Any = None, edges: Any = EDGES, lower: Any = "fit", **options: Any
+) -> mlox.Engine:
+    problems = _problems() if problems is None else problems
+    options = {"strength": 10.0, **options}
+    return mlox.Engine(*mlox.penalty(problems, *edges, lower=lower, **options))
+
+
+def _step(batch: Any) -> Any:
+    rows = np.ones((2, 2), np.float32)
+    batches = {"penalty": batch, "fit": {"fit": rows}, "fit_reference": rows}
+    return trace(_penalty(), batches)
+
+
+def cases() -> list[Case]:
+    """Return the bad inputs to rewritings."""
+    three = [*_problems(), problem("third")]
+    return table(
+        "mlox.penalty",
+        [
+            (
+                "an unknown lower",
+                lambda _: _penalty(lower="fits"),
+                ValueError,
+                r"mlox\.penalty of 'fits'.*\['fit', 'penalty'\]",
+            ),
+            (
+                "strength=0",
+                lambda _: _penalty(strength=0.0),
+                ValueError,
+                r"strength is 0\.0;.*> 0, or a schedule",
+            ),
+            (
+                "order=3",
+                lambda _: _penalty(order=3),
+                ValueError,
+                "order is 3; expected 1 or 2",
+            ),
+            (
+                "an answer that no upper reads",
+                lambda _: _penalty(edges=({}, {})),
+                ValueError,
+                r"'fit' is read by no upper;.*l2u=\{'fit'",
+            ),
+            (
+                "an answer that two uppers read",
+                lambda _: _penalty(three, ({}, {"fit": ["penalty", "third"]})),
+                ValueError,
+                r"'fit' is read by penalty and third;.*mlox\.Implicit\(\)",
+            ),
+            (
+                "an answer to nothing",
+                lambda _: _penalty(edges=({}, {"fit": ["penalty"]})),
+                ValueError,
+                r"'fit' does not read it;.*u2l=\{'penalty': \['fit'\]\}",
+            ),
+            (
+                "an answer to two problems",
+                lambda _: _penalty(
+                    three,
+                    (
+                        {"penalty": ["fit"], "third": ["fit"]},
+                        {"fit": ["penalty"], "penalty": ["third"]},
+                    ),
+                ),
+                ValueError,
+                r"'fit' also reads third;.*reads=\{'fit': \['third'\]\}",
+            ),
+            (
+                "an answer with a lower of its own",
+                lambda _: _penalty(
+                    three, (EDGES[0], {"fit": ["penalty"], "third": ["fit"]})
+                ),
+                ValueError,
+                r"'fit' has the lower 'third'.*mlox\.Implicit\(\)",
+            ),
+            (
+                "an answer below another answer",
+                lambda _: _penalty(
+                    three,
+                    (
+                        {"penalty": ["fit"], "third": ["penalty"]},
+                        {"fit": ["penalty"], "penalty": ["third"]},
+                    ),
+                ),
+                ValueError,
+                r"upper 'penalty', which answers to.*mlox\.Implicit\(\)",
+            ),
+            (
+                "tasks of the upper alone",
+                lambda _: _penalty(_problems(penalty={"tasks": 2})),
+                ValueError,
+                r"'fit' has no tasks.*tasks=2.*Give 'fit' tasks=2",
+            ),
+            (
+                "meta_trainable",
+                lambda _: _penalty(_problems({"meta_trainable": lambda params: True})),
+                ValueError,
+                "'fit' has meta_trainable=;.*trainable=",
+            ),
+            (
+                "a problem with the name of the new one",
+                lambda _: _penalty([*_problems(), problem("fit_reference")]),
+                ValueError,
+                "adds a problem 'fit_reference'.*Rename",
+            ),
+            (
+                "batches of the upper alone",
+                lambda _: _step(np.ones((1, 2), np.float32)),
+                ValueError,
+                r"the batch of 'penalty' is float32\[2\]; expected a dict.*together",
+            ),
+            (
+                "batches of another name",
+                lambda _: _step({"train": np.ones((1, 2), np.float32)}),
+                ValueError,
+                r"the batch of 'penalty' is \{'train'.*together\(penalty=.*, fit=",
+            ),
+            (
+                "no batches of the lower for its upper",
+                lambda _: _step(None),
+                TypeError,
+                "has no part for 'fit'.*together",
+            ),
+        ],
+    )
