@@ -1,0 +1,194 @@
+"""The methods of mlox, on any job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jobs
+import optax
+from programs import Batches, Method, Program, Rates
+
+import mlox
+
+ROUNDS = 10  # steps of the lower, and products, where a method makes several
+
+
+class LowerRate(NamedTuple):
+    """The state of the lower's descent: r, its exponent, and the steps made."""
+
+    rate: jax.Array
+    decay: jax.Array
+    count: jax.Array
+
+
+class UpperRate(NamedTuple):
+    """The same of the upper."""
+
+    rate: jax.Array
+    decay: jax.Array
+    count: jax.Array
+
+
+def descend(
+    kind: type[LowerRate] | type[UpperRate], every: int = 1
+) -> optax.GradientTransformation:
+    """Descend with steps of r / (k + 1)^decay, k the steps made over `every`."""
+
+    def init(params: Any) -> LowerRate | UpperRate:
+        del params
+        return kind(jnp.float32(0), jnp.float32(0), jnp.int32(0))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        length = state.rate / (1.0 + state.count // every) ** state.decay
+        return (
+            jax.tree.map(lambda g: -length * g, updates),
+            state._replace(count=state.count + 1),
+        )
+
+    return optax.GradientTransformation(init, update)
+
+
+def _with_rates(state: Any, rates: Rates) -> Any:
+    """Put step lengths into the states of all optimizers."""
+
+    def put(node: Any) -> Any:
+        if isinstance(node, LowerRate):
+            return node._replace(rate=rates.lower, decay=rates.decay)
+        if isinstance(node, UpperRate):
+            return node._replace(rate=rates.upper, decay=rates.decay)
+        return node
+
+    is_rate = lambda node: isinstance(node, LowerRate | UpperRate)  # noqa: E731
+    return jax.tree.map(put, state, is_leaf=is_rate)
+
+
+def problems_of(
+    job: jobs.Job,
+    method: Any,
+    rounds: int = 1,
+    upper_tx: optax.GradientTransformation | None = None,
+    lower_tx: optax.GradientTransformation | None = None,
+) -> list[mlox.Problem]:
+    """Write a job as two problems, x above y."""
+    x = mlox.Problem.create(
+        name="x",
+        params=jnp.asarray(job.x),
+        tx=upper_tx or descend(UpperRate),
+        loss_fn=lambda params, batch, ctx: job.upper(ctx.y.params, params, batch),
+    )
+    y = mlox.Problem.create(
+        name="y",
+        params=jnp.asarray(job.y),
+        tx=lower_tx or descend(LowerRate, rounds),
+        loss_fn=lambda params, batch, ctx: job.lower(params, ctx.x.params, batch),
+        method=method,
+        unroll_steps=rounds,
+    )
+    return [x, y]
+
+
+def program_of(
+    engine: mlox.Engine,
+    evaluations: int,
+    draws: dict[str, int],
+    batches_of: Callable[[Batches], dict[str, Any]],
+) -> Program:
+    """Return the program of an engine with problems x and y."""
+    first = engine.init()
+    return Program(
+        start=lambda rates: _with_rates(first, rates),
+        step=lambda state, batches: engine.step(state, batches_of(batches))[0],
+        upper=lambda state: state["x"].params,
+        lower=lambda state: state["y"].params,
+        draws=draws,
+        evaluations=evaluations,
+    )
+
+
+def _bilevel(
+    job: jobs.Job, method: Any, products: int, rounds: int = ROUNDS, **optimizers: Any
+) -> Program:
+    """Return a program of two problems, which asks for some Hessian products."""
+    engine = mlox.Engine(
+        problems_of(job, method, rounds, **optimizers),
+        {"x": ["y"]},
+        {"y": ["x"]},
+        metrics="none",
+    )
+    return program_of(
+        engine,
+        # The lower's gradients, the upper's, the products, and the cross derivative.
+        rounds + 1 + 2 * products + 2,
+        {"lower": rounds, "upper": 1},
+        lambda batches: {"x": batches["upper"], "y": batches["lower"]},
+    )
+
+
+def _implicit(solver: Callable[[float], Any], products: int, by_step: bool) -> Method:
+    def make(job: jobs.Job, step: float, option: Any) -> Program:
+        del option
+        return _bilevel(job, mlox.Implicit(solver(step)), products)
+
+    return Method(make, by_step)
+
+
+def _warm(job: jobs.Job, step: float, option: Any) -> Program:
+    # A start that is not zero costs conjugate gradients one product.
+    del step, option
+    method = mlox.Implicit(mlox.CG(iterations=3), warm_start=True)
+    return _bilevel(job, method, 4)
+
+
+def _amigo(job: jobs.Job, step: float, option: Any) -> Program:
+    del option
+    solver = mlox.Richardson(iterations=ROUNDS, step=step)
+    return _bilevel(job, mlox.Implicit(solver, warm_start=True), ROUNDS)
+
+
+def _soba(job: jobs.Job, step: float, option: Any) -> Program:
+    del option
+    return _bilevel(job, mlox.SOBA(step=step), 1, rounds=1)
+
+
+def _ma_soba(job: jobs.Job, step: float, option: Any) -> Program:
+    mean = optax.chain(optax.ema(option, debias=False), descend(UpperRate))
+    return _bilevel(job, mlox.SOBA(step=step), 1, rounds=1, upper_tx=mean)
+
+
+def _sama(job: jobs.Job, step: float, option: Any) -> Program:
+    del step, option
+    return _bilevel(job, mlox.SAMA(), 0)
+
+
+def _difference(job: jobs.Job, step: float, option: Any) -> Program:
+    # Two gradients in place of the cross derivative: the same price.
+    del step, option
+    return _bilevel(job, mlox.FiniteDifference(), 0)
+
+
+def _unrolled(job: jobs.Job, step: float, option: Any) -> Program:
+    # Back through each step goes a Hessian product, the first one excepted, and a
+    # cross derivative.
+    del step, option
+    found = _bilevel(job, mlox.Unrolled(), 0)
+    back = 2 * (ROUNDS - 1) + 2 * ROUNDS
+    return found._replace(evaluations=ROUNDS + 1 + back)
+
+
+METHODS: dict[str, Method] = {
+    "Implicit(CG)": _implicit(lambda step: mlox.CG(iterations=ROUNDS), ROUNDS, False),
+    "Implicit(Neumann)": _implicit(
+        lambda step: mlox.Neumann(iterations=ROUNDS, step=step), ROUNDS, True
+    ),
+    "Implicit(CG), warm": Method(_warm),
+    "AmIGO": Method(_amigo, by_step=True),
+    "SOBA": Method(_soba, by_step=True),
+    "MA-SOBA": Method(_ma_soba, by_step=True, options=(0.9, 0.9, 0.9, 0.9)),
+    "SAMA": Method(_sama),
+    "FiniteDifference": Method(_difference),
+    "Unrolled": Method(_unrolled),
+}
