@@ -39,7 +39,7 @@ def descend(
 
     def init(params: Any) -> LowerRate | UpperRate:
         del params
-        return kind(jnp.float32(0), jnp.float32(0), jnp.int32(0))
+        return kind(jnp.float32(0), jnp.float32(0), jnp.float32(0))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
@@ -62,8 +62,11 @@ def _with_rates(state: Any, rates: Rates) -> Any:
             return node._replace(rate=rates.upper, decay=rates.decay)
         return node
 
-    is_rate = lambda node: isinstance(node, LowerRate | UpperRate)  # noqa: E731
-    return jax.tree.map(put, state, is_leaf=is_rate)
+    return jax.tree.map(put, state, is_leaf=_is_rate)
+
+
+def _is_rate(node: Any) -> bool:
+    return isinstance(node, LowerRate | UpperRate)
 
 
 def problems_of(
@@ -146,7 +149,14 @@ def _warm(job: jobs.Job, step: float, option: Any) -> Program:
 def _amigo(job: jobs.Job, step: float, option: Any) -> Program:
     del option
     solver = mlox.Richardson(iterations=ROUNDS, step=step)
-    return _bilevel(job, mlox.Implicit(solver, warm_start=True), ROUNDS)
+    method = mlox.Implicit(solver, warm_start=True, draws=ROUNDS)
+    return _bilevel(job, method, ROUNDS)
+
+
+def _stocbio(job: jobs.Job, step: float, option: Any) -> Program:
+    del option
+    solver = mlox.Neumann(iterations=ROUNDS, step=step)
+    return _bilevel(job, mlox.Implicit(solver, draws=ROUNDS), ROUNDS)
 
 
 def _soba(job: jobs.Job, step: float, option: Any) -> Program:
@@ -179,16 +189,49 @@ def _unrolled(job: jobs.Job, step: float, option: Any) -> Program:
     return found._replace(evaluations=ROUNDS + 1 + back)
 
 
+def _penalty(job: jobs.Job, strength: float, order: int) -> Program:
+    problems = problems_of(job, None, ROUNDS)
+    graph = mlox.penalty(
+        problems, {"x": ["y"]}, {"y": ["x"]}, lower="y", strength=strength, order=order
+    )
+    engine = mlox.Engine(*graph, metrics="none")
+
+    def batches_of(batches: Batches) -> dict[str, Any]:
+        # y and its reference see the same batches, so that their noise cancels.
+        both = {"y": batches["lower"], "x": batches["upper"]}
+        below = jax.tree.map(lambda rows: rows[:ROUNDS], both)
+        last = jax.tree.map(lambda rows: rows[ROUNDS:], both)
+        if order == 1:
+            return {"x": last, "y": below, "y_reference": below["y"]}
+        return {"x": last, "y": below, "y_minus": below}
+
+    # Of C and F: in each round 2 and `order`, for the upper 2 and `order`.
+    price = (2 + order) * (ROUNDS + 1)
+    draws = {"lower": ROUNDS + 1, "upper": ROUNDS + 1}
+    return program_of(engine, price, draws, batches_of)
+
+
+def _f2sa(order: int) -> Method:
+    def make(job: jobs.Job, step: float, option: Any) -> Program:
+        del step
+        return _penalty(job, option, order)
+
+    return Method(make, options=(100.0, 30.0, 10.0, 3.0))
+
+
 METHODS: dict[str, Method] = {
     "Implicit(CG)": _implicit(lambda step: mlox.CG(iterations=ROUNDS), ROUNDS, False),
     "Implicit(Neumann)": _implicit(
         lambda step: mlox.Neumann(iterations=ROUNDS, step=step), ROUNDS, True
     ),
     "Implicit(CG), warm": Method(_warm),
+    "stocBiO": Method(_stocbio, by_step=True),
     "AmIGO": Method(_amigo, by_step=True),
     "SOBA": Method(_soba, by_step=True),
     "MA-SOBA": Method(_ma_soba, by_step=True, options=(0.9, 0.9, 0.9, 0.9)),
     "SAMA": Method(_sama),
     "FiniteDifference": Method(_difference),
     "Unrolled": Method(_unrolled),
+    "F2SA": _f2sa(order=1),
+    "F2SA, order 2": _f2sa(order=2),
 }

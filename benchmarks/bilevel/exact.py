@@ -58,9 +58,7 @@ def ridge(data: rows.Split) -> Measure:
     )
     gram, moment = inputs.T @ inputs / len(target), inputs.T @ target / len(target)
 
-    def point(
-        x: np.ndarray, guess: np.ndarray
-    ) -> tuple[float, np.ndarray, np.ndarray]:
+    def point(x: np.ndarray, guess: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         del guess
         hessian = gram + np.diag(np.exp(x))
         y = np.linalg.solve(hessian, moment)
@@ -78,9 +76,7 @@ def logistic(data: rows.Split) -> Measure:
         for key in ("lower", "upper")
     )
 
-    def point(
-        x: np.ndarray, guess: np.ndarray
-    ) -> tuple[float, np.ndarray, np.ndarray]:
+    def point(x: np.ndarray, guess: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         penalty = np.exp(x)
 
         def slope_and_hessian(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,9 +119,7 @@ def quadratic(data: rows.Split) -> Measure:
     """Measure the quadratics."""
     g, f = (rows.mean_matrices(data[key]) for key in ("lower", "upper"))
 
-    def point(
-        x: np.ndarray, guess: np.ndarray
-    ) -> tuple[float, np.ndarray, np.ndarray]:
+    def point(x: np.ndarray, guess: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         del guess
         y = -np.linalg.solve(g["A"], g["C"].T @ x + g["p"])
         multiplier = np.linalg.solve(g["A"], f["A"] @ y + f["C"].T @ x + f["p"])
@@ -139,7 +133,7 @@ def quadratic(data: rows.Split) -> Measure:
 def cleaning(data: rows.Split, regularization: float) -> Measure:
     """Measure data cleaning; many x at once share the products with the images."""
     inputs, test = data["lower"]["inputs"], data["upper"]["inputs"]
-    number, width = inputs.shape
+    number = len(inputs)
     labels = np.eye(10, dtype=np.float32)[data["lower"]["target"]]
     goal = np.eye(10, dtype=np.float32)[data["upper"]["target"]]
     spectrum, basis = np.linalg.eigh(inputs.T @ inputs / number)

@@ -65,7 +65,7 @@ class Job:
         return {**found, "start": self.batch * np.arange(number, dtype=np.int32)}
 
 
-def ridge(budget: int = 40_000) -> Job:
+def ridge(budget: int = 200_000) -> Job:
     """Select one penalty per feature of a least-squares fit: progress of diabetes."""
     data = rows.diabetes()
 
@@ -88,7 +88,7 @@ def ridge(budget: int = 40_000) -> Job:
     )
 
 
-def logistic(data: str = "digits", budget: int = 40_000) -> Job:
+def logistic(data: str = "digits", budget: int = 200_000) -> Job:
     """Select one penalty per feature of a logistic regression."""
     readers = {"digits": rows.digits, "ijcnn1": rows.ijcnn1, "covtype": rows.covtype}
     found = readers[data]()
@@ -144,7 +144,7 @@ def cleaning(corruption: float, budget: int = 20_000, images: int = 25_000) -> J
     )
 
 
-def quadratic(budget: int = 40_000, samples: int = 4096) -> Job:
+def quadratic(budget: int = 200_000, samples: int = 4096) -> Job:
     """Minimize random quadratics: 100 lower and 10 upper parameters."""
     data = rows.quadratics(samples, 1024)
 

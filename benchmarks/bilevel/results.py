@@ -1,7 +1,7 @@
 """Files of results: one for each job, small enough to be kept with the programs.
 
-    {"job", "machine", "versions", "date", "sizes", "tuned", "settings": {method: {...}},
-     "curves": [{"method", "seed", "evaluations", "seconds", "value", "norm"}, ...]}
+{"job", "machine", "versions", "date", "sizes", "tuned", "settings": {method: {...}},
+ "curves": [{"method", "seed", "evaluations", "seconds", "value", "norm"}, ...]}
 """
 
 from __future__ import annotations

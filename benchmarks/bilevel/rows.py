@@ -1,11 +1,11 @@
 """The rows of the jobs: what scikit-learn ships, or files in the folder MLOX_DATA.
 
-    fashion_mnist.npz       data cleaning: x_train, y_train of Fashion-MNIST
-                            (github.com/zalandoresearch/fashion-mnist); without it the
-                            digits of scikit-learn, 1,200 to 500
-    ijcnn1.bz2, ijcnn1.t.bz2, covtype.libsvm.binary.scale.bz2
-                            the original tables of the selection of penalties, from
-                            www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary.html
+fashion_mnist.npz       data cleaning: x_train, y_train of Fashion-MNIST
+                        (github.com/zalandoresearch/fashion-mnist); without it the
+                        digits of scikit-learn, 1,200 to 500
+ijcnn1.bz2, ijcnn1.t.bz2, covtype.libsvm.binary.scale.bz2
+                        the original tables of the selection of penalties, from
+                        www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary.html
 """
 
 from __future__ import annotations

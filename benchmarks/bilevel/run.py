@@ -101,10 +101,9 @@ def main() -> None:
             curves = run(job, method, setting, seeds)
             tuned = {
                 "settings": tune.SETTINGS,
-                "budget": int(tune.SHARE * job.budget),
                 "on": TUNED_ON.get(job.name, job.name),
                 "by": "least value function at the end",
-                "seed": tune.SEED,
+                "seeds": tune.SEEDS,
             }
             chosen_here = {method: setting._asdict()}
             results.update(job, options.results, chosen_here, curves, tuned)

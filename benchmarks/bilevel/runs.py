@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -98,7 +99,7 @@ class Runner:
         carry = self.program.start(Rates(*map(jnp.float32, rates)))
         seconds, xs, ys = 0.0, [], []
         ends = [np.int32(0), *self.steps]
-        for first, last in zip(ends[:-1], ends[1:], strict=True):
+        for first, last in itertools.pairwise(ends):
             begin = time.process_time()
             carry = self.advance(carry, self.blocks, order, first, last)
             carry = jax.block_until_ready(carry)
@@ -115,22 +116,21 @@ class Runner:
 
 
 def run_many(
-    job: jobs.Job, program: Program, many: Rates, budget: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Run with many settings at once, on the same batches; return the last x and y."""
+    job: jobs.Job, program: Program, many: Rates, budget: int, seeds: Sequence[int]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Run with many settings at once; return the last x and y of each seed."""
     steps = int(steps_at(program, budget)[-1])
-    order = jax.tree.map(jnp.asarray, draw_order(job, program, steps, seed))
-    advance = make_advance(program)
+    advance, blocks = make_advance(program), blocks_of(job)
 
     def run(rates: Rates, blocks: Any, order: Order) -> tuple[jax.Array, jax.Array]:
         carry = advance(program.start(rates), blocks, order, 0, steps)
         return program.upper(carry), program.lower(carry)
 
-    found = jax.jit(jax.vmap(run, in_axes=(0, None, None)))(
-        jax.tree.map(jnp.float32, many), blocks_of(job), order
-    )
-    x, y = map(np.asarray, found)
-    return x, y
+    at_once = jax.jit(jax.vmap(run, in_axes=(0, None, None)))
+    rates = jax.tree.map(jnp.float32, many)
+    orders = [draw_order(job, program, steps, seed) for seed in seeds]
+    found = [at_once(rates, blocks, order) for order in orders]
+    return [(np.asarray(x), np.asarray(y)) for x, y in found]
 
 
 def measure(job: jobs.Job, xs: np.ndarray, ys: np.ndarray) -> tuple[Any, Any, Any]:

@@ -101,9 +101,9 @@ def start_table(job: jobs.Job) -> list[Row]:
     sizes = [(lower, job.y), (lower, job.y), (lower, job.x), (upper, job.y)]
     return [
         Row(
-            jnp.zeros((number, *like.shape)),
-            jnp.zeros(like.shape),
-            jnp.zeros(like.shape),
+            jnp.zeros((number, *like.shape), like.dtype),
+            jnp.zeros(like.shape, like.dtype),
+            jnp.zeros(like.shape, like.dtype),
             jnp.int32(0),
         )
         for number, like in [*sizes, (upper, job.x)]
@@ -184,7 +184,7 @@ def make_fsla(job: jobs.Job, step: float = 0, option: Any = None) -> Program:
         after = here._replace(x=at.x - fade * rates.upper * along)
         return State(after, rates, state.count + 1, Momentum(along, here))
 
-    first = Momentum(jnp.zeros(job.x.shape), _start(job))
+    first = Momentum(jnp.zeros_like(_start(job).x), _start(job))
     # One gradient for y; a product and a gradient for v; two of each for x.
     price = 1 + (2 + 1) + 2 * (2 + 1)
     return _program(job, advance, first, {"lower": 3, "upper": 2}, price)
@@ -210,7 +210,7 @@ def _program(
     evaluations: int,
 ) -> Program:
     return Program(
-        start=lambda rates: State(_start(job), rates, jnp.int32(0), more),
+        start=lambda rates: State(_start(job), rates, jnp.float32(0), more),
         step=advance,
         upper=lambda state: state.point.x,
         lower=lambda state: state.point.y,

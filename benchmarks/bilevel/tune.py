@@ -1,4 +1,4 @@
-"""Choose settings: the same random search for every method, on a seed of its own."""
+"""Choose settings: the same random search for every method, on seeds of its own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import runs
 from programs import Method, Rates
 
 SETTINGS = 16
-SHARE = 0.25  # of the budget of a run
-SEED = 1000  # reported runs have the seeds 0, 1, ...
+SEEDS = (1000, 1001)  # reported runs have the seeds 0, 1, ...
 
 
 class Setting(NamedTuple):
@@ -22,7 +21,7 @@ class Setting(NamedTuple):
         rate: The step length of the upper.
         decay: Both fall like 1 / (k + 1)^decay in the k-th step of the upper.
         option: What else the method has, see its table.
-        value: The value function at the end of the run that was chosen.
+        value: The mean value function at the end of the runs that chose it.
     """
 
     step: float
@@ -39,7 +38,7 @@ class Setting(NamedTuple):
 
 def draw_settings(job: jobs.Job, method: Method) -> list[Setting]:
     """Draw settings: the same step lengths and exponents for every method of a job."""
-    generator = np.random.default_rng(SEED)
+    generator = np.random.default_rng(SEEDS[0])
     least, most = np.log10(job.rates)
     each = SETTINGS // len(job.steps)
     found = []
@@ -54,17 +53,19 @@ def draw_settings(job: jobs.Job, method: Method) -> list[Setting]:
 
 
 def tune(job: jobs.Job, method: Method) -> Setting:
-    """Return the setting with the least value function after a short run."""
+    """Return the setting with the least value function at the end, in the mean."""
     settings = draw_settings(job, method)
     alike = not method.by_step and len(set(method.options)) == 1
     groups = [settings] if alike else _grouped(settings)
     found: list[Setting] = []
     for group in groups:
         program = method.make(job, group[0].step, group[0].option)
-        many = Rates(*(np.array(column) for column in zip(*(s.rates for s in group))))
-        x, y = runs.run_many(job, program, many, int(SHARE * job.budget), SEED)
-        values, *_ = runs.measure(job, x, y)
-        found += [s._replace(value=float(v)) for s, v in zip(group, values, strict=True)]
+        many = Rates(*map(np.array, zip(*(s.rates for s in group), strict=True)))
+        ends = runs.run_many(job, program, many, job.budget, SEEDS)
+        values = np.mean([runs.measure(job, *end)[0] for end in ends], axis=0)
+        found += [
+            s._replace(value=float(v)) for s, v in zip(group, values, strict=True)
+        ]
     return best_of(found)
 
 
