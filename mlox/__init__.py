@@ -24,6 +24,7 @@ from mlox._problem.context import Context as Context
 from mlox._problem.context import Neighbour as Neighbour
 from mlox._problem.loss_transforms import Accumulated as Accumulated
 from mlox._problem.loss_transforms import MixedPrecision as MixedPrecision
+from mlox._problem.magic_box import magic_box as magic_box
 from mlox._problem.problem import Problem as Problem
 from mlox._run.early_stopping import EarlyStopping as EarlyStopping
 from mlox._run.errors import RunError as RunError

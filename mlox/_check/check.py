@@ -132,6 +132,13 @@ def note_unjudged(figures: Figures) -> tuple[str, ...]:
             "Differences of the program are left out: they would move what the "
             f"hypergradient holds fixed as a constant ({pairs})."
         )
+    if figures.sampled:
+        names = ", ".join(map(repr, sorted(figures.sampled)))
+        notes.append(
+            f"Losses that sample ({names}) are not judged by differences of their "
+            "values, which hold the samples fixed or jump with them. Where there are "
+            "few outcomes, check the program with all of them, weighted."
+        )
     if not figures.converged:
         which = "rows against it"
         if figures.unsolved:

@@ -29,7 +29,7 @@ def diagnose_derivatives(figures: Figures) -> Iterator[Finding]:
             "differentiate them.",
         )
     for name, edge in _find_wrong(figures).items():
-        if name not in jumping and name not in figures.narrow:
+        if name not in jumping and name not in figures.unseen:
             yield _blame_derivative(edge, custom=name in figures.custom)
 
 
@@ -41,7 +41,6 @@ def _find_jumping(figures: Figures) -> dict[str, tuple[str, float]]:
     answer is where its cost is lowest, and is not stationary there. An
     approximate method does not differentiate the gradient, so that it may jump.
     """
-    # A loss in 16 bits is a staircase, and its steps are those of its precision.
     jumps = _large(figures.jumps, figures)
     found = {n: ("The loss", jump) for n, jump in jumps.items()}
     kinks = {n: x for n, x in _large(figures.kinks, figures).items() if n not in found}
@@ -63,7 +62,7 @@ def _find_approximate(figures: Figures) -> frozenset[str]:
 
 
 def _large(jumps: Mapping[str, float], figures: Figures) -> dict[str, float]:
-    return {n: x for n, x in jumps.items() if x > JUMP and n not in figures.narrow}
+    return {n: x for n, x in jumps.items() if x > JUMP and n not in figures.unseen}
 
 
 def _find_wrong(figures: Figures) -> dict[str, Edge]:
@@ -122,5 +121,5 @@ def _blame_derivative(edge: Edge, *, custom: bool) -> Finding:
         edge.cost,
         f"{found}: a part of it is cut{where}.",
         "Look for jax.lax.stop_gradient, conversions to integers or NumPy, and "
-        "rounding in the loss.",
+        "rounding in the loss. If it is a mean over samples, use mlox.magic_box.",
     )

@@ -115,7 +115,8 @@ def _cut(edge: Edge) -> Finding:
         f"The loss of {edge.cost!r} changes with {edge.by!r}, but {what} is 0, where "
         f"differences give {measured}.",
         "Remove jax.lax.stop_gradient, conversions to integers or NumPy, and rounding "
-        f"from where the loss reads ctx.{edge.by}.",
+        f"from where the loss reads ctx.{edge.by}."
+        + (" If it is a mean over samples, use mlox.magic_box." if edge.above else ""),
     )
 
 

@@ -99,6 +99,7 @@ class Figures:
         mixing: How far the examples of the upper's batch depend on each other.
         custom: The problems whose losses have a derivative of the user's own.
         narrow: The problems whose losses compute in 16 bits.
+        sampled: The problems whose losses hold a `mlox.magic_box`.
         direct: Whether coupling is direct.
         held: The pairs (reader, read) of constants that the hypergradient holds fixed,
             but a program that is run again would not.
@@ -126,6 +127,7 @@ class Figures:
     mixing: float = 0.0
     custom: frozenset[str] = frozenset()
     narrow: frozenset[str] = frozenset()
+    sampled: frozenset[str] = frozenset()
     direct: bool = False
     held: tuple[tuple[str, str], ...] = ()
     double: bool = False
@@ -143,6 +145,15 @@ class Figures:
         if self.remaining is None or self.stationarity is None:
             return True
         return self.remaining <= 1e-4 * max(self.stationarity, 1e-8)
+
+    @property
+    def unseen(self) -> frozenset[str]:
+        """The problems whose losses have derivatives that their values do not show.
+
+        In 16 bits a loss is a staircase. The value of a loss of samples holds them, or
+        jumps where others are drawn; `mlox.magic_box` differentiates the expectation.
+        """
+        return self.narrow | self.sampled
 
     @property
     def unsolved(self) -> bool:

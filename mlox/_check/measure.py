@@ -195,6 +195,7 @@ def measure_losses(experiment: Experiment, figures: Figures, seed: int) -> Figur
         mixing=measure_mixing(experiment, seed) if traits[figures.name].norms else 0.0,
         custom=frozenset(n for n, t in traits.items() if t.custom),
         narrow=frozenset(n for n, t in traits.items() if t.narrow),
+        sampled=frozenset(n for n, t in traits.items() if t.sampled),
         jumps=measure_jumps(experiment, Quantity.VALUE, seed),
     )
     if is_suspicious(figures):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 
+from mlox._problem.magic_box import is_magic_box
 from mlox._utils.programs import equations, list_programs, without_constants
 
 JAX = str(pathlib.Path(jax.__file__).parent)
@@ -23,11 +24,13 @@ class Traits(NamedTuple):
         narrow: Numbers of 16 bits or fewer.
         norms: A root of an array that has no axis of the given length, as the standard
             deviation over the examples of a batch has.
+        sampled: A `mlox.magic_box`.
     """
 
     custom: bool
     narrow: bool
     norms: bool
+    sampled: bool
 
 
 def read_program(function: Callable[..., Any], *args: Any, rows: int = 0) -> Traits:
@@ -36,7 +39,7 @@ def read_program(function: Callable[..., Any], *args: Any, rows: int = 0) -> Tra
     Example:
         >>> spread = lambda x: jnp.std(x, axis=0)
         >>> read_program(spread, jnp.ones((3, 2)), rows=3)
-        Traits(custom=False, narrow=False, norms=True)
+        Traits(custom=False, narrow=False, norms=True, sampled=False)
     """
     found = list(equations(jax.make_jaxpr(function)(*args)))
     outputs = [
@@ -52,6 +55,7 @@ def read_program(function: Callable[..., Any], *args: Any, rows: int = 0) -> Tra
             name in ("rsqrt", "sqrt") and aval.ndim > 0 and rows not in aval.shape
             for name, aval in outputs
         ),
+        sampled=any(map(is_magic_box, found)),
     )
 
 

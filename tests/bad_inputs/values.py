@@ -300,8 +300,14 @@ def _summed(y: Any, x: Any) -> Any:
 
 def _losses() -> list[Case]:
     return table(
-        "Accumulated, MixedPrecision, Composed",
+        "Accumulated, MixedPrecision, Composed, magic_box",
         [
+            (
+                "probabilities as integers",
+                lambda _: mlox.magic_box(jnp.arange(3)),
+                TypeError,
+                r"magic_box: logp is int.*\[3\]; expected a floating.*log_softmax",
+            ),
             (
                 "no loss of the outputs",
                 lambda _: mlox.Composed(alone_loss, None),  # type: ignore[arg-type]

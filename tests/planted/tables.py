@@ -1,6 +1,7 @@
 """All planted faults, and all healthy programs."""
 
 from . import (
+    choices,
     edge_faults,
     healthy,
     healthy_loops,
@@ -16,6 +17,12 @@ FAULTS: list[Case] = [
     *edge_faults.CASES,
     *loss_faults.CASES,
     *loop_faults.CASES,
+    *choices.FAULTS,
     *networks.FAULTS,
 ]
-HEALTHY: list[Case] = [*healthy.CASES, *healthy_loops.CASES, *networks.HEALTHY]
+HEALTHY: list[Case] = [
+    *healthy.CASES,
+    *healthy_loops.CASES,
+    *choices.HEALTHY,
+    *networks.HEALTHY,
+]
