@@ -26,6 +26,7 @@ from mlox._problem.loss_transforms import Accumulated as Accumulated
 from mlox._problem.loss_transforms import MixedPrecision as MixedPrecision
 from mlox._problem.magic_box import magic_box as magic_box
 from mlox._problem.problem import Problem as Problem
+from mlox._problem.proximal import Proximal as Proximal
 from mlox._run.early_stopping import EarlyStopping as EarlyStopping
 from mlox._run.errors import RunError as RunError
 from mlox._run.errors import RunInterrupted as RunInterrupted

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlox._problem.loss_transforms import Accumulated, MixedPrecision
+from mlox._problem.proximal import Proximal
 from mlox._utils.describe import annotate_errors
 from mlox._utils.types import PyTree, State
 
@@ -66,7 +67,7 @@ def without_mixed(loss_fn: Any) -> Any:
     """Return a loss that is not evaluated in mixed precision."""
     if isinstance(loss_fn, MixedPrecision):
         return without_mixed(loss_fn.loss_fn)
-    if isinstance(loss_fn, Accumulated):
+    if isinstance(loss_fn, Accumulated | Proximal):
         return dataclasses.replace(loss_fn, loss_fn=without_mixed(loss_fn.loss_fn))
     return loss_fn
 

@@ -11,8 +11,12 @@ import jax.numpy as jnp
 
 from mlox._problem.context import Context
 from mlox._problem.loss_transforms import Accumulated, MixedPrecision
+from mlox._problem.proximal import Proximal
 from mlox._utils.fields import check_function
 from mlox._utils.types import LossFn, PyTree
+
+# Losses of a loss, which leave its parts as they are.
+WRAPPERS = Accumulated | MixedPrecision | Proximal
 
 OUTPUTS = "(params, batch, ctx) -> outputs"
 LOSS_OF_OUTPUTS = "(outputs, batch, ctx) -> loss"
@@ -25,8 +29,8 @@ class Composed:
         C(theta) = l(f(theta, batch, ctx), batch, ctx)
 
     It is a loss like any other, for every method; its Gauss-Newton matrix is J^T H J
-    with J = df/dtheta and H the Hessian of l in the outputs. `mlox.Accumulated` and
-    `mlox.MixedPrecision` of it are composed, too.
+    with J = df/dtheta and H the Hessian of l in the outputs. `mlox.Accumulated`,
+    `mlox.MixedPrecision` and `mlox.Proximal` of it are composed, too.
 
     Attributes:
         outputs: f, (params, batch, ctx) -> outputs: a pytree, such as logits. All that
@@ -67,7 +71,7 @@ class Composed:
 
 def is_composed(loss_fn: Any) -> bool:
     """Return whether a loss gives its parts."""
-    if isinstance(loss_fn, Accumulated | MixedPrecision):
+    if isinstance(loss_fn, WRAPPERS):
         return is_composed(loss_fn.loss_fn)
     return isinstance(loss_fn, Composed)
 
@@ -78,7 +82,7 @@ def linearize_outputs(loss_fn: Any, point: PyTree) -> LossFn:
     At the point it has the value and the slopes of the loss, in whatever it reads, and
     the mixed derivatives d^2/(dtheta dx); its Hessian is the Gauss-Newton matrix.
     """
-    if isinstance(loss_fn, Accumulated | MixedPrecision):
+    if isinstance(loss_fn, WRAPPERS):
         inner = linearize_outputs(loss_fn.loss_fn, point)
         return dataclasses.replace(loss_fn, loss_fn=inner)
     return dataclasses.replace(loss_fn, outputs=_Linearized(loss_fn.outputs, point))

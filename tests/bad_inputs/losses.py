@@ -460,6 +460,14 @@ def _methods() -> list[Case]:
                 r"'fit': model_state.*\['mean'\] is float32\[1\], expected float32\[\]",
             ),
             (
+                "Proximal: a neighbour of another shape",
+                lambda _: _fit(
+                    mlox.Proximal(lambda p, b, ctx: jnp.sum(p), lambda ctx: (), 1.0)
+                ),
+                ValueError,
+                "'fit': Proximal.*pulled to parameters.*no such leaf|missing.*init",
+            ),
+            (
                 "MixedPrecision: a string for the loss",
                 lambda _: _fit(mlox.MixedPrecision(lambda p, b, ctx: "low")),
                 ValueError,

@@ -300,8 +300,20 @@ def _summed(y: Any, x: Any) -> Any:
 
 def _losses() -> list[Case]:
     return table(
-        "Accumulated, MixedPrecision, Composed, magic_box",
+        "Accumulated, MixedPrecision, Composed, Proximal, magic_box",
         [
+            (
+                "a strength of 0",
+                lambda _: mlox.Proximal(alone_loss, "init", 0.0),
+                ValueError,
+                "Proximal: strength is 0.0; expected a finite number > 0",
+            ),
+            (
+                "an upper as a problem",
+                lambda _: mlox.Proximal(alone_loss, 3, 1.0),  # type: ignore[arg-type]
+                TypeError,
+                r"Proximal: to is 3; expected .*\(ctx\) -> params",
+            ),
             (
                 "probabilities as integers",
                 lambda _: mlox.magic_box(jnp.arange(3)),
