@@ -4,11 +4,12 @@ import dataclasses
 from typing import Any
 
 from mlox._utils.describe import show_call
-from mlox._utils.tree import add_scaled, scale, vdot
+from mlox._utils.tree import add_scaled, scale
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, System, serves
-from mlox.solvers._iterate import check_solver, repeat, report, start
+from mlox.solvers._iterate import check_solver, start
 from mlox.solvers._products import product_at, takes_draws
+from mlox.solvers._series import sum_powers
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -53,22 +54,24 @@ class Neumann:
         self, matvec: MatVec, b: Tree, guess: Tree | None = None
     ) -> tuple[Tree, Info]:
         """Return the sum and its report, see `Solver`."""
-        # With a = step, the terms t_i = (I - a A)^i b follow t_(i+1) = t_i - a A t_i. A
-        # sum telescopes under A, so its residual is the next term, as a norm for free:
+        # With a = step, the terms t_i = (I - a A)^i b follow
+        #
+        #     t_(i+1) = t_i + A (-a t_i),
+        #
+        # the factor inside the product, where the update of gradient descent has it: so
+        # `mlox.FixedPoint` with `optax.sgd(a)` is this sum to the last bit. A sum
+        # telescopes under A, so its residual is the next term, as a norm for free:
         #
         #     A a (t_0 + ... + t_(k-1)) = sum of (t_i - t_(i+1)) = b - t_k.
         del guess
         first = start(self, matvec, b, None)
 
-        def step(i: Any, state: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
-            total, term = state
-            term = add_scaled(term, -self.step, product_at(first.product, i)(term))
-            return add_scaled(total, 1.0, term), term
+        def advance(i: Any, term: Tree) -> Tree:
+            moved = product_at(first.product, i)(scale(-self.step, term))
+            return add_scaled(term, 1.0, moved)
 
-        terms = (first.r, first.r)
-        total, term = repeat(step, terms, self.iterations, first.unroll)
-        info = report(vdot(term, term), first.bb, self.iterations)
-        return scale(self.step * first.unit, total), info
+        total, info = sum_powers(advance, first.r, self.iterations, first.unroll)
+        return scale(first.unit, scale(self.step, total)), info
 
     __repr__ = show_call
 
