@@ -37,6 +37,7 @@ from mlox.methods import SOBA as SOBA
 from mlox.methods import Answer as Answer
 from mlox.methods import Detached as Detached
 from mlox.methods import FiniteDifference as FiniteDifference
+from mlox.methods import FixedPoint as FixedPoint
 from mlox.methods import Forward as Forward
 from mlox.methods import GaussNewton as GaussNewton
 from mlox.methods import Implicit as Implicit

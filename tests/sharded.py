@@ -17,6 +17,7 @@ METHODS = {
     "warm": mlox.Implicit(mlox.CG(iterations=3), warm_start=True),
     "neumann": mlox.Implicit(mlox.Neumann(iterations=3, step=0.2)),
     "difference": mlox.FiniteDifference(),
+    "fixed point": mlox.FixedPoint(iterations=3),
     "sama": mlox.SAMA(),
     "detached": mlox.Detached(),
 }

@@ -341,7 +341,8 @@ def test_forward_mode_differentiates_steps_too():
 
 
 @pytest.mark.parametrize(
-    "method", [mlox.Implicit(), mlox.FiniteDifference(), mlox.SAMA()]
+    "method",
+    [mlox.Implicit(), mlox.FiniteDifference(), mlox.FixedPoint(), mlox.SAMA()],
 )
 def test_methods_that_do_not_differentiate_steps_are_told(method):
     (text,) = told(lambda: pair(SGD(1.0), constant, RATES, method=method))

@@ -23,6 +23,7 @@ METHODS = {
     "cg": mlox.Implicit(mlox.CG(2)),  # exact for the two unknowns of one task only
     "dense": mlox.Implicit(mlox.Dense()),
     "difference": mlox.FiniteDifference(0.01),
+    "fixed point": mlox.FixedPoint(2),
     "gmres": mlox.Implicit(mlox.GMRES(2)),
     "neumann": mlox.Implicit(mlox.Neumann(3, step=0.1)),
     "sama": mlox.SAMA(),
@@ -30,6 +31,7 @@ METHODS = {
     "truncated": mlox.Unrolled(last_steps=2),
     "unrolled": mlox.Unrolled(),
 }
+REPEATED = {"fixed point"}  # quick tests of it are elsewhere
 CLIPPED = optax.chain(clip_smoothly(0.3), optax.adam(0.1, eps_root=1e-16))
 HYPER = {"penalty": jnp.asarray(0.3), "center": jnp.asarray([0.2, -0.1])}
 
@@ -120,7 +122,13 @@ assert_close = functools.partial(chex.assert_trees_all_close, rtol=1e-10, atol=1
 # One problem of many tasks, many problems of one
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, id=name, marks=[pytest.mark.slow] * (name in REPEATED))
+        for name, method in METHODS.items()
+    ],
+)
 def test_tasks_equal_problems(method):
     one, metrics = stepped(*together(method=method))
     many, others = stepped(*apart(method=method))

@@ -9,6 +9,7 @@ from mlox.methods import (
     SOBA,
     Detached,
     FiniteDifference,
+    FixedPoint,
     GaussNewton,
     Implicit,
     Iterative,
@@ -39,6 +40,8 @@ def is_approximate(method: Any) -> bool:
     """
     if isinstance(method, Implicit):
         return method.solver is not None and serves(method.solver) is System.NONE
+    if isinstance(method, FixedPoint):
+        return method.iterations == 0
     return isinstance(method, FiniteDifference | GaussNewton | SAMA | Detached)
 
 
@@ -69,7 +72,8 @@ def is_foreign(method: Any) -> bool:
         iterative = CG | GMRES | MINRES | BiCGStab | Neumann | Richardson
         known = iterative | Dense | Identity | None
         return not isinstance(method.solver, known)
-    own = FiniteDifference | GaussNewton | SAMA | SOBA | Detached | Iterative
+    direct = FiniteDifference | GaussNewton | SAMA
+    own = direct | FixedPoint | SOBA | Detached | Iterative
     return not isinstance(method, own)
 
 

@@ -59,6 +59,7 @@ CLAIMS = {
     "Implicit(Identity)": Claim(mlox.Implicit(mlox.Identity()), lambda H, v: v),
     "GaussNewton(CG)": Claim(mlox.GaussNewton(mlox.CG(20))),
     "FiniteDifference": Claim(mlox.FiniteDifference(), lambda H, v: v),
+    "FixedPoint": Claim(mlox.FixedPoint(LONG)),
     "SAMA": Claim(mlox.SAMA(), lambda H, v: RATE * v),
     "SOBA": Claim(mlox.SOBA(step=RATE)),
     "Unrolled": Claim(mlox.Unrolled()),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mlox._graph.dependencies import Plan
-from mlox._problem.optimizer import pull_update, restart
+from mlox._problem.optimizer import pull_step, restart
 from mlox._problem.problem import Problem
 from mlox._problem.responsive import responsive_part
 from mlox._utils.types import PyTree
@@ -70,12 +70,12 @@ def find_infinite_slope(problem: Problem) -> InfiniteSlope | None:
 
 def _is_finite(problem: Problem, entries: Callable[[jax.Array], jax.Array]) -> bool:
     """Return whether the first update has finite slopes at a gradient."""
-    fresh = restart(problem, problem.params)
+    fresh = dataclasses.replace(restart(problem, problem.params), project=None)
     ones = responsive_part(fresh, jax.tree.map(jnp.ones_like, problem.params))
     gradient = jax.tree.map(lambda x: entries(x).astype(x.dtype), problem.params)
     loss = jnp.zeros(() if problem.tasks is None else (problem.tasks,))
-    pull = jax.jit(functools.partial(pull_update, fresh))
-    slopes = jax.tree.leaves(pull(gradient, ones, loss))
+    pull = jax.jit(functools.partial(pull_step, fresh))
+    slopes = jax.tree.leaves(pull(gradient, ones, loss)[0])
     return all(bool(jnp.isfinite(x).all()) for x in slopes)
 
 

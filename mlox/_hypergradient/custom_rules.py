@@ -25,7 +25,7 @@ from mlox._utils.programs import (
 )
 from mlox._utils.tree import combine, vdot
 from mlox._utils.types import Batches, PyTree, State
-from mlox.methods import SAMA, GaussNewton, Implicit, Unrolled
+from mlox.methods import SAMA, FixedPoint, GaussNewton, Implicit, Unrolled
 
 # A function with a custom_vjp has a derivative in reverse mode only. A pairing is the
 # slope of a cost, taken in forward mode since it is differentiated once more,
@@ -118,7 +118,7 @@ def _check_rules(
             f"{_name_rules(program)}, which has no forward mode, as the products of "
             f"{method} need. Use mlox.Implicit()."
         )
-    exact = isinstance(method, Implicit | Unrolled)
+    exact = isinstance(method, FixedPoint | Implicit | Unrolled)
     if not exact and not (isinstance(method, SAMA) and method.epsilon is None):
         return
     part = responsive_part(problem, problem.params)

@@ -1,4 +1,4 @@
-"""The optimizer of a problem: its step, its reset, and the transpose of its update."""
+"""The optimizer of a problem: its step, its reset, and the transpose of its step."""
 
 from __future__ import annotations
 
@@ -28,13 +28,7 @@ def apply_gradients(
 ) -> Problem:
     """Return the problem after one optimizer step."""
     updates, opt_state = _update(problem, grads, loss)
-    with STANDARD_PROMOTION():  # optax adds updates to params of other dtypes
-        params = optax.apply_updates(problem.params, updates)
-    if problem.project is not None:
-        with annotate_errors(f"project of problem {problem.name!r}", params=params):
-            one = problem.project
-            params = (one if problem.tasks is None else jax.vmap(one))(params)
-        _check_params(problem, "project(params)", params)
+    params = _move(problem, updates)
     return dataclasses.replace(
         problem,
         params=params,
@@ -52,16 +46,33 @@ def restart(problem: Problem, params: PyTree) -> Problem:
     return dataclasses.replace(problem, params=params, opt_state=opt_state)
 
 
-def pull_update(
+def pull_step(
     problem: Problem, gradient: PyTree, cotangent: PyTree, loss: Any
-) -> PyTree:
-    """Return (du/dg)^T cotangent for the optimizer's next update u(g)."""
+) -> tuple[PyTree, PyTree]:
+    """Return the cotangents of the next step, the optimizer's state held fixed.
 
-    def update(gradient: PyTree) -> PyTree:
-        whole = combine(gradient, jax.tree.map(jnp.zeros_like, problem.params))
-        return responsive_part(problem, _update(problem, whole, loss)[0])
+    The step is T(g, theta) = theta + u(g, theta), with the optimizer's update u, then
+    projected where the problem has `project`.
 
-    return jax.vjp(update, gradient)[1](cotangent)[0]
+    Args:
+        problem: The problem, at theta.
+        gradient: The whole gradient g, of all parameters: one that clips by a norm, for
+            instance, measures also those that do not respond.
+        cotangent: v, like the responsive part of the parameters.
+        loss: The loss, for optimizers that use it.
+
+    Returns:
+        (dT/dg)^T v and (dT/dtheta)^T v at fixed g, like v.
+    """
+
+    def step(gradient_part: PyTree, params_part: PyTree) -> PyTree:
+        params = combine(params_part, problem.params)
+        there = dataclasses.replace(problem, params=params)
+        updates, _ = _update(there, combine(gradient_part, gradient), loss)
+        return responsive_part(problem, _move(there, updates))
+
+    parts = (responsive_part(problem, tree) for tree in (gradient, problem.params))
+    return jax.vjp(step, *parts)[1](cotangent)
 
 
 def _update(problem: Problem, grads: PyTree, loss: Any) -> tuple[PyTree, PyTree]:
@@ -69,6 +80,18 @@ def _update(problem: Problem, grads: PyTree, loss: Any) -> tuple[PyTree, PyTree]
     tx = optax.with_extra_args_support(optimizer_of(problem))
     with annotate_errors(f"tx of problem {problem.name!r}", gradient=grads):
         return tx.update(grads, problem.opt_state, problem.params, value=loss)
+
+
+def _move(problem: Problem, updates: PyTree) -> PyTree:
+    """Return the parameters after an update, projected."""
+    with STANDARD_PROMOTION():  # optax adds updates to params of other dtypes
+        params = optax.apply_updates(problem.params, updates)
+    if problem.project is not None:
+        with annotate_errors(f"project of problem {problem.name!r}", params=params):
+            one = problem.project
+            params = (one if problem.tasks is None else jax.vmap(one))(params)
+        _check_params(problem, "project(params)", params)
+    return params
 
 
 def _cast_like(new: Any, old: jax.Array) -> jax.Array:

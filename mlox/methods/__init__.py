@@ -7,9 +7,11 @@ from mlox.methods._base import Method as Method
 from mlox.methods._base import reach as reach
 from mlox.methods._draws import count_draws as count_draws
 from mlox.methods._finite_difference import FiniteDifference as FiniteDifference
+from mlox.methods._fixed_point import FixedPoint as FixedPoint
 from mlox.methods._forward import Forward as Forward
 from mlox.methods._gauss_newton import GaussNewton as GaussNewton
 from mlox.methods._implicit import Implicit as Implicit
+from mlox.methods._implicit import transposed_product as transposed_product
 from mlox.methods._loop import Iterative as Iterative
 from mlox.methods._loop import Loop as Loop
 from mlox.methods._memory import MethodWithMemory as MethodWithMemory

@@ -12,6 +12,8 @@ implicit type is a choice of lambda, and of how the pairing <lambda, G> is evalu
     Identity, T1-T2     lambda = v                     exact pairing
     FiniteDifference    lambda = v                     a difference of two costs
     SAMA                lambda = -(du/dg)^T v          exact, or a difference
+    FixedPoint          lambda = -(du/dg)^T w          exact
+                        w = v + (dT/dy)^T w, T(y) = y + u(g(y), y)
 """
 
 from __future__ import annotations
@@ -47,6 +49,10 @@ class Answer(NamedTuple):
             which may be traced: with the batch and the PRNG key of the lower's step
             T - 1 - i, at the same point. None unless the method asks for several
             (`mlox.methods.count_draws`).
+        pull_step: v -> (dT/dy)^T v for the whole step T(y) = y + u(g(y), y) that the
+            optimizer would make next, its state held fixed. It has all derivatives of
+            u, such as that of a weight decay. None unless y are the parameters of one
+            problem.
 
     Example:
         >>> import jax.numpy as jnp, mlox
@@ -65,6 +71,7 @@ class Answer(NamedTuple):
     by_rule: bool = False
     linearized: Callable[[PyTree], PyTree] | None = None
     draws: Callable[[jax.Array | int], Callable[[PyTree], PyTree]] | None = None
+    pull_step: Callable[[PyTree], PyTree] | None = None
 
     @property
     def is_symmetric(self) -> bool:

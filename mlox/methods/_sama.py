@@ -24,7 +24,9 @@ class SAMA:
     current parameters, gradient and optimizer state: bias correction, weight decay,
     clipping and schedules are right by construction. The Hessian is omitted. For SGD
     this is the learning rate times v. At a zero gradient, where the square root of Adam
-    has no derivative, that of a tiny gradient is used. The lowers of the problem itself
+    has no derivative, that of a tiny gradient is used. The gradients of parameters that
+    `meta_trainable` leaves out count where the optimizer takes a norm, as constants,
+    and a projection (`project`) belongs to the update. The lowers of the problem itself
     are fixed (direct coupling).
 
     Attributes:

@@ -17,3 +17,4 @@ from mlox.solvers._products import Products as Products
 from mlox.solvers._products import product_at as product_at
 from mlox.solvers._products import takes_draws as takes_draws
 from mlox.solvers._richardson import Richardson as Richardson
+from mlox.solvers._series import sum_powers as sum_powers

@@ -113,12 +113,18 @@ def check_method(
 def _answer(system: System, dtype: Any) -> Answer:
     """Return the answer of a quadratic cost, with the matrix of a class."""
     product = multiply(make_matrix(system, dtype))
+    transposed = multiply(make_matrix(system, dtype).T)
+
+    def update(v: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: -RATE * x, v)
+
     return Answer(
         point=make_tree(1, dtype),
         residual=product,
         system=system,
-        pull_update=lambda v: jax.tree.map(lambda x: -RATE * x, v),
+        pull_update=update,
         linearized=product,
+        pull_step=lambda v: jax.tree.map(jnp.add, v, transposed(update(v))),
     )
 
 

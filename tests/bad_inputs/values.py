@@ -119,6 +119,12 @@ def _methods() -> list[Case]:
                 "epsilon is .*plain Python",
             ),
             (
+                "FixedPoint(iterations=-1)",
+                lambda _: mlox.FixedPoint(iterations=-1),
+                ValueError,
+                r"FixedPoint.*iterations is -1; expected an int, 0 or more",
+            ),
+            (
                 "SAMA(epsilon=-1)",
                 lambda _: mlox.SAMA(epsilon=-1.0),
                 ValueError,
