@@ -18,8 +18,8 @@ def sum_powers(
     last term is the residual of `(I - M) x = b` at the sum without that term.
 
     Args:
-        advance: the linear map `(i, v) -> M v`, which may be another one for each i = 0,
-            1, ...
+        advance: the linear map `(i, v) -> M v`, which may be another one for each
+            i = 0, 1, ...
         first: b, in units of its size (`mlox._utils.tree.find_unit`), so that its
             squares neither underflow nor overflow.
         powers: the number of applications of the map, one less than that of terms.
