@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from mlox._graph.dependencies import Block, Plan
 from mlox._hypergradient.answer import make_answer
+from mlox._hypergradient.constraints import project_cotangent, project_multiplier
 from mlox._hypergradient.cost import cost
 from mlox._hypergradient.lagrangian import (
     count_systems,
@@ -155,8 +156,10 @@ def solve_adjoint(
     answer = make_answer(plan, b, point)
     with annotate_errors(f"method of problem {top.name!r}, {method}"):
         cotangent = shard_like(v, answer.point, never=top.step < 0)
-        lam, kept, report = call_multiplier(method, answer, cotangent, memory)
+        rhs = project_cotangent(answer, cotangent)
+        lam, kept, report = call_multiplier(method, answer, rhs, memory)
         _check_multiplier(lam, report, v)
+    lam, report = project_multiplier(answer, cotangent, rhs, lam, report)
     return lam, kept, report
 
 

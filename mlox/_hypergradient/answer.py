@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mlox._graph.dependencies import Block, Plan
+from mlox._hypergradient.constraints import restrict
 from mlox._hypergradient.draws import draws_of
 from mlox._hypergradient.gauss_newton import linearized_residual
 from mlox._hypergradient.lagrangian import residual
@@ -22,8 +23,8 @@ def make_answer(plan: Plan, b: Block, point: EvaluationPoint) -> Answer:
         linearized=linearized_residual(plan, b, point),
         draws=draws_of(plan, b, point),
     )
-    if len(b.names) > 1:
-        return answer
-    return answer._replace(
-        pull_step=lambda vector: pull_step(plan, b, point, answer, vector)
-    )
+    if len(b.names) == 1:
+        answer = answer._replace(
+            pull_step=lambda vector: pull_step(plan, b, point, answer, vector)
+        )
+    return restrict(answer, plan, b, point)

@@ -166,9 +166,14 @@ class Problem:
                 whenever the nearest problem above has stepped. It may read uppers, such
                 as the initialization that MAML learns; `Unrolled` and `Detached`
                 differentiate through it. The optimizer state is reset as well.
-            project: (params) -> params, a projection onto a feasible set after each
-                update. `Unrolled` differentiates through it. Implicit methods ignore
-                it, and are exact where it is inactive at the answer.
+            project: (params) -> params, the Euclidean projection onto a feasible set,
+                after each update; see `optax.projections`. Every method differentiates
+                through it: `Unrolled` step by step, and implicit methods by its
+                derivative at the answer, along the tangents of the active constraints.
+                That takes one gradient, one Hessian-vector product and some products
+                with the derivative of `project` more. A function that is no projection
+                (one that divides by a norm other than the Euclidean, say) shows in the
+                metric "upper/lower/asymmetry".
             trainable: (params) -> a pytree of bools like params, or a prefix of one:
                 the parameters to train. The others are frozen, have no optimizer state,
                 and are not unknowns of an implicit answer.

@@ -4,6 +4,7 @@ from mlox.methods._attach import attach as attach
 from mlox.methods._attach import attach_answer as attach_answer
 from mlox.methods._base import Answer as Answer
 from mlox.methods._base import Method as Method
+from mlox.methods._base import follows_steps as follows_steps
 from mlox.methods._base import reach as reach
 from mlox.methods._draws import count_draws as count_draws
 from mlox.methods._finite_difference import FiniteDifference as FiniteDifference

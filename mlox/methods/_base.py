@@ -53,6 +53,11 @@ class Answer(NamedTuple):
             optimizer would make next, its state held fixed. It has all derivatives of
             u, such as that of a weight decay. None unless y are the parameters of one
             problem.
+        tangent: v -> J v, with the derivative J of the problem's `project` at the
+            answer; None without a projection. The answer is then seen along the
+            tangents of its constraints: the residual is J G there, its Jacobian A = J
+            (dG/dy) J, plus the curvature of the set, and `multiplier` is asked for w of
+            A w = J v. The engine passes J v, and J w is the multiplier.
 
     Example:
         >>> import jax.numpy as jnp, mlox
@@ -72,6 +77,7 @@ class Answer(NamedTuple):
     linearized: Callable[[PyTree], PyTree] | None = None
     draws: Callable[[jax.Array | int], Callable[[PyTree], PyTree]] | None = None
     pull_step: Callable[[PyTree], PyTree] | None = None
+    tangent: Callable[[PyTree], PyTree] | None = None
 
     @property
     def is_symmetric(self) -> bool:
@@ -177,3 +183,20 @@ def reach(method: object) -> System:
     """
     del method
     return System.NONE
+
+
+@functools.singledispatch
+def follows_steps(method: object) -> bool:
+    """Return whether a method differentiates the step of the lower's optimizer.
+
+    Such a method sees the projection of a problem as a part of the step. The others, by
+    default, are given the answer and the cotangent along the tangents of the set.
+
+    Args:
+        method: A method.
+
+    Returns:
+        Whether it does.
+    """
+    del method
+    return False

@@ -13,7 +13,7 @@ from mlox._utils.convolutions import should_unroll
 from mlox._utils.describe import show_call
 from mlox._utils.fields import COUNT_OR_ZERO, check_fields
 from mlox._utils.tree import find_unit, scale
-from mlox.methods._base import Answer, exact_pairing
+from mlox.methods._base import Answer, exact_pairing, follows_steps
 from mlox.solvers import Info, sum_powers
 
 
@@ -117,3 +117,6 @@ class FixedPoint:
         return exact_pairing(cost, point, multiplier)
 
     __repr__ = show_call
+
+
+follows_steps.register(FixedPoint, lambda method: True)

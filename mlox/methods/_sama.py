@@ -10,7 +10,7 @@ import jax
 
 from mlox._utils.describe import show_call
 from mlox._utils.fields import POSITIVE, check_fields, optional
-from mlox.methods._base import Answer, exact_pairing
+from mlox.methods._base import Answer, exact_pairing, follows_steps
 from mlox.methods._finite_difference import central_difference
 from mlox.solvers import Info
 
@@ -69,3 +69,6 @@ class SAMA:
         return central_difference(cost, point, multiplier, self.epsilon)
 
     __repr__ = show_call
+
+
+follows_steps.register(SAMA, lambda method: True)
