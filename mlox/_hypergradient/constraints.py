@@ -110,7 +110,9 @@ def _on_tangents(
             tangents.divide(bent),
             scale(c, jax.tree.map(jnp.subtract, off, bent)),
         )
-        return jax.tree.map(lambda *parts: functools.reduce(operator.add, parts), *terms)
+        return jax.tree.map(
+            lambda *parts: functools.reduce(operator.add, parts), *terms
+        )
 
     return restricted
 
