@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from mlox._check.exact import Downhill, PseudoInverse
 from mlox._graph.dependencies import Block, Plan
-from mlox._hypergradient.lagrangian import count_systems, lagrangian, residual
+from mlox._hypergradient.answer import make_answer
+from mlox._hypergradient.constraints import project_answers, project_cotangent
+from mlox._hypergradient.lagrangian import count_systems, lagrangian
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.tasks import map_tasks
 from mlox._utils.tree import add_scaled, ravel
@@ -19,7 +21,8 @@ from mlox.solvers import GMRES, Solver, System
 # One block is G(y) = 0. A full Newton step is taken where it halves the residual; else
 # the best of some shorter ones: the one with the smallest cost where the block is a
 # minimum, as a step downhill may pass a larger residual, and with the smallest residual
-# in a tower or a game.
+# in a tower or a game. With constraints G and the step are those along the tangents of
+# the active ones, and the end of the step is projected, which makes others active.
 LENGTHS = (1.0, 0.5, 0.2, 0.05, 0.01)
 SMALL = 256
 
@@ -68,15 +71,16 @@ def _step(
     """Make one Newton step, shortened where it does not help."""
 
     def slope(y: Unknowns) -> Unknowns:
-        return residual(plan, b, y, point)
+        return stationarity(plan, b, point.at(y))
 
     y = state.y
-    G, product = jax.linearize(slope, y)
-    direction = solver(product, G, None)[0]
+    answer = make_answer(plan, b, point.at(y))
+    G, product = jax.linearize(answer.residual, y)
+    direction = project_cotangent(answer, solver(product, G, None)[0])
     lengths = jnp.array(LENGTHS, norm(G).dtype)
 
     def judge(length: jax.Array) -> tuple[jax.Array, jax.Array]:
-        end = add_scaled(y, -length, direction)
+        end = project_answers(b, point, add_scaled(y, -length, direction))
         size = norm(slope(end))
         if b.system is not System.DEFINITE:
             return size, size
@@ -85,9 +89,15 @@ def _step(
     sizes, scores = jax.lax.map(judge, lengths)
     scores = jnp.where(jnp.isfinite(scores), scores, jnp.inf)
     best = jnp.where(sizes[0] < 0.5 * norm(G), 0, jnp.argmin(scores))
-    y = add_scaled(y, -lengths[best], direction)
-    moved = norm(direction) / jnp.maximum(norm(y), 1e-30)
-    return _State(y, state.made + 1, moved.astype(state.moved.dtype))
+    end = project_answers(b, point, add_scaled(y, -lengths[best], direction))
+    moved = norm(direction) / jnp.maximum(norm(end), 1e-30)
+    return _State(end, state.made + 1, moved.astype(state.moved.dtype))
+
+
+def stationarity(plan: Plan, b: Block, point: EvaluationPoint) -> Unknowns:
+    """Return G of a block, along the tangents of its constraints."""
+    answer = make_answer(plan, b, point)
+    return answer.residual(answer.point)
 
 
 def norm(tree: PyTree) -> jax.Array:

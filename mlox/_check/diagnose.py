@@ -14,6 +14,7 @@ from mlox._check.diagnose_lowers import (
     diagnose_answers,
     diagnose_loops,
     diagnose_optimizers,
+    diagnose_projections,
     diagnose_schedule,
 )
 from mlox._check.diagnose_methods import (
@@ -53,7 +54,7 @@ def diagnose(figures: Figures) -> tuple[Finding, ...]:
     unrolled = any(lower.unrolled for lower in figures.lowers)
     if unrolled and any(finding.cause is Cause.CHAOTIC for finding in loops):
         return (*first, *loops)
-    last = list(diagnose_curvature(figures))
+    last = list(diagnose_projections(figures)) or list(diagnose_curvature(figures))
     if not last:
         last = [*diagnose_methods(figures), *diagnose_answers(figures)]
     if not SYSTEMS & {finding.cause for finding in last}:

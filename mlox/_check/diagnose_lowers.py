@@ -1,4 +1,4 @@
-"""Diagnose answers: waiting, optimizers, projections, loops, unsolved lowers."""
+"""Diagnose answers: waiting, optimizers, loops, projections, unsolved lowers."""
 
 from __future__ import annotations
 
@@ -112,6 +112,24 @@ def diagnose_loops(figures: Figures) -> Iterator[Finding]:
         )
 
 
+def diagnose_projections(figures: Figures) -> Iterator[Finding]:
+    """Yield implicit answers whose `project` is not the projection onto a set."""
+    for lower in figures.lowers:
+        if lower.unrolled or is_approximate(lower.method) or lower.updates is None:
+            continue
+        if lower.updates.unprojected > 1e-3:
+            yield Finding(
+                Cause.PROJECTION,
+                lower.name,
+                f"project of {lower.name!r} is no Euclidean projection onto a set: its "
+                "derivative is not symmetric, or a second application moves on (by "
+                f"{lower.updates.unprojected:.2g}). So the answer is not that of the "
+                "cost on a set, which the implicit formula takes for granted.",
+                "Use a projection, such as those of optax.projections, or "
+                "mlox.Unrolled(), which differentiates any function.",
+            )
+
+
 def diagnose_answers(figures: Figures) -> Iterator[Finding]:
     """Yield answers that are not those of their costs, and why."""
     distance = figures.differences.lower
@@ -123,18 +141,7 @@ def diagnose_answers(figures: Figures) -> Iterator[Finding]:
         updates = lower.updates
         if updates is None:
             continue
-        if updates.projected > 1e-3:
-            explained = True
-            yield Finding(
-                Cause.PROJECTION,
-                lower.name,
-                f"The projection of {lower.name!r} is active at its answer: it moves "
-                f"the next step by {updates.projected:.0%} of its length. There the "
-                "gradient is not zero, which the implicit formula takes for granted.",
-                "Use mlox.Unrolled(), which differentiates through the projection, or "
-                "parameters without constraints, e.g. jax.nn.softplus of them.",
-            )
-        elif updates.clipped is not None and updates.clipped < CLIPPED:
+        if updates.clipped is not None and updates.clipped < CLIPPED:
             explained = True
             yield Finding(
                 Cause.CLIPPED,

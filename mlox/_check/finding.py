@@ -32,7 +32,7 @@ class Cause(enum.Enum):
     SOLVER_TOO_SHORT = "the solver has not solved its system"
     COUPLING = "direct coupling leaves out responses"
     CLIPPED = "clipping keeps the lower from its answer"
-    PROJECTION = "a projection is active at the answer"
+    PROJECTION = "project is not the projection onto a set"
     NOT_SMOOTH = "a loss is not smooth"
     WARMUP = "a problem waits while another one warms up"
     METHOD_WRONG = "the method does not return what its contract asks for"

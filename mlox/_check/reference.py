@@ -12,15 +12,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mlox._check.answers import SMALL, norm, solve_answer
+from mlox._check.answers import SMALL, norm, solve_answer, stationarity
 from mlox._check.exact import Exact, PseudoInverse
 from mlox._check.samples import WeightedLoss, stack_samples
 from mlox._check.setting import Arrival, Setting
 from mlox._check.spectrum import extreme_eigenvalues
 from mlox._graph.dependencies import Block, Plan
 from mlox._hypergradient.adjoint import hypergradient
+from mlox._hypergradient.answer import make_answer
 from mlox._hypergradient.attach import with_multipliers
-from mlox._hypergradient.lagrangian import count_systems, pairing, residual
+from mlox._hypergradient.lagrangian import count_systems, pairing
 from mlox._hypergradient.newton import steps_of, take_steps
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.tasks import losses_of, map_tasks
@@ -96,7 +97,7 @@ class Reference:
         point = jax.lax.stop_gradient(point)
         found = hypergradient(plan, name, point, replay=False)
         gaps = [pairing(plan, b, _part(found.multipliers, b), point) for b in blocks]
-        slopes = [residual(plan, b, point.select(b), point).params for b in blocks]
+        slopes = [_slopes(plan, b, point) for b in blocks]
         return Solved(
             loss=losses_of(at.state[name], found.metrics).sum(),
             gradient=found.cotangents[name],
@@ -153,6 +154,14 @@ def _part(multipliers: Unknowns, b: Block) -> Unknowns:
     )
 
 
+def _slopes(plan: Plan, b: Block, point: EvaluationPoint) -> PyTree:
+    """Return G of the parameters of a block, along the tangents of its constraints."""
+    tasks = count_systems(plan, b, point)
+    if tasks is not None:
+        return map_tasks(lambda one: _slopes(plan, b, one), tasks, point)
+    return stationarity(plan, b, point).params
+
+
 def _eigenvalues(
     plan: Plan, b: Block, point: EvaluationPoint
 ) -> tuple[jax.Array, jax.Array]:
@@ -161,6 +170,6 @@ def _eigenvalues(
     if tasks is not None:
         low, high = map_tasks(lambda one: _eigenvalues(plan, b, one), tasks, point)
         return jnp.min(low), jnp.max(high)
-    y = point.select(b)
-    product = jax.linearize(lambda y: residual(plan, b, y, point), y)[1]
-    return extreme_eigenvalues(product, y)
+    answer = make_answer(plan, b, point)
+    product = jax.linearize(answer.residual, answer.point)[1]
+    return extreme_eigenvalues(product, answer.point)

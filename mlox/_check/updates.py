@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mlox._check.vectors import as_vector
 from mlox._engine.slopes import InfiniteSlope, find_infinite_slope
 from mlox._problem.optimizer import apply_gradients, restart
 from mlox._problem.problem import Problem
 from mlox._utils.types import PyTree
+from mlox.methods import asymmetry
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class Updates:
         clipped: The length of the update, relative to what a linear optimizer would
             make of the gradient; below 1 if a clipping is at work. None if the update
             is not linear in small gradients.
-        projected: How far the projection moves the next step, relative to its length.
+        unprojected: How far `project` is from a projection: the asymmetry of its
+            derivative at the next step, or how far a second application moves, relative
+            to the first one; the larger one.
         infinite: Where the update has no derivative at a zero gradient, or None.
         floor: The size of an entry of the gradient at which an optimizer that
             normalizes begins to do so, its epsilon; None if it does not normalize.
@@ -33,7 +37,7 @@ class Updates:
     """
 
     clipped: float | None
-    projected: float
+    unprojected: float
     infinite: InfiniteSlope | None
     floor: float | None
     typical: float
@@ -46,14 +50,9 @@ def probe_updates(problem: Problem, gradient: PyTree) -> Updates:
     apply = jax.jit(_update)
     slope = as_vector(gradient)
     typical = float(np.sqrt(np.mean(slope**2))) if slope.size else 0.0
-    step = as_vector(apply(bare, gradient))
-    pushed = 0.0
-    if problem.project is not None:
-        kept = as_vector(jax.jit(_update)(problem, gradient))
-        pushed = _norm(kept - step) / max(_norm(step), 1e-300)
     return Updates(
         clipped=_find_clipping(apply, fresh, gradient),
-        projected=pushed,
+        unprojected=_find_unprojected(problem, bare, gradient),
         infinite=find_infinite_slope(bare),
         floor=_find_floor(apply, fresh),
         typical=typical,
@@ -66,6 +65,29 @@ def _update(problem: Problem, gradient: PyTree) -> PyTree:
         loss = jnp.zeros((problem.tasks,), loss.dtype)
     after = apply_gradients(problem, gradient, problem.model_state, loss)
     return jax.tree.map(jnp.subtract, after.params, problem.params)
+
+
+def _find_unprojected(problem: Problem, bare: Problem, gradient: PyTree) -> float:
+    """Return how far `project` is from a projection, at the end of the next step."""
+    if problem.project is None:
+        return 0.0
+    project: Any = problem.project
+    if problem.tasks is not None:
+        project = jax.vmap(project)
+    end = jax.tree.map(jnp.add, problem.params, _update(bare, gradient))
+
+    @jax.jit
+    def probe(end: PyTree) -> tuple[PyTree, PyTree, jax.Array]:
+        once, push = jax.linearize(project, end)
+        keys = jax.random.split(jax.random.key(0))
+        x, y = (optax.tree.random_like(key, end) for key in keys)
+        return once, project(once), asymmetry(push, x, y)
+
+    once, twice, skew = probe(end)
+    first, second = (
+        _norm(as_vector(a) - as_vector(b)) for a, b in ((once, end), (twice, once))
+    )
+    return max(float(skew), second / first if first > 0 else 0.0)
 
 
 def _find_clipping(apply: Any, problem: Problem, gradient: PyTree) -> float | None:

@@ -153,6 +153,18 @@ def project_multiplier(
     }
 
 
+def project_answers(b: Block, point: EvaluationPoint, y: Unknowns) -> Unknowns:
+    """Return unknowns of a block with the parameters projected onto their sets."""
+
+    def project(n: str, part: PyTree) -> PyTree:
+        problem, whole = point.inputs[n].problem, point.params[n]
+        if problem.project is None:
+            return part
+        return _each_task(problem, _projection(problem))(part, whole)
+
+    return y._replace(params={n: project(n, part) for n, part in y.params.items()})
+
+
 def find_tangents(plan: Plan, b: Block, point: EvaluationPoint) -> Tangents | None:
     """Return the derivative of the projections of a block; None if it has none."""
     projected = [n for n in b.names if point.inputs[n].problem.project is not None]

@@ -20,5 +20,6 @@ from mlox.methods._memory import call_multiplier as call_multiplier
 from mlox.methods._memory import keeps_memory as keeps_memory
 from mlox.methods._sama import SAMA as SAMA
 from mlox.methods._soba import SOBA as SOBA
+from mlox.methods._symmetry import asymmetry as asymmetry
 from mlox.methods._unrolled import Detached as Detached
 from mlox.methods._unrolled import Unrolled as Unrolled

@@ -28,7 +28,7 @@ from .case import (
     start,
 )
 from .loss_faults import normalized
-from .proofs import hypergradient
+from .proofs import against_program, hypergradient
 
 
 def solved_by(solver: Any) -> Any:
@@ -211,6 +211,17 @@ def loose_box() -> Built:
     return pair({"project": lambda w: jnp.clip(w, -5.0, 5.0)})
 
 
+def box() -> Built:
+    """Coefficients that must not be negative: two of four are held at zero."""
+    return pair({"project": lambda w: jnp.maximum(w, 0.0)})
+
+
+def ball() -> Built:
+    """Slopes of a norm of at most 0.3, which is reached."""
+    project = functools.partial(optax.projections.projection_l2_ball, scale=0.3)
+    return pair({"project": project})
+
+
 def frozen_part() -> Built:
     """A fit of which only the slopes are trained; the offset is given."""
     error = lambda w, data: squared(w["slopes"], (data[0], data[1] - w["offset"]))
@@ -273,6 +284,8 @@ CASES = [
     Case("batch norm with running statistics", lambda: normalized(train=False)),
     Case("single precision", single_precision),
     Case("a projection that is not active", loose_box),
+    Case("coefficients in a box", box, error=against_program),
+    Case("coefficients in a ball", ball, error=against_program),
     Case("a frozen part", frozen_part),
     Case("an upper near its optimum", balanced),
 ]
