@@ -409,3 +409,19 @@ def test_derivative_is_between_those_of_both_sides_where_nothing_pushes(project)
 def test_asymmetry_tells_of_a_function_that_is_no_projection():
     scaled = Lower({"scaled": lambda v: v / jnp.sum(jnp.abs(v))})
     assert reports(scaled.engine())["asymmetry"] > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["box", "simplex", "l2 ball", "l2 sphere"])
+def test_fixed_point_of_projected_steps_is_exact_as_it_grows(name):
+    lower = Lower({name: SETS[name]})
+    engine = lower.engine(mlox.FixedPoint(1500), tx=optax.sgd(0.15))
+    assert error(hypergradient(engine), lower.differences()) < 1e-8
+
+
+@pytest.mark.slow
+def test_draws_of_a_constrained_answer_are_taken_along_its_tangents():
+    lower = Lower({"l2 ball": SETS["l2 ball"]})
+    method = mlox.Implicit(mlox.Neumann(1500, step=0.15), draws=2)
+    engine = lower.engine(method, unroll_steps=2)
+    assert error(hypergradient(engine), lower.differences()) < 1e-8
