@@ -215,3 +215,38 @@ def test_metrics_of_the_loss_stay():
     rows = jax.tree.map(lambda x: x[None], BATCH)
     _, metrics = engine.step(engine.init(), {"init": None, "fit": rows})
     assert metrics["fit/largest"] > 0
+
+
+def make_few_shots(loss_fn, method):
+    """Return implicit MAML in small: "fit" starts at "init" and is far from solved."""
+    engine = make_engine(mlox.Composed(network, cross_entropy), method)
+    init, fit = engine.problems
+    started = fit.replace(
+        loss_fn=loss_fn, tx=optax.sgd(0.01), reset=lambda params, ctx: ctx.init.params
+    )
+    engine = mlox.Engine([init, started], {"init": ["fit"]}, {"fit": ["init"]})
+    return engine, engine.init(), {"init": None, "fit": ROWS}, "init"
+
+
+ROWS = jax.tree.map(lambda x: x[None], BATCH)
+
+
+@pytest.mark.slow
+def test_check_names_the_pull_for_an_answer_that_forgets_its_start():
+    given = make_few_shots(NETWORK, mlox.Implicit(mlox.CG(5)))
+    (found,) = mlox.check(*given).findings
+    assert found.cause is mlox.Cause.NOT_READ
+    assert "starts at 'init' by reset" in found.text
+    assert "mlox.Proximal(loss_fn, to='init'" in found.remedy
+    assert "mlox.Unrolled()" in found.remedy
+
+
+@pytest.mark.slow
+def test_check_names_gauss_newton_for_implicit_maml_on_an_indefinite_matrix():
+    pulled = mlox.Proximal(NETWORK, "init", 1e-3)
+    report = mlox.check(*make_few_shots(pulled, mlox.Implicit(mlox.CG(5))))
+    (found,) = report.findings
+    assert found.cause is mlox.Cause.INDEFINITE
+    assert "mlox.GaussNewton() with mlox.Proximal(mlox.Composed" in found.remedy
+    assert "raise the strength by more than" in found.remedy
+    assert mlox.check(*make_few_shots(pulled, GN)).ok

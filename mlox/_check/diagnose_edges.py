@@ -36,7 +36,9 @@ def diagnose_edges(figures: Figures) -> Iterator[Finding]:
             if not lowers[edge.cost].unrolled:
                 yield _steers_only(edge, show_call(lowers[edge.cost].method))
             continue
-        if is_cut(edge):
+        if edge.unread and edge.above and edge.by in lowers[edge.cost].starts:
+            yield _starts_only(edge, show_call(lowers[edge.cost].method))
+        elif is_cut(edge):
             yield _cut(edge)
         elif edge.silent and (edge.cost, edge.by) in figures.flat:
             yield _flat(edge)
@@ -90,6 +92,18 @@ def _steers_only(edge: Edge, method: str) -> Finding:
         f"The optimizer of {edge.cost!r} reads {edge.by!r} by hyperparams=, and its "
         f"loss does not. {method} does not differentiate its steps.",
         f"Pass method=mlox.Unrolled() to {edge.cost!r}.",
+    )
+
+
+def _starts_only(edge: Edge, method: str) -> Finding:
+    return Finding(
+        Cause.NOT_READ,
+        edge.cost,
+        f"The loop of {edge.cost!r} starts at {edge.by!r} by reset, and its loss does "
+        f"not read it. {method} differentiates an answer that has forgotten its start.",
+        f"Tie the answer to it by loss_fn=mlox.Proximal(loss_fn, to={edge.by!r}, "
+        "strength=...), which is implicit MAML, or pass method=mlox.Unrolled() "
+        f"(MAML) to {edge.cost!r}.",
     )
 
 

@@ -47,9 +47,23 @@ def diagnose_curvature(figures: Figures) -> Iterator[Finding]:
                 f"{show_call(lower.method)} needs a positive definite Hessian, but the "
                 f"smallest eigenvalue of that of {lower.name!r} is {low:.3g} (the "
                 f"largest {high:.3g}): the answer is no minimum.",
-                f"Solve the lower further, add damping of more than {-low:.2g}, or use "
-                "mlox.GMRES().",
+                _make_definite(lower, -low),
             )
+
+
+def _make_definite(lower: Lower, least: float) -> str:
+    """Return the remedies for a Hessian with the smallest eigenvalue -least."""
+    if not lower.starts:
+        return (
+            f"Solve the lower further, add damping of more than {least:.2g}, or use "
+            "mlox.GMRES()."
+        )
+    # Implicit MAML is not meant to be solved: the pull makes the matrix definite.
+    return (
+        "Use mlox.GaussNewton() with mlox.Proximal(mlox.Composed(outputs, loss), "
+        f"to={lower.starts[0]!r}, strength=...), whose matrix is definite for every "
+        f"strength, or raise the strength by more than {least:.2g}."
+    )
 
 
 def diagnose_methods(figures: Figures) -> Iterator[Finding]:

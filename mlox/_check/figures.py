@@ -30,6 +30,7 @@ class Lower:
         eigenvalues: The smallest and the largest eigenvalue of its Hessian, or None.
         distance: How far the answer is from the solved one, relative to its norm.
         restarts: Whether its loop starts at a `reset` that is differentiated.
+        starts: The uppers that its `reset` reads.
         steered: The neighbours that its optimizer reads by `hyperparams`.
         waits: How many more steps those above wait for it.
         updates: What its optimizer does, or None.
@@ -47,6 +48,7 @@ class Lower:
     eigenvalues: tuple[float, float] | None = None
     distance: float | None = None
     restarts: bool = False
+    starts: tuple[str, ...] = ()
     steered: tuple[str, ...] = ()
     waits: int = 0
     updates: Updates | None = None

@@ -42,6 +42,7 @@ from mlox._check.probes import (
     read_losses,
 )
 from mlox._check.setting import Arrival, Setting, is_finite
+from mlox._check.starts import find_starts
 from mlox._check.training import metasmoothness
 from mlox._check.vectors import (
     Distance,
@@ -281,6 +282,7 @@ def describe_lowers(
                 eigenvalues=values,
                 distance=distance,
                 restarts=n in plan.unrolled and problem.reset is not None,
+                starts=find_starts(plan, n, arrival.state),
                 steered=find_steering(plan, n, arrival.state).reads,
                 waits=count_waits(problem),
                 updates=updates.get(n),
