@@ -46,6 +46,10 @@ from mlox.methods import Method as Method
 from mlox.methods import MethodWithMemory as MethodWithMemory
 from mlox.methods import Unrolled as Unrolled
 from mlox.methods import attach as attach
+from mlox.rewritings import ES as ES
+from mlox.rewritings import NRES as NRES
+from mlox.rewritings import PES as PES
+from mlox.rewritings import evolve as evolve
 from mlox.rewritings import penalty as penalty
 from mlox.solvers import CG as CG
 from mlox.solvers import GMRES as GMRES

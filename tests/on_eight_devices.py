@@ -370,6 +370,40 @@ def test_restore_reads_a_checkpoint_of_eight_devices_on_any_number(tmp_path):
     assert_placed_like(found, table)
 
 
+def test_copies_of_evolution_strategies_are_split_like_tasks():
+    x = mlox.Problem.create(
+        name="x",
+        params=jnp.ones(3),
+        tx=optax.adam(0.1),
+        loss_fn=lambda params, batch, ctx: jnp.round(ctx.y.params**2 * 64).sum() / 64,
+    )
+    y = mlox.Problem.create(
+        name="y",
+        params=jnp.zeros(3),
+        tx=optax.adam(0.3),
+        loss_fn=lambda params, batch, ctx: (
+            ((params - ctx.x.params) ** 2).sum() * batch.mean()
+        ),
+        reset=lambda params, ctx: jnp.zeros(3),
+        unroll_steps=2,
+        rng=0,
+    )
+    options = {"pairs": 8, "sigma": 0.2, "estimator": mlox.PES(windows=3)}
+    graph = mlox.evolve([x, y], {"x": ["y"]}, {"y": ["x"]}, lower="y", **options)
+    engine = mlox.Engine(*graph)
+    mesh = make_mesh("replicated")
+    batches = {"x": None, "y": np.ones((2, BATCH))}  # for all copies
+    expected, found = engine.init(), mlox.shard(engine, engine.init(), mesh)
+    noise = found["y"].model_state.noise.total
+    assert noise.sharding.spec == P("data")
+    split = mlox.shard_batches(engine, batches, mesh)
+    for _ in range(4):
+        expected, _ = engine.compile(donate=False)(expected, batches)
+        found, _ = engine.compile(donate=False, like=found)(found, split)
+    assert found["y"].model_state.noise.total.sharding.spec == P("data")
+    assert_close(select_arrays(found), jax.device_get(select_arrays(expected)), 1e-10)
+
+
 class Net(nn.Module):
     @nn.compact
     def __call__(self, x):

@@ -566,3 +566,50 @@ def test_a_batch_without_tasks_is_refused():
     batches = {**batches, "fit": repeated((A[:2], B[:2]), 3)}
     with pytest.raises(ValueError, match=r"\['fit'\]\[0\].*expected \[3, 3, \.\.\.\]"):
         engine.step(engine.init(), batches)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        mlox.Implicit(mlox.Neumann(3, step=0.1), draws=2),
+        pytest.param(mlox.Implicit(mlox.CG(2)), marks=pytest.mark.slow),
+        pytest.param(mlox.Unrolled(), marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("at_once", [None, pytest.param(2, marks=pytest.mark.slow)])
+def test_shared_batches_are_those_of_every_task(method, at_once):
+    """As if each task were given the same batch; and its key is that of all."""
+
+    def build(shared):
+        lower = mlox.Problem.create(
+            name="fit",
+            params=jnp.zeros(2),
+            tx=optax.adam(0.1, eps_root=1e-16),
+            loss_fn=lambda params, data, ctx: {
+                "loss": error(params - ctx.task_index.astype(float), data)
+                + jnp.exp(ctx.hyper.params["penalty"]) * (params**2).sum(),
+                "drawn": jax.random.normal(ctx.rng),
+            },
+            method=method,
+            unroll_steps=3,
+            tasks=4,
+            tasks_at_once=at_once,
+            shared_batches=shared,
+            rng=0,
+        )
+        upper = hyper_problem(lambda params, batch, ctx: (ctx.fit.params**2).sum())
+        return mlox.Engine([upper, lower], {"hyper": ["fit"]}, {"fit": ["hyper"]})
+
+    draw = np.random.default_rng(0).normal
+    data = draw(size=(3, 5, 2)), draw(size=(3, 5))
+    repeated = jax.tree.map(lambda x: np.repeat(x[:, None], 4, axis=1), data)
+    engine = build(True)
+    found, metrics = engine.step(engine.init(), {"hyper": None, "fit": data})
+    engine = build(False)
+    expected, _ = engine.step(engine.init(), {"hyper": None, "fit": repeated})
+    for name in ("hyper", "fit"):
+        chex.assert_trees_all_close(
+            found[name].params, expected[name].params, rtol=1e-12
+        )
+    drawn = metrics["fit/drawn_per_task"]
+    np.testing.assert_array_equal(drawn, np.repeat(drawn[:, :1], 4, axis=1))

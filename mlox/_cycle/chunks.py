@@ -17,6 +17,7 @@ from mlox._problem.task_chunk import (
     join_chunks,
     stacked_parts,
     take_chunk,
+    tasks_of_batches,
 )
 from mlox._utils.chunks import Chunks
 from mlox._utils.types import Batches, Metrics, PyTree, State
@@ -66,7 +67,12 @@ def run_in_chunks(
         after, kept, metrics = run(
             {**state, **part},
             _take_history(history, chunks, chunk, of_history),
-            {n: chunks.take(batches[n], chunk, axes[n]) for n in names},
+            {
+                n: batches[n]
+                if tasks_of_batches(state[n]) is None
+                else chunks.take(batches[n], chunk, axes[n])
+                for n in names
+            },
         )
         return {n: after[n] for n in names}, _below(kept, names), metrics
 

@@ -11,6 +11,7 @@ from mlox._hypergradient.memory import start_memories
 from mlox._hypergradient.point import EvaluationPoint
 from mlox._hypergradient.tasks import map_if_tasks
 from mlox._problem.optimizer import restart
+from mlox._problem.own_reset import OwnReset
 from mlox._problem.problem import Problem
 from mlox._utils.describe import annotate_errors
 from mlox._utils.types import PyTree, State
@@ -53,13 +54,18 @@ def forget_inner_loops(
 
 
 def _reset(plan: Plan, name: str, state: State) -> Problem:
-    problem = state[name]
-    point = point_of_stream(plan.graph, seen_by(plan, name, state), Stream.RESET)
-    reset: Any = problem.reset
+    reset: Any = state[name].reset
 
     def start(one: EvaluationPoint) -> PyTree:
         params = one.params[name]
         with annotate_errors(f"reset of problem {name!r}", params=params):
             return reset(params, context_of(plan, name, one))
 
-    return restart(problem, map_if_tasks(start, name, point))
+    def begin(problem: Problem) -> Problem:
+        seen = seen_by(plan, name, {**state, name: problem})
+        point = point_of_stream(plan.graph, seen, Stream.RESET)
+        return restart(problem, map_if_tasks(start, name, point))
+
+    if isinstance(reset, OwnReset):
+        return reset.begin(state[name], begin)
+    return begin(state[name])

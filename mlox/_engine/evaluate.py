@@ -13,6 +13,7 @@ from mlox._engine.validation import check_batch, check_state
 from mlox._graph.dependencies import Plan
 from mlox._hypergradient.cost import cost
 from mlox._hypergradient.point import present_point
+from mlox._problem.task_chunk import tasks_of_batches
 from mlox._utils.types import Metrics, PyTree, State
 
 
@@ -34,7 +35,7 @@ class Evaluation:
         """Return the loss and its metrics, with `ctx.train` False."""
         graph = self.plan.graph
         check_state(self.plan, state)
-        check_batch(self.name, state[self.name].tasks, batch)
+        check_batch(self.name, tasks_of_batches(state[self.name]), batch)
         if batch is None and state[self.name].sample is not None:
             # From a key that the loss does not get, as in a step.
             stream = (

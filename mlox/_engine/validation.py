@@ -17,6 +17,7 @@ from mlox._graph.dependencies import Block, Plan
 from mlox._graph.graph import Graph
 from mlox._problem.optimizer import optimizer_of
 from mlox._problem.problem import Problem
+from mlox._problem.task_chunk import tasks_of_batches
 from mlox._problem.validation import check_opt_state, check_params, check_parts
 from mlox._utils.describe import summarize
 from mlox._utils.fields import Kind, check, check_arrays, instance_of
@@ -196,7 +197,7 @@ def check_batches(graph: Graph, state: State, batches: Batches) -> None:
     hint = "Pass None for a problem without data. engine.stack makes batches."
     _check_keys("batches", batches, graph, hint, ValueError)
     for name, batch in batches.items():
-        label, tasks = f"batches[{name!r}]", state[name].tasks
+        label, tasks = f"batches[{name!r}]", tasks_of_batches(state[name])
         if state[name].sample is not None:
             expected = f"None, since {name!r} samples its own batches"
             check(label, batch, Kind(expected, lambda x: x is None))

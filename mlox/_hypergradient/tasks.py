@@ -17,7 +17,12 @@ from mlox._hypergradient.point import (
     Unknowns,
 )
 from mlox._problem.problem import Problem
-from mlox._problem.task_chunk import find_at_once, number_tasks, stacked_parts
+from mlox._problem.task_chunk import (
+    find_at_once,
+    number_tasks,
+    stacked_parts,
+    tasks_of_batches,
+)
 from mlox._utils.chunks import vmap_in_chunks
 from mlox._utils.tree import combine, partition
 from mlox._utils.types import Metrics, PyTree
@@ -32,7 +37,10 @@ PER_TASK = "_per_task"
 
 
 class _TaskData(NamedTuple):
-    """What a step of each task is given, with a leading axis of tasks."""
+    """What a step of each task is given, with a leading axis of tasks.
+
+    The batch is None if all tasks share it.
+    """
 
     number: jax.Array
     batch: PyTree
@@ -69,7 +77,7 @@ def map_tasks(
     The parts are those of `stacked`, pytrees with a leading axis of tasks.
     """
     point_of, (data, arrays, multipliers) = separate_tasks(tasks, point)
-    draws = {n: point.inputs[n].draws for n in data}
+    draws = {n: _draws_of_tasks(point.inputs[n]) for n in data}
 
     def of_task(
         parts: tuple[Any, Mapping[str, Draws | None]],
@@ -79,7 +87,9 @@ def map_tasks(
     ) -> PyTree:
         data, draws = parts
         one = point_of(data, arrays, multipliers)
-        inputs = {n: one.inputs[n]._replace(draws=x) for n, x in draws.items()}
+        inputs = {
+            n: _with_draws(one.inputs[n], draws[n], point.inputs[n]) for n in data
+        }
         return function(one._replace(inputs={**one.inputs, **inputs}), *stacked)
 
     # Draws have an axis of steps before that of tasks, which is not moved: a copy.
@@ -112,7 +122,12 @@ def separate_tasks(
         )
 
     data = {
-        n: _TaskData(number_tasks(i.problem), i.batch, i.rng) for n, i in mapped.items()
+        n: _TaskData(
+            number_tasks(i.problem),
+            None if tasks_of_batches(i.problem) is None else i.batch,
+            i.rng,
+        )
+        for n, i in mapped.items()
     }
     arrays = {n: _stacked_arrays(point, n, mapped) for n in mapped}
     return point_of, (data, arrays, partition(own, point.multipliers))
@@ -161,10 +176,11 @@ def _select_task(
     inputs: StepInputs, data: _TaskData, arrays: _TaskArrays
 ) -> StepInputs:
     none: dict[str, Any] = {"tasks": None, "tasks_at_once": None}
+    shared = tasks_of_batches(inputs.problem) is None
     problem = dataclasses.replace(inputs.problem, **none, **arrays.problem)
     return inputs._replace(
         problem=problem,
-        batch=data.batch,
+        batch=inputs.batch if shared else data.batch,
         rng=data.rng,
         model_state=arrays.model_state,
         replay=None,
@@ -172,6 +188,21 @@ def _select_task(
         constants={**inputs.constants, **arrays.constants},
         task_index=data.number,
     )
+
+
+def _draws_of_tasks(inputs: StepInputs) -> Draws | None:
+    """Return the part of a problem's draws that has an axis of tasks."""
+    if inputs.draws is None or tasks_of_batches(inputs.problem) is not None:
+        return inputs.draws
+    return inputs.draws._replace(batches=None)
+
+
+def _with_draws(one: StepInputs, draws: Draws | None, whole: StepInputs) -> StepInputs:
+    """Return the inputs of a task with its draws; all tasks may share the batches."""
+    shared = whole.draws if tasks_of_batches(whole.problem) is None else None
+    if draws is not None and shared is not None:
+        draws = draws._replace(batches=shared.batches)
+    return one._replace(draws=draws)
 
 
 def _mark_multipliers(

@@ -66,6 +66,7 @@ class Problem:
         tasks: The size of the leading axis of params, opt_state and model_state, or
             None.
         tasks_at_once: The number of tasks that are computed at a time, or None.
+        shared_batches: Whether the tasks share their batches and their keys.
         sample, reset, project, trainable, meta_trainable, warmup_steps, hyperparams:
             See `Problem.create`.
 
@@ -96,6 +97,7 @@ class Problem:
     unroll_steps: int = field(metadata={"static": True})
     tasks: int | None = field(metadata={"static": True})
     tasks_at_once: int | None = field(metadata={"static": True})
+    shared_batches: bool = field(metadata={"static": True})
     sample: Callable[..., Any] | None = field(metadata={"static": True})
     reset: Callable[..., Any] | None = field(metadata={"static": True})
     project: Callable[..., Any] | None = field(metadata={"static": True})
@@ -117,6 +119,7 @@ class Problem:
         unroll_steps: int = 1,
         tasks: int | None = None,
         tasks_at_once: int | None = None,
+        shared_batches: bool = False,
         sample: Callable[[PyTree, Context], PyTree] | None = None,
         reset: Callable[[PyTree, Context], PyTree] | None = None,
         project: Callable[[PyTree], PyTree] | None = None,
@@ -158,6 +161,10 @@ class Problem:
                 memory of a window is that of k tasks. The results are the same up to
                 rounding. k divides `tasks`. Problems with the same number of tasks use
                 the least k among them.
+            shared_batches: Whether all tasks get the same batch, which then has no axis
+                of tasks, and the same key in each step (common random numbers): for
+                copies of one problem that are compared. What `sample` makes still has
+                that axis, as it may depend on the parameters.
             sample: (params, ctx) -> batch, makes the batch of each step inside the
                 compiled step, with its own key in ctx.rng: rollouts in an environment,
                 synthetic data. No derivative flows through the batch. The problem then
@@ -233,6 +240,7 @@ class Problem:
             "unroll_steps": unroll_steps,
             "tasks": tasks,
             "tasks_at_once": tasks_at_once,
+            "shared_batches": shared_batches,
             "warmup_steps": warmup_steps,
             "apply_fn": apply_fn,
             "sample": sample,

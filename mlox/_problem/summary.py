@@ -25,6 +25,7 @@ USUAL = {
     "unroll_steps": "1",
     "tasks": "None",
     "tasks_at_once": "None",
+    "shared_batches": "False",
     "warmup_steps": "0",
     "apply_fn": "None",
     "sample": "None",

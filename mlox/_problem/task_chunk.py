@@ -40,9 +40,17 @@ def number_tasks(problem: Problem) -> jax.Array:
 
 def split_key(problem: Problem, key: jax.Array) -> jax.Array:
     """Return a key for each task of a problem, the same in whatever chunk it is."""
+    if problem.shared_batches:
+        return jnp.broadcast_to(key, (problem.tasks or 1, *key.shape))
     if isinstance(problem, TaskChunk):
         return jax.random.split(key, problem.total)[problem.numbers]
     return jax.random.split(key, problem.tasks or 1)
+
+
+def tasks_of_batches(problem: Problem) -> int | None:
+    """Return the size of the axis of tasks of a problem's batches, None without one."""
+    shared = problem.shared_batches and problem.sample is None
+    return None if shared else problem.tasks
 
 
 def find_at_once(problems: Iterable[Problem], tasks: int) -> int | None:

@@ -16,6 +16,7 @@ from mlox._utils.describe import annotate_errors, summarize
 from mlox._utils.fields import (
     COUNT,
     COUNT_OR_ZERO,
+    FLAG,
     FUNCTION,
     Kind,
     check,
@@ -87,6 +88,7 @@ KINDS = {
     "warmup_steps": COUNT_OR_ZERO,
     "tasks": optional(COUNT),
     "tasks_at_once": optional(COUNT),
+    "shared_batches": FLAG,
     "apply_fn": optional(FUNCTION),
     "loss_scale": optional(
         Kind("a flax.training.dynamic_scale.DynamicScale", _is_loss_scale, TypeError)

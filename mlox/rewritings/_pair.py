@@ -90,7 +90,7 @@ def _check_options(label: str, pair: Pair) -> None:
         )
     if lower.meta_trainable is not None:
         raise ValueError(
-            f"{label} has meta_trainable=; expected None, since a penalty moves all "
-            "that is trained. Pass trainable=, or differentiate the answer by "
+            f"{label} has meta_trainable=; expected None, since all that is trained "
+            "responds. Pass trainable=, or differentiate the answer by "
             "mlox.Implicit()."
         )

@@ -37,8 +37,20 @@ def _step(batch: Any) -> Any:
     return trace(_penalty(), batches)
 
 
+def _evolve(
+    problems: Any = None, edges: Any = EDGES, lower: Any = "fit", **options: Any
+) -> mlox.Engine:
+    problems = _problems({"rng": 0}) if problems is None else problems
+    options = {"pairs": 2, "sigma": 0.1, **options}
+    return mlox.Engine(*mlox.evolve(problems, *edges, lower=lower, **options))
+
+
 def cases() -> list[Case]:
     """Return the bad inputs to rewritings."""
+    return [*_of_penalty(), *_of_evolve()]
+
+
+def _of_penalty() -> list[Case]:
     three = [*_problems(), problem("third")]
     return table(
         "mlox.penalty",
@@ -146,6 +158,110 @@ def cases() -> list[Case]:
                 lambda _: _step(None),
                 TypeError,
                 "has no part for 'fit'.*together",
+            ),
+        ],
+    )
+
+
+def _of_evolve() -> list[Case]:
+    keyed = {"rng": 0}
+    two = [*_problems(keyed), problem("other", loss_fn=fit_loss)]
+    edges_of_two = (
+        {"penalty": ["fit", "other"]},
+        {"fit": ["penalty"], "other": ["penalty"]},
+    )
+    return table(
+        "mlox.evolve",
+        [
+            (
+                "an unknown lower",
+                lambda _: _evolve(lower="fits"),
+                ValueError,
+                r"mlox\.evolve of 'fits'.*\['fit', 'penalty'\]",
+            ),
+            (
+                "no edge to the lower",
+                lambda _: _evolve(edges=({}, {"fit": ["penalty"]})),
+                ValueError,
+                r"mlox\.evolve: the lower 'fit'.*Add u2l",
+            ),
+            (
+                "no key to draw from",
+                lambda _: _evolve(_problems()),
+                ValueError,
+                "'fit' has no PRNG key.*rng=0",
+            ),
+            (
+                "a lower with tasks",
+                lambda _: _evolve(_problems({"tasks": 3, **keyed})),
+                ValueError,
+                "'fit' has tasks=3; expected no tasks.*jax.vmap",
+            ),
+            (
+                "an upper with two lowers",
+                lambda _: _evolve(two, edges_of_two),
+                ValueError,
+                "'penalty' has the lowers 'fit' and 'other'.*one problem",
+            ),
+            (
+                "copies that another problem reads",
+                lambda _: _evolve(two, (*EDGES, {"other": ["fit"]})),
+                ValueError,
+                "'other' reads 'fit'.*copies",
+            ),
+            (
+                "an upper with a mutable state",
+                lambda _: _evolve(_problems(keyed, {"model_state": 0.0})),
+                ValueError,
+                "'penalty' has a mutable state.*Keep it in 'fit'",
+            ),
+            (
+                "no pairs",
+                lambda _: _evolve(pairs=0),
+                ValueError,
+                "pairs is 0; expected a positive int",
+            ),
+            (
+                "sigma of zero",
+                lambda _: _evolve(sigma=0.0),
+                ValueError,
+                "sigma is 0.0; expected a finite number > 0",
+            ),
+            (
+                "pairs at once that do not divide the pairs",
+                lambda _: _evolve(pairs=4, pairs_at_once=3),
+                ValueError,
+                r"pairs_at_once is 3.*pairs=4.*\[1, 2, 4\]",
+            ),
+            (
+                "a name for an estimator",
+                lambda _: _evolve(estimator="pes"),
+                TypeError,
+                r"estimator is 'pes'; expected mlox\.ES\(\), mlox\.PES",
+            ),
+            (
+                "an episode of no windows",
+                lambda _: mlox.PES(windows=0),
+                ValueError,
+                "PES: windows is 0; expected a positive int",
+            ),
+            (
+                "episodes without a reset",
+                lambda _: _evolve(estimator=mlox.NRES(windows=2)),
+                ValueError,
+                "'fit' has no reset.*reset=lambda params, ctx: start",
+            ),
+            (
+                "draw that is no function",
+                lambda _: _evolve(draw=1.0),
+                TypeError,
+                r"draw is 1.0; expected a function \(key, shape, dtype\)",
+            ),
+            (
+                "draw of another shape",
+                lambda _: trace(_evolve(draw=lambda key, shape, dtype: np.ones(7))),
+                ValueError,
+                r"draw.*float64\[7\], expected float32\[2\]",
             ),
         ],
     )
