@@ -58,6 +58,7 @@ from mlox.solvers import BiCGStab as BiCGStab
 from mlox.solvers import Dense as Dense
 from mlox.solvers import Identity as Identity
 from mlox.solvers import Neumann as Neumann
+from mlox.solvers import Nystrom as Nystrom
 from mlox.solvers import Richardson as Richardson
 from mlox.solvers import Solver as Solver
 from mlox.solvers import System as System

@@ -13,6 +13,8 @@ from mlox.solvers._identity import Identity as Identity
 from mlox.solvers._linear_solve import linear_solve as linear_solve
 from mlox.solvers._minres import MINRES as MINRES
 from mlox.solvers._neumann import Neumann as Neumann
+from mlox.solvers._nystrom import Nystrom as Nystrom
+from mlox.solvers._preconditioned import Preconditioner as Preconditioner
 from mlox.solvers._products import Products as Products
 from mlox.solvers._products import product_at as product_at
 from mlox.solvers._products import takes_draws as takes_draws

@@ -11,9 +11,11 @@ from jax import lax
 from mlox._utils.convolutions import should_unroll
 from mlox._utils.fields import (
     COUNT,
+    COUNT_OR_ZERO,
     FLAG,
     NOT_NEGATIVE,
     POSITIVE,
+    Kind,
     check_fields,
     optional,
 )
@@ -26,18 +28,25 @@ State = TypeVar("State")
 
 FIELDS = {
     "iterations": COUNT,
-    "step": POSITIVE,
+    "step": optional(POSITIVE),
     "tolerance": NOT_NEGATIVE,
     "damping": NOT_NEGATIVE,
     "restart": optional(COUNT),
+    "rank": COUNT_OR_ZERO,
+    "seed": COUNT_OR_ZERO,
     "unroll": optional(FLAG._replace(error=ValueError)),
 }
 
 
-def check_solver(solver: Any) -> None:
-    """Raise ValueError if a field of a solver is not of its kind."""
+def check_solver(solver: Any, **kinds: Kind) -> None:
+    """Raise an error if a field of a solver is not of its kind.
+
+    Args:
+        solver: the solver.
+        kinds: those of fields that are not of the kind that `FIELDS` has.
+    """
     names = (field.name for field in dataclasses.fields(solver))
-    check_fields(solver, **{name: FIELDS[name] for name in names})
+    check_fields(solver, **{name: (FIELDS | kinds)[name] for name in names})
 
 
 def add_damping(matvec: MatVec, damping: float) -> MatVec:
