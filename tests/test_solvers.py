@@ -27,6 +27,7 @@ from mlox.solvers import (
     Dense,
     Identity,
     Neumann,
+    Nystrom,
     Richardson,
     System,
     linear_solve,
@@ -820,10 +821,12 @@ def test_linear_solve_accepts_a_plain_function():
         (CG(3), False, 3),
         (CG(3), True, 4),
         (CG(3, tolerance=1e-9), False, 3),
-        (Neumann(3), False, 3),
-        (Neumann(3), True, 3),
-        (Richardson(3), False, 2),
-        (Richardson(3), True, 3),
+        (Neumann(3, 0.5), False, 3),
+        (Neumann(3, 0.5), True, 3),
+        (Neumann(3), False, 13),
+        (Richardson(3, 0.5), False, 2),
+        (Richardson(3, 0.5), True, 3),
+        (Richardson(3), True, 13),
         (GMRES(3), False, 3),
         (GMRES(3), True, 3),
         (GMRES(1), True, 1),
@@ -887,7 +890,7 @@ def test_gmres_returns_the_guess_without_a_product_left():
     np.testing.assert_allclose(info["residual"], 1 / np.sqrt(2))
 
 
-CLASSES = [CG, Neumann, Richardson, GMRES, MINRES, BiCGStab, Dense, Identity]
+CLASSES = [CG, Neumann, Richardson, Nystrom, GMRES, MINRES, BiCGStab, Dense, Identity]
 
 
 @pytest.mark.parametrize("solver", CLASSES)
@@ -916,6 +919,7 @@ def test_serves_returns_the_registered_system():
         CG: 1,
         Neumann: 1,
         Richardson: 1,
+        Nystrom: 1,
         Identity: 0,
         GMRES: 3,
         MINRES: 2,
@@ -1101,7 +1105,13 @@ def test_link_leaves_keeps_values_and_links_every_leaf():
 
 BAD = {
     "iterations": ("a positive int", [0, -1, True, 2.0, None]),
-    "step": ("a finite number > 0", [0.0, -1, math.inf]),
+    "step": ("a finite number > 0 or None", [0.0, -1, math.inf]),
+    "rank": ("an int, 0 or more", [-1, True, 2.0, None]),
+    "seed": ("an int, 0 or more", [-1, True, 2.0, None]),
+    "preconditioner": (
+        "a preconditioner such as mlox.Nystrom\\(\\) or None",
+        [Nystrom, CG(), lambda matvec, b: b],
+    ),
     "tolerance": ("a finite number >= 0", [-1, math.nan]),
     "damping": ("a finite number >= 0", [-0.1, math.nan, "0.1", np.ones(())]),
     "restart": ("a positive int or None", [0, True]),
@@ -1115,6 +1125,8 @@ BAD = {
 )
 def test_solver_raises_for_a_bad_field(solver, name):
     expected, values = BAD[name]
+    if solver is Nystrom and name == "damping":
+        expected, values = "a finite number > 0", [0.0, *values]
     for value in values:
         message = rf"{solver.__name__}: {name} is .*; expected {expected}\."
         with pytest.raises(ValueError, match=message):

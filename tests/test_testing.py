@@ -41,6 +41,10 @@ def show(value):
         pytest.param(mlox.BiCGStab(), {}, marks=SLOW),
         pytest.param(mlox.Dense(), {}, marks=SLOW),
         pytest.param(mlox.Neumann(20), {}, marks=SLOW),
+        pytest.param(mlox.Richardson(20), {}, marks=SLOW),
+        pytest.param(mlox.Nystrom(6, damping=1e-3), {}, marks=SLOW),
+        pytest.param(mlox.Nystrom(3), {"tolerance": math.inf}, marks=SLOW),
+        pytest.param(mlox.CG(8, preconditioner=mlox.Nystrom(3)), {}, marks=SLOW),
     ],
     ids=repr,
 )

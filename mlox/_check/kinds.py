@@ -22,6 +22,7 @@ from mlox.solvers import (
     Dense,
     Identity,
     Neumann,
+    Nystrom,
     Richardson,
     System,
     serves,
@@ -70,7 +71,7 @@ def is_foreign(method: Any) -> bool:
     """
     if isinstance(method, Implicit):
         iterative = CG | GMRES | MINRES | BiCGStab | Neumann | Richardson
-        known = iterative | Dense | Identity | None
+        known = iterative | Dense | Identity | Nystrom | None
         return not isinstance(method.solver, known)
     direct = FiniteDifference | GaussNewton | SAMA
     own = direct | FixedPoint | SOBA | Detached | Iterative
@@ -100,4 +101,5 @@ def fixed_step(method: Any) -> Neumann | Richardson | SOBA | None:
         Neumann(iterations=10, step=0.1)
     """
     part = method.solver if isinstance(method, Implicit) else method
-    return part if isinstance(part, Neumann | Richardson | SOBA) else None
+    fixed = isinstance(part, Neumann | Richardson | SOBA) and part.step is not None
+    return part if fixed else None

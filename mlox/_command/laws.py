@@ -29,6 +29,7 @@ from mlox._command.programs import (
 WIDE, NARROW = 1e-8, 5e-3  # allowed relative errors in float64 and float32
 NUMERIC = 1e-6  # of central differences
 LONG = 100  # steps in which a loop or a memory settles: each contracts by 0.6 or less
+DAMPING = 0.1
 MOST = 8  # devices, one by one
 
 
@@ -55,6 +56,13 @@ CLAIMS = {
     "Implicit(BiCGStab)": Claim(mlox.Implicit(mlox.BiCGStab(20))),
     "Implicit(Neumann)": Claim(mlox.Implicit(mlox.Neumann(LONG, step=RATE))),
     "Implicit(Richardson)": Claim(mlox.Implicit(mlox.Richardson(LONG, step=RATE))),
+    "Implicit(CG, Nystrom)": Claim(
+        mlox.Implicit(mlox.CG(20, preconditioner=mlox.Nystrom(2)))
+    ),
+    "Implicit(Nystrom)": Claim(
+        mlox.Implicit(mlox.Nystrom(damping=DAMPING)),
+        lambda H, v: np.linalg.solve(H + DAMPING * np.eye(len(v)), v),
+    ),
     "Implicit(Dense)": Claim(mlox.Implicit(mlox.Dense())),
     "Implicit(Identity)": Claim(mlox.Implicit(mlox.Identity()), lambda H, v: v),
     "GaussNewton(CG)": Claim(mlox.GaussNewton(mlox.CG(20))),

@@ -29,6 +29,7 @@ from mlox.solvers import (
     Identity,
     Info,
     Neumann,
+    Nystrom,
     Solver,
     System,
     linear_solve,
@@ -115,7 +116,9 @@ class Implicit:
     def __post_init__(self) -> None:
         check_solver("Implicit", self.solver)
         check_fields(self, warm_start=FLAG, refine=COUNT_OR_ZERO, draws=COUNT)
-        if self.warm_start and isinstance(self.solver, Dense | Identity | Neumann):
+        if self.warm_start and isinstance(
+            self.solver, Dense | Identity | Neumann | Nystrom
+        ):
             raise ValueError(
                 f"Implicit: warm_start=True, but {self.solver} ignores where it is to "
                 "start. Use a solver that does not, such as mlox.CG() or "

@@ -81,20 +81,12 @@ class Nystrom:
         found = sketch(matvec, b, rank, self.seed)
         damping = self.damping / found.unit
         damped = found.values + damping
-        whole = rank == count_unknowns(b)  # there is nothing besides U
+        whole = rank == count_unknowns(b)  # I - U U^T = 0
         weights = divide(damping if whole else -found.values, damped)
 
-        def invert(v: Tree) -> Tree:
-            part = found.apply(weights, v)
-            return scale(1 / self.damping, part if whole else add_scaled(v, 1.0, part))
-
-        # Beside U, v - U (...) U^T v cancels in the large eigenvalues, which leaves
-        # rounding errors of l / rho. A step along the residual squares them, without a
-        # product with A.
-        x = invert(b)
-        low_rank = scale(found.unit, found.apply(found.values, x))
-        r = add_scaled(add_scaled(b, -1.0, low_rank), -self.damping, x)
-        return add_scaled(x, 1.0, invert(r)), info
+        part = found.apply(weights, b)
+        x = part if whole else add_scaled(b, 1.0, part)
+        return scale(1 / self.damping, x), info
 
     def precondition(
         self, matvec: MatVec, damping: float, b: Tree

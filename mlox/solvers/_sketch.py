@@ -87,7 +87,7 @@ def sketch(product: MatVec, like: Tree, rank: int, seed: int) -> Sketch:
     rounding = epsilon(like) * jnp.sqrt(vdot(Y, Y))
     nu = rounding + jnp.maximum(0, -values[0])
     roots = jnp.sqrt(values + nu)
-    B = _mix(add_scaled(Y, nu, omega), Q * divide(jnp.ones_like(roots), roots))
+    B = _mix(add_scaled(Y, nu, omega), Q * divide(jnp.ones_like(roots), roots)[None])
     squares, V = jnp.linalg.eigh(_gram(B, B))
     return Sketch(B, V, squares, jnp.maximum(squares - nu, 0), unit)
 
@@ -104,7 +104,7 @@ def _draw_basis(like: Tree, rank: int, seed: int) -> Tree:
     # Gaussian matrices, squared.
     for _ in range(2):
         values, Q = jnp.linalg.eigh(_gram(block, block))
-        block = _mix(block, Q / jnp.sqrt(values))
+        block = _mix(block, Q / jnp.sqrt(values)[None])
     return jax.tree.map(lambda x, y: x.astype(y.dtype), block, like)
 
 
