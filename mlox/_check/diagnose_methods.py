@@ -108,7 +108,7 @@ def _diagnose_system(lower: Lower, distance: Distance) -> Iterator[Finding]:
         return
     high = lower.eigenvalues[1]
     part = fixed_step(lower.method)
-    if part is not None:
+    if part is not None and part.step is not None:
         most = high + (0.0 if isinstance(part, SOBA) else part.damping)
         if part.step * most >= 2:
             yield Finding(

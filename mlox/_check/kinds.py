@@ -101,5 +101,4 @@ def fixed_step(method: Any) -> Neumann | Richardson | SOBA | None:
         Neumann(iterations=10, step=0.1)
     """
     part = method.solver if isinstance(method, Implicit) else method
-    fixed = isinstance(part, Neumann | Richardson | SOBA) and part.step is not None
-    return part if fixed else None
+    return part if isinstance(part, Neumann | Richardson | SOBA) else None
