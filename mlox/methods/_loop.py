@@ -34,7 +34,9 @@ class Loop(Protocol):
     derivatives, windows are differentiated exactly instead.
 
     Example:
-        Evolution strategies, which see a loop as a black box:
+        Evolution strategies, which see a loop as a black box. They estimate
+        (dy/dx)^T v, so the upper's loss has a gradient v; where it has none, or windows
+        are shorter than the inner problem, see `mlox.evolve`.
 
         >>> import dataclasses, jax, jax.numpy as jnp, mlox, optax
         >>> @dataclasses.dataclass(frozen=True)
