@@ -1,5 +1,6 @@
 """Multilevel optimization in JAX: a graph of problems, one compiled step."""
 
+from mlox import estimators as estimators
 from mlox import plot as plot
 from mlox._check.check import check as check
 from mlox._check.compare import compare as compare

@@ -27,6 +27,7 @@ BELOW = {
     "_graph": {"_utils", "solvers"},
     "solvers": {"_utils"},
     "methods": {"_utils", "solvers"},
+    "estimators": {"_utils"},
     "_problem": {"_utils", "methods"},
     "_hypergradient": {"_utils", "solvers", "methods", "_graph", "_problem"},
     "_cycle": {"_utils", "methods", "_graph", "_problem", "_hypergradient"},
@@ -60,7 +61,15 @@ BELOW = {
     "_command": {"_utils", "_check", "_checkpoint"},
     "__main__": {"_command"},
 }
-MATHEMATICS = {"_graph", "solvers", "methods", "_problem", "_hypergradient", "_cycle"}
+MATHEMATICS = {
+    "_graph",
+    "solvers",
+    "methods",
+    "estimators",
+    "_problem",
+    "_hypergradient",
+    "_cycle",
+}
 HOST = {"_data", "_logging", "_sharding", "_checkpoint", "_run"}
 # The engine joins the wings, and the facade shows everything.
 JOINS = {"_engine", "__init__"}

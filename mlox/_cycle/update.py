@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mlox._cycle.elsewhere import functions_elsewhere
 from mlox._cycle.hyperparams import with_hyperparams
 from mlox._cycle.overflow import can_overflow
 from mlox._cycle.warmup import step_unless_waiting
@@ -63,7 +64,8 @@ def update(
         loss = losses_of(problem, found.metrics)
         finite = all_finite(grads) if checked else jnp.array(True)
         steered = with_hyperparams(plan, problem, point)
-        after = apply_gradients(steered, grads, found.model_state, loss)
+        functions = functions_elsewhere(plan, problem, point)
+        after = apply_gradients(steered, grads, found.model_state, loss, functions)
         after = dataclasses.replace(after, memory=found.memory)
         for guard in guards:
             after = guard(problem, after, finite)

@@ -11,7 +11,11 @@ import optax
 
 from mlox._problem.problem import Problem
 from mlox._problem.responsive import responsive_part
-from mlox._problem.transformation import build_transformation
+from mlox._problem.transformation import (
+    NO_FUNCTIONS,
+    Functions,
+    build_transformation,
+)
 from mlox._utils.describe import annotate_errors
 from mlox._utils.fields import check_like
 from mlox._utils.tree import STANDARD_PROMOTION, combine
@@ -24,10 +28,18 @@ def optimizer_of(problem: Problem) -> optax.GradientTransformation:
 
 
 def apply_gradients(
-    problem: Problem, grads: PyTree, model_state: PyTree, loss: Any
+    problem: Problem,
+    grads: PyTree,
+    model_state: PyTree,
+    loss: Any,
+    functions: Functions = NO_FUNCTIONS,
 ) -> Problem:
-    """Return the problem after one optimizer step."""
-    updates, opt_state = _update(problem, grads, loss)
+    """Return the problem after one optimizer step.
+
+    `functions` are given to the optimizer: `value_fn` and `grad_fn`, see
+    `mlox._problem.transformation`.
+    """
+    updates, opt_state = _update(problem, grads, loss, functions)
     params = _move(problem, updates)
     return dataclasses.replace(
         problem,
@@ -75,11 +87,15 @@ def pull_step(
     return jax.vjp(step, *parts)[1](cotangent)
 
 
-def _update(problem: Problem, grads: PyTree, loss: Any) -> tuple[PyTree, PyTree]:
+def _update(
+    problem: Problem, grads: PyTree, loss: Any, functions: Functions = NO_FUNCTIONS
+) -> tuple[PyTree, PyTree]:
     # Some transformations use the loss: reduce_on_plateau, polyak_sgd.
     tx = optax.with_extra_args_support(optimizer_of(problem))
     with annotate_errors(f"tx of problem {problem.name!r}", gradient=grads):
-        return tx.update(grads, problem.opt_state, problem.params, value=loss)
+        return tx.update(
+            grads, problem.opt_state, problem.params, value=loss, **functions
+        )
 
 
 def _move(problem: Problem, updates: PyTree) -> PyTree:

@@ -138,8 +138,13 @@ class Problem:
             name: An identifier, such as "classifier": the name of the problem in edges,
                 batches and metrics, and in the ctx of its neighbours.
             params: A pytree of floating arrays.
-            tx: Any optax transformation. Its update is also given the loss, as `value`,
-                which e.g. `optax.contrib.reduce_on_plateau` needs.
+            tx: Any optax transformation. Its update is also given the loss and the
+                gradient, as `value` and `grad`, and both as functions of other
+                parameters, `value_fn` and `grad_fn`, at the batch, the key and the
+                neighbours of the step: plateaus, line searches (`optax.lbfgs()`) and
+                `mlox.estimators` use them. What is not called costs nothing.
+                `grad_fn` of an upper is its hypergradient at the present answers of
+                implicit lowers; it has no `value_fn`.
             loss_fn: (params, batch, ctx) -> a floating scalar, or a dict with it as
                 "loss", any metrics, and "model_state" if the problem has one. `ctx` is
                 a `mlox.Context`.

@@ -210,7 +210,7 @@ def check_opt_state(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> No
 
 
 def check_update(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
-    """Raise TypeError if an optimizer needs more than gradients, params and loss."""
+    """Raise TypeError if an optimizer needs more than an update is given."""
     if not isinstance(tx, optax.GradientTransformationExtraArgs):
         return
     try:
@@ -221,9 +221,10 @@ def check_update(name: str, tx: Any, params: PyTree, opt_state: PyTree) -> None:
         )
     except TypeError as error:
         raise TypeError(
-            f"problem {name!r}: tx cannot update from gradients, params and value=loss "
-            f"alone: {error}. Line searches are not supported; leave them out, e.g. by "
-            "optax.lbfgs(learning_rate=0.1, linesearch=None)."
+            f"problem {name!r}: tx cannot update from gradients, params, and the extra "
+            f"arguments value, grad, value_fn and grad_fn: {error}. Leave out what "
+            "needs others, and let an update of your own take **extra_args, as optax "
+            "asks."
         ) from error
 
 

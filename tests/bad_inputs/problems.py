@@ -99,10 +99,15 @@ def _parts() -> list[Case]:
                 "tx is <function sgd>.*optax.sgd",
             ),
             (
-                "an optimizer with a line search",
-                lambda _: problem(tx=optax.lbfgs()),
+                "an optimizer that asks for a Hessian",
+                lambda _: problem(
+                    tx=optax.GradientTransformationExtraArgs(
+                        optax.identity().init,
+                        lambda updates, state, params, *, hessian, **extra: None,
+                    )
+                ),
                 TypeError,
-                "tx cannot update.*linesearch=None",
+                "tx cannot update.*'hessian'.*Leave out",
             ),
             (
                 "the name of a method",
