@@ -53,10 +53,15 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+OFF = {"off": True}
+"""The metadata of a field whose default is not shown."""
+
+
 def show_call(self: Any) -> str:
     """Show a frozen value as the call that makes it, without what is off by default.
 
-    It serves as a `__repr__`, too.
+    It serves as a `__repr__`, too. A field whose default is off though it is true, such
+    as a count of 1, says so: `dataclasses.field(default=1, metadata=OFF)`.
 
     Example:
         >>> import mlox
@@ -72,7 +77,7 @@ def show_call(self: Any) -> str:
     given: list[str] = []
     for field in dataclasses.fields(self):
         part = operator.attrgetter(field.name)(self)
-        if part or part != field.default:
+        if part != field.default or (part and field.metadata != OFF):
             # As one writes it: Implicit(CG(iterations=5)).
             plain = given or isinstance(part, bool | int | float | str)
             given.append(

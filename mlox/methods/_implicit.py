@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mlox._utils.describe import show_call
+from mlox._utils.describe import OFF, show_call
 from mlox._utils.fields import (
     COUNT,
     COUNT_OR_ZERO,
@@ -111,7 +111,7 @@ class Implicit:
     solver: Solver | None = None
     warm_start: bool = False
     refine: int = 0
-    draws: int = 1
+    draws: int = field(default=1, metadata=OFF)
 
     def __post_init__(self) -> None:
         check_solver("Implicit", self.solver)
