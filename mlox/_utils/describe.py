@@ -77,7 +77,7 @@ def show_call(self: Any) -> str:
     given: list[str] = []
     for field in dataclasses.fields(self):
         part = operator.attrgetter(field.name)(self)
-        if part != field.default or (part and field.metadata != OFF):
+        if part != field.default or (part and "off" not in field.metadata):
             # As one writes it: Implicit(CG(iterations=5)).
             plain = given or isinstance(part, bool | int | float | str)
             given.append(
