@@ -11,9 +11,11 @@ import jax
 from mlox._graph.dependencies import Block, Plan
 from mlox._hypergradient import game
 from mlox._hypergradient.custom_rules import forward_cost
+from mlox._hypergradient.full_precision import widen_cost
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.tasks import count_tasks, map_tasks
 from mlox._problem.responsive import responsive_state, stop_unresponsive
+from mlox.methods import takes_difference
 
 # For a problem k with movers B(k), the problems below it whose answers respond to it,
 #
@@ -55,6 +57,8 @@ def pairing(
         pair = lambda one, part: pairing(plan, b, part, one)
         return map_tasks(pair, tasks, point, multiplier).sum()
     method: Any = point.inputs[b.tops[0]].problem.method
+    if takes_difference(method):
+        point = widen_cost(plan, b.tops[0], point)
     if b.players:
         value = partial(lagrangian, plan)
         return game.pairing(method, b.players, multiplier, point, value)

@@ -167,6 +167,27 @@ class MixedPrecision:
         return jax.tree.map(cast, tree)
 
 
+def in_full_precision(loss_fn: Any) -> Any:
+    """Return a loss without its casts to lower precision.
+
+    Example:
+        >>> half = Accumulated(MixedPrecision(max), 2)
+        >>> in_full_precision(half)
+        Accumulated(loss_fn=<built-in function max>, steps=2)
+    """
+    if isinstance(loss_fn, MixedPrecision):
+        return in_full_precision(loss_fn.loss_fn)
+    if isinstance(loss_fn, Accumulated):
+        inner = in_full_precision(loss_fn.loss_fn)
+        return dataclasses.replace(loss_fn, loss_fn=inner)
+    return loss_fn
+
+
+def widen_tree(tree: PyTree) -> PyTree:
+    """Return a pytree with its floating leaves in float32 or wider."""
+    return jax.tree.map(_widen, tree)
+
+
 def _widen(leaf: Any) -> Any:
     """Return a floating leaf in float32 or wider, and any other leaf as it is."""
     if find_non_array(leaf):  # `split_loss` raises

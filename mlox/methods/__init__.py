@@ -8,6 +8,7 @@ from mlox.methods._base import follows_steps as follows_steps
 from mlox.methods._base import reach as reach
 from mlox.methods._draws import count_draws as count_draws
 from mlox.methods._finite_difference import FiniteDifference as FiniteDifference
+from mlox.methods._finite_difference import takes_difference as takes_difference
 from mlox.methods._fixed_point import FixedPoint as FixedPoint
 from mlox.methods._forward import Forward as Forward
 from mlox.methods._gauss_newton import GaussNewton as GaussNewton

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import optax
 
 from mlox._utils.describe import show_call
 from mlox._utils.fields import POSITIVE, check_fields
-from mlox._utils.tree import STANDARD_PROMOTION, add_scaled
+from mlox._utils.tree import STANDARD_PROMOTION, add_scaled, find_unit, scale, widen
 from mlox.methods._base import Answer
 from mlox.solvers import Info
 
@@ -29,6 +30,11 @@ class FiniteDifference:
     derivative. The lowers of the problem itself are fixed (direct coupling). As the
     Hessian and the step size are omitted, the scale of the result relative to the
     direct gradient is arbitrary; only its direction is meaningful.
+
+    Both costs are computed in float32 or wider, whatever the precision of parameters,
+    data and `mlox.MixedPrecision`: a perturbation of half precision is lost in
+    rounding. What a loss casts to half precision itself stays, and needs an epsilon of
+    about a twentieth of the norm of the parameters.
 
     Attributes:
         epsilon: The length of the perturbation of all parameters, in their units.
@@ -66,6 +72,19 @@ class FiniteDifference:
     __repr__ = show_call
 
 
+@functools.singledispatch
+def takes_difference(method: object) -> bool:
+    """Return whether the pairing of a method is a difference of two costs."""
+    del method
+    return False
+
+
+@takes_difference.register
+def _(method: FiniteDifference) -> bool:
+    del method
+    return True
+
+
 def central_difference(
     cost: Callable[[Any], jax.Array], point: Any, direction: Any, epsilon: float
 ) -> jax.Array:
@@ -76,10 +95,13 @@ def central_difference(
     #
     # and rounding adds about eps |C| / e. The perturbation has the length epsilon,
     # however long d is: the relative error does not depend on the scale of the upper's
-    # loss.
+    # loss. In half precision the perturbation would be lost in the rounding of y.
+    point, direction = (jax.tree.map(widen, tree) for tree in (point, direction))
+    unit = find_unit(direction)
+    direction = scale(1 / unit, direction)
     with STANDARD_PROMOTION():
         norm = optax.tree.norm(direction)
     step = epsilon / jnp.where(norm > 0, norm, 1)
     ends = [cost(add_scaled(point, sign * step, direction)) for sign in (1.0, -1.0)]
     with STANDARD_PROMOTION():
-        return (ends[0] - ends[1]) / (2 * step)
+        return unit * ((ends[0] - ends[1]) / (2 * step))

@@ -11,7 +11,7 @@ import jax
 from mlox._utils.describe import show_call
 from mlox._utils.fields import POSITIVE, check_fields, optional
 from mlox.methods._base import Answer, exact_pairing, follows_steps
-from mlox.methods._finite_difference import central_difference
+from mlox.methods._finite_difference import central_difference, takes_difference
 from mlox.solvers import Info
 
 
@@ -72,3 +72,8 @@ class SAMA:
 
 
 follows_steps.register(SAMA, lambda method: True)
+
+
+@takes_difference.register
+def _(method: SAMA) -> bool:
+    return method.epsilon is not None
