@@ -68,3 +68,30 @@ def test_differences_are_not_lost_in_rounding(dtype, cast):
     exact = hypergradient(mlox.Implicit(mlox.Identity()))
     found = hypergradient(mlox.FiniteDifference(), dtype, cast)
     assert distance(found, exact) < (1e-3 if dtype == jnp.float32 else 0.015)
+
+
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        (mlox.SAMA(), {}),
+        pytest.param(mlox.FixedPoint(2), {}, marks=SLOW),
+        pytest.param(
+            mlox.SAMA(), {"loss_scale": DynamicScale(scale=1024.0)}, marks=SLOW
+        ),
+        pytest.param(mlox.Implicit(mlox.CG(3)), {}, marks=SLOW),
+    ],
+    ids=["sama", "fixed point", "sama, scaled", "cg"],
+)
+def test_small_multipliers_do_not_vanish_in_float16(method, parts):
+    """A multiplier of 1e-8 was a tangent of zeros: all of the derivative was lost."""
+    exact = hypergradient(method, size=1e-5)
+    found = hypergradient(method, jnp.float32, jnp.float16, size=1e-5, **parts)
+    assert np.linalg.norm(exact) > 0
+    assert distance(found, exact) < 5e-3
+
+
+@SLOW
+def test_multipliers_of_float16_parameters_keep_their_digits():
+    exact = hypergradient(mlox.SAMA(), size=1.0)
+    found = hypergradient(mlox.SAMA(), jnp.float16, size=1.0)
+    assert distance(found, exact) < 5e-3

@@ -20,6 +20,12 @@ from mlox._hypergradient.memory import recall, remember
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.slopes_of_cost import slopes_of_cost
 from mlox._hypergradient.tasks import map_tasks
+from mlox._hypergradient.underflow import (
+    from_units,
+    in_units,
+    slopes_in_units,
+    unit_of,
+)
 from mlox._problem.responsive import responsive_state
 from mlox._utils.describe import annotate_errors, show_differences
 from mlox._utils.tree import shard_like
@@ -115,14 +121,20 @@ def hypergradient(
     for b in reversed(response.blocks):
         # (dG_b/dy)^T lambda_b = v_b: what has arrived at the answers of the block ...
         v_b = _at_unknowns(b, {n: v[n] for n in b.names}, point)
-        lam, kept, report = solve_adjoint(plan, b, v_b, point, recall(k, b, point))
+        before, members = recall(k, b, point), (k, *b.names)
+        unit = unit_of(members, point, v_b) if before is None else None
+        lam, kept, report = solve_adjoint(plan, b, in_units(unit, v_b), point, before)
         memory = remember(memory, b, kept)
         # ... leaves as -d<lambda_b, G_b>/dtheta_j at everything that G_b reads.
         v = {n: slope for n, slope in v.items() if n not in b.names}
         reads = v.keys() if windows else v.keys() & plan.reads_of(b)
-        value, (d_pairing, d_states) = jax.value_and_grad(
-            lambda *theta, b=b, lam=lam: pairing(plan, b, lam, at(*theta)), (0, 1)
-        )({n: theta[n] for n in v if n in reads}, states)
+        value, (d_pairing, d_states) = slopes_in_units(
+            lambda lam, *theta, b=b: pairing(plan, b, lam, at(*theta)),
+            (unit, unit_of(members, point, lam)),
+            lam,
+            ({n: theta[n] for n in v if n in reads}, states),
+        )
+        lam = from_units(unit, lam)
         v |= {n: jax.tree.map(jnp.subtract, v[n], d) for n, d in d_pairing.items()}
         of_states = jax.tree.map(jnp.subtract, of_states, d_states)
         if k in reads:

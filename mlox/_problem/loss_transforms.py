@@ -183,6 +183,18 @@ def in_full_precision(loss_fn: Any) -> Any:
     return loss_fn
 
 
+def computes_in(loss_fn: Any) -> Any | None:
+    """Return the dtype in which `MixedPrecision` computes a loss; None without one.
+
+    Example:
+        >>> computes_in(Accumulated(MixedPrecision(max, jnp.float16), 2)).__name__
+        'float16'
+    """
+    if isinstance(loss_fn, MixedPrecision):
+        return loss_fn.dtype
+    return computes_in(loss_fn.loss_fn) if isinstance(loss_fn, Accumulated) else None
+
+
 def widen_tree(tree: PyTree) -> PyTree:
     """Return a pytree with its floating leaves in float32 or wider."""
     return jax.tree.map(_widen, tree)
