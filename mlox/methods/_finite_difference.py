@@ -102,6 +102,6 @@ def central_difference(
     with STANDARD_PROMOTION():
         norm = optax.tree.norm(direction)
     step = epsilon / jnp.where(norm > 0, norm, 1)
-    ends = [cost(add_scaled(point, sign * step, direction)) for sign in (1.0, -1.0)]
-    with STANDARD_PROMOTION():
+    with STANDARD_PROMOTION():  # a loss may close over data in half precision
+        ends = [cost(add_scaled(point, sign * step, direction)) for sign in (1.0, -1.0)]
         return unit * ((ends[0] - ends[1]) / (2 * step))
