@@ -21,10 +21,12 @@ class Way(NamedTuple):
     Attributes:
         method: A method; None where the graph is rewritten.
         rewrite: (problems, u2l, l2u) -> what an engine takes.
+        rng: The seed of the lower, or None.
     """
 
     method: Any = None
     rewrite: Callable[..., Any] = lambda *graph: graph
+    rng: int | None = None
 
 
 def split(loss: Callable[[Any, Any], Any]) -> Any:
@@ -59,6 +61,7 @@ def two_levels(way: Way, tasks: int | None = None, steps: int = STEPS) -> mlox.E
         method=way.method,
         tasks=tasks,
         unroll_steps=steps,
+        rng=way.rng,
     )
     x = problem("x", judge("y"), X)
     return mlox.Engine(*way.rewrite([x, y], {"x": ["y"]}, {"y": ["x"]}))
@@ -80,7 +83,7 @@ def three(way: Way, of_y: Any, of_z: Any) -> mlox.Engine:
 
     goal = jnp.linalg.solve(H + 0.4 * jnp.eye(2), H @ jnp.sin(X))
     x = problem("x", judge("y"), X)
-    y = problem("y", split(loss), goal, unroll_steps=LOOP, method=of_y)
+    y = problem("y", split(loss), goal, unroll_steps=LOOP, method=of_y, rng=way.rng)
     follow = split(lambda z, ctx: quadratic(z - ctx.y.params))
     z = problem("z", follow, goal, unroll_steps=STEPS, method=of_z)
     edges = {"x": ["y"], "y": ["z"]}, {"z": ["y"], "y": ["x"]}
@@ -114,6 +117,12 @@ WAYS = {
     "Implicit(Richardson(K, step=a))": Way(
         mlox.Implicit(mlox.Richardson(60, step=0.5))
     ),
+    "Implicit(Nystrom(rank=r, damping=d))": Way(
+        mlox.Implicit(mlox.Nystrom(rank=1, damping=0.1))
+    ),
+    "Implicit(CG(K, preconditioner=Nystrom(r, d)))": Way(
+        mlox.Implicit(mlox.CG(4, preconditioner=mlox.Nystrom(rank=1, damping=0.1)))
+    ),
     "Implicit(Dense())": Way(mlox.Implicit(mlox.Dense())),
     "Implicit(GMRES(K))": Way(mlox.Implicit(mlox.GMRES(8))),
     "Implicit(BiCGStab(K))": Way(mlox.Implicit(mlox.BiCGStab(12))),
@@ -131,5 +140,8 @@ WAYS = {
     "penalty(strength=k)": Way(rewrite=partial(mlox.penalty, lower="y", strength=1e3)),
     "penalty(strength=k, order=2)": Way(
         rewrite=partial(mlox.penalty, lower="y", strength=1e2, order=2)
+    ),
+    "evolve(pairs=N, sigma=s)": Way(
+        rewrite=partial(mlox.evolve, lower="y", pairs=2000, sigma=0.1), rng=0
     ),
 }

@@ -57,17 +57,21 @@ def test_bias_is_none_where_the_table_says_so(name):
 @pytest.mark.slow
 @every_row
 def test_forward_mode_is_reverse_mode(name):
-    assert TABLE[name]["forward mode"] == "yes"
     engine, v = two_levels(WAYS[name], steps=10), jnp.array([1.0, 2.0])
     of = lambda x: slope(engine, x)
     found = jax.jvp(of, (X,), (v,))[1]
     np.testing.assert_allclose(found, jax.jacrev(of)(X) @ v, atol=1e-10)
+    # Differences of random draws, and what is cut, have no derivative.
+    assert (TABLE[name]["forward mode"] == "yes") == bool(found.any())
 
 
 @pytest.mark.slow
 @every_row
 def test_two_equal_tasks_have_twice_the_slope(name):
-    assert TABLE[name]["tasks, devices"] == "yes"
+    if TABLE[name]["tasks, devices"] == "devices":
+        with pytest.raises(ValueError, match=r"expected no tasks"):
+            two_levels(WAYS[name], tasks=2)
+        return
     both, one = (slope(two_levels(WAYS[name], tasks=n)) for n in (2, None))
     np.testing.assert_allclose(both - 0.1 * X, 2 * (one - 0.1 * X), rtol=1e-9)
 
