@@ -50,6 +50,7 @@ from mlox.methods import attach as attach
 from mlox.rewritings import ES as ES
 from mlox.rewritings import NRES as NRES
 from mlox.rewritings import PES as PES
+from mlox.rewritings import bome as bome
 from mlox.rewritings import evolve as evolve
 from mlox.rewritings import penalty as penalty
 from mlox.solvers import CG as CG

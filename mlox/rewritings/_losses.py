@@ -188,6 +188,12 @@ def other_key(rng: jax.Array | None) -> jax.Array | None:
     return None if rng is None else jax.random.fold_in(rng, OTHER)
 
 
+def report(found: Evaluated, loss: jax.Array) -> dict[str, Any]:
+    """Return what a loss returns, with the metrics of a cost that is a part of it."""
+    returned = {"cost": found.metrics["loss"], **found.metrics, "loss": loss}
+    return returned | {"model_state": found.model_state}
+
+
 def _take_task(neighbour: Neighbour, params: PyTree, model_state: PyTree) -> Neighbour:
     """Return one task of a neighbour, whose arrays are given."""
     parts = {"params": params, "model_state": model_state}

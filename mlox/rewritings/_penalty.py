@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import jax
-
 from mlox._engine.build import Edges
 from mlox._problem.context import Context
 from mlox._problem.problem import Problem
@@ -18,7 +16,7 @@ from mlox._utils.types import PyTree
 from mlox.methods import Detached
 from mlox.rewritings._both import Both, evaluate_both, join_answer
 from mlox.rewritings._graph import Graph, make_graph, read_graph
-from mlox.rewritings._losses import Evaluated, Loss, other_key
+from mlox.rewritings._losses import Loss, other_key, report
 from mlox.rewritings._pair import check_new_name, find_pair
 
 # With phi(x, nu) = min over y of C(x, y) + nu F(x, y), the envelope theorem gives
@@ -263,9 +261,3 @@ def strength_at(strength: Strength, step: Any) -> Any:
     """Return k at a count of the upper's steps."""
     with STANDARD_PROMOTION():  # schedules of optax add floats to counts
         return strength(step) if callable(strength) else strength
-
-
-def report(found: Evaluated, loss: jax.Array) -> dict[str, Any]:
-    """Return what a loss returns, with the metrics of a cost that is a part of it."""
-    returned = {"cost": found.metrics["loss"], **found.metrics, "loss": loss}
-    return returned | {"model_state": found.model_state}
