@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import mlox
-from tests.small import fit_loss, penalty_loss, problem, trace
+from tests.small import ZEROS, fit_loss, penalty_loss, problem, trace
 
 from .case import Case, table
 
@@ -45,9 +45,46 @@ def _evolve(
     return mlox.Engine(*mlox.evolve(problems, *edges, lower=lower, **options))
 
 
+def _bome(problems: Any = None, edges: Any = EDGES, **options: Any) -> tuple[Any, ...]:
+    problems = _problems() if problems is None else problems
+    return mlox.bome(problems, *edges, lower="fit", **options)
+
+
 def cases() -> list[Case]:
     """Return the bad inputs to rewritings."""
-    return [*_of_penalty(), *_of_evolve()]
+    return [*_of_penalty(), *_of_bome(), *_of_evolve()]
+
+
+def _of_bome() -> list[Case]:
+    three = [*_problems(), problem("third")]
+    return table(
+        "mlox.bome",
+        [
+            ("eta=0", lambda _: _bome(eta=0.0), ValueError, r"eta is 0\.0;.*> 0"),
+            ("rate=-1", lambda _: _bome(rate=-1.0), ValueError, "rate is -1.*> 0"),
+            ("steps=0", lambda _: _bome(steps=0), ValueError, "steps is 0;.*positive"),
+            (
+                "an upper with two lowers",
+                lambda _: _bome(
+                    three, (EDGES[0], {"fit": ["penalty"], "third": ["penalty"]})
+                ),
+                ValueError,
+                r"the lower 'third' beside 'fit'.*mlox\.penalty",
+            ),
+            (
+                "a lower with reset",
+                lambda _: _bome(_problems({"reset": lambda params, ctx: ZEROS})),
+                ValueError,
+                "'fit' has reset=.*Drop it",
+            ),
+            (
+                "a lower with warmup_steps",
+                lambda _: _bome(_problems({"warmup_steps": 3})),
+                ValueError,
+                "'fit' has warmup_steps=.*Train it first",
+            ),
+        ],
+    )
 
 
 def _of_penalty() -> list[Case]:
