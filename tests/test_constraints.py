@@ -425,3 +425,105 @@ def test_draws_of_a_constrained_answer_are_taken_along_its_tangents():
     method = mlox.Implicit(mlox.Neumann(1500, step=0.15), draws=2)
     engine = lower.engine(method, unroll_steps=2)
     assert error(hypergradient(engine), lower.differences()) < 1e-8
+
+
+class Tower:
+    """Three quadratic levels t > p > c, the two lower ones on sets."""
+
+    def __init__(self, middle, lowest, seed=7):
+        self.middle, self.lowest = middle, lowest
+        draw = np.random.default_rng(seed).normal
+        self.cross = {n: jnp.array(0.7 * draw(size=(4, 4))) for n in ("cp", "ct", "pt")}
+        self.linear = {n: jnp.array(draw(size=4)) for n in "pct"}
+        root = draw(size=(4, 4))
+        self.matrix = jnp.array(0.3 * root @ root.T + np.eye(4))
+        self.t = jnp.array(draw(size=4))
+
+    def cost_c(self, c, p, t):
+        pull = self.cross["cp"] @ p + self.cross["ct"] @ t + self.linear["c"]
+        return 0.5 * c @ self.matrix @ c + 0.05 * jnp.sum(c**4) - c @ pull
+
+    def cost_p(self, p, c, t):
+        own = 0.5 * jnp.sum((c - 1.0) ** 2) + jnp.sum(p**2)
+        return own - p @ (self.cross["pt"] @ t + self.linear["p"])
+
+    def cost_t(self, t, p, c):
+        return jnp.sum((c - self.linear["t"]) ** 2) + jnp.sum(jnp.sin(p)) + 0.1 * t @ t
+
+    def solve_c(self, p, t):
+        step = lambda c, _: (
+            self.lowest(c - 0.2 * jax.grad(self.cost_c)(c, p, t)),
+            None,
+        )
+        return jax.lax.scan(step, self.lowest(jnp.ones(4) / 4), None, length=150)[0]
+
+    def solve_p(self, t):
+        total = jax.grad(lambda p: self.cost_p(p, self.solve_c(p, t), t))
+        step = lambda p, _: (self.middle(p - 0.2 * total(p)), None)
+        return jax.lax.scan(step, self.middle(jnp.ones(4) / 4), None, length=150)[0]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def solve(self, t):
+        p = self.solve_p(t)
+        return p, self.solve_c(p, t)
+
+    def differences(self):
+        e = 1e-3
+        shifts = e * jnp.concatenate([k * jnp.eye(4) for k in (1.0, -1.0, 2.0, -2.0)])
+
+        def value(t):
+            p, c = self.solve(t)
+            return self.cost_t(t, p, c)
+
+        up, down, up2, down2 = jnp.split(jax.vmap(value)(self.t[None] + shifts), 4)
+        return (8 * (up - down) - (up2 - down2)) / (12 * e)
+
+    def engine(self, method=None):
+        p, c = self.solve(self.t)
+
+        def problem(name, params, cost, reads, project=None):
+            def loss_fn(params, batch, ctx):
+                return cost(params, *(ctx[n].params for n in reads))
+
+            return mlox.Problem.create(
+                name=name,
+                params=params,
+                tx=optax.sgd(0.0),
+                loss_fn=loss_fn,
+                project=project,
+                method=method,
+            )
+
+        problems = [
+            problem("t", self.t, self.cost_t, "pc"),
+            problem("p", p, self.cost_p, "ct", self.middle),
+            problem("c", c, self.cost_c, "pt", self.lowest),
+        ]
+        u2l = {"t": ["p", "c"], "p": ["c"]}
+        return mlox.Engine(problems, u2l, {"c": ["p", "t"], "p": ["t"]})
+
+
+FREE = lambda v: v
+TOWERS = {
+    "box over nothing": (lambda v: jnp.clip(v, -0.4, 0.4), None),
+    "ball over nothing": (lambda v: projections.projection_l2_ball(v, 0.6), None),
+    "nothing over box": (None, lambda v: jnp.clip(v, -0.2, 0.2)),
+    "box over simplex": (
+        lambda v: jnp.clip(v, -0.4, 0.4),
+        projections.projection_simplex,
+    ),
+    "ball over box": (
+        lambda v: projections.projection_l2_ball(v, 0.6),
+        lambda v: jnp.clip(v, -0.2, 0.2),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOWERS)
+def test_levels_of_a_tower_have_constraints(name):
+    tower = Tower(*(project or FREE for project in TOWERS[name]))
+    engine = tower.engine(mlox.Implicit(mlox.MINRES(iterations=100, tolerance=1e-14)))
+    none = dict.fromkeys("tpc")
+    found = jax.jit(lambda state: engine.hypergradient(state, none, "t")[1])
+    assert error(found(engine.init()), tower.differences()) < 1e-8
