@@ -11,6 +11,7 @@ from mlox._check.report import Report, Row
 from mlox._check.setting import Setting
 from mlox._engine.engine import Engine
 from mlox._engine.validation import name_of_known
+from mlox._problem.own_reset import OwnReset
 from mlox._problem.problem import Problem
 from mlox._utils.fields import COUNT_OR_ZERO, POSITIVE, instance_of, optional
 from mlox._utils.fields import check as check_value
@@ -102,11 +103,24 @@ def check(
     name = name_of_known("check", engine.names, name)
     if not engine.cycle.plan.movers[name]:
         return Report(name, (), {}, (find_reversed(engine, name),), {}, {})
+    _check_resets(engine, state, name)
     setting = Setting(engine.traced.prepare(state, batches), name)
     measured = measure(
         setting, state, batches, DEFAULT if budget is None else budget, seed
     )
     return make_report(measured)
+
+
+def _check_resets(engine: Engine, state: State, name: str) -> None:
+    """Raise ValueError if an answer is that of copies at random perturbations."""
+    for lower in sorted(engine.cycle.plan.movers[name].intersection(state)):
+        if isinstance(state[lower].reset, OwnReset):
+            raise ValueError(
+                f"check of {name!r}: {lower!r} stands for copies at random "
+                "perturbations, as mlox.evolve makes them, whose estimate has nothing "
+                "to be compared with. Check the graph as it was before, if its losses "
+                "have derivatives; or take the mean of many estimates."
+            )
 
 
 def make_report(measured: Measured) -> Report:

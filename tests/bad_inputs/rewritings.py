@@ -50,6 +50,12 @@ def _bome(problems: Any = None, edges: Any = EDGES, **options: Any) -> tuple[Any
     return mlox.bome(problems, *edges, lower="fit", **options)
 
 
+def _check_estimate() -> mlox.Report:
+    engine = _evolve()
+    batches = {"penalty": None, "fit": np.ones((2, 2), np.float32)}
+    return mlox.check(engine, engine.init(), batches, "penalty")
+
+
 def cases() -> list[Case]:
     """Return the bad inputs to rewritings."""
     return [*_of_penalty(), *_of_bome(), *_of_evolve()]
@@ -293,6 +299,12 @@ def _of_evolve() -> list[Case]:
                 lambda _: _evolve(draw=1.0),
                 TypeError,
                 r"draw is 1.0; expected a function \(key, shape, dtype\)",
+            ),
+            (
+                "a check of an estimate",
+                lambda _: _check_estimate(),
+                ValueError,
+                "check of 'penalty': 'fit' stands for copies.*as it was before",
             ),
             (
                 "draw of another shape",
