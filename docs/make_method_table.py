@@ -58,9 +58,14 @@ def regression() -> Job:
         "`Implicit(CG(iterations=20))`": mlox.Implicit(cg),
         "`Implicit(CG(iterations=5))`": mlox.Implicit(mlox.CG(iterations=5)),
         "`Implicit(CG(iterations=20), refine=1)`": mlox.Implicit(cg, refine=1),
+        "`Implicit(CG(iterations=5, preconditioner=Nystrom(rank=10)))`": mlox.Implicit(
+            mlox.CG(iterations=5, preconditioner=mlox.Nystrom(rank=10))
+        ),
+        "`Implicit(Nystrom(rank=20))`": mlox.Implicit(mlox.Nystrom(rank=20)),
         "`Implicit(Neumann(iterations=20, step=2.0))`": mlox.Implicit(
             mlox.Neumann(iterations=20, step=2.0)
         ),
+        "`FixedPoint(iterations=20)`": mlox.FixedPoint(iterations=20),
         "`Unrolled()`": mlox.Unrolled(),
         "`Forward()`": mlox.Forward(),
         "`FiniteDifference()`": mlox.FiniteDifference(),
@@ -113,6 +118,9 @@ def weighted_network() -> Job:
         "`Implicit(CG(iterations=20))`": mlox.Implicit(mlox.CG(iterations=20)),
         "`Implicit(CG(iterations=5, damping=0.01))`": mlox.Implicit(
             mlox.CG(iterations=5, damping=0.01)
+        ),
+        "`Implicit(Nystrom(rank=20, damping=0.1))`": mlox.Implicit(
+            mlox.Nystrom(rank=20, damping=0.1)
         ),
         "`GaussNewton(CG(iterations=20))`": mlox.GaussNewton(mlox.CG(iterations=20)),
         "`Unrolled()`": mlox.Unrolled(),
