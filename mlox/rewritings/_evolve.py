@@ -90,9 +90,9 @@ def evolve(
             `jax.random.rademacher` (simultaneous perturbations, SPSA).
 
     Returns:
-        The graph: with the lower in copies, as the upper sees them in no other way.
-        Metrics of both are means over copies. To look at one answer, train the lower
-        under the x that was found in the graph as it was.
+        The graph, in which the lower is its copies. Metrics of both problems are means
+        over copies. For the answer to an x that was found, train the lower in the graph
+        as it was.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -119,12 +119,12 @@ def evolve(
         ...     name="x", params=jnp.array(4.0), tx=optax.sgd(0.1),
         ...     loss_fn=lambda params, batch, ctx: jnp.round(4 * ctx.y.params**2) / 4)
         >>> y = mlox.Problem.create(
-        ...     name="y", params=jnp.zeros(()), tx=optax.sgd(0.5), rng=0,
+        ...     name="y", params=jnp.zeros(()), tx=optax.sgd(0.25), rng=0,
         ...     loss_fn=lambda params, batch, ctx:
         ...         0.5 * (2 * params - ctx.x.params) ** 2,
         ...     reset=lambda params, ctx: jnp.zeros(()))
-        >>> graph = mlox.evolve([x, y.replace(tx=optax.sgd(0.25))], {"x": ["y"]},
-        ...                     {"y": ["x"]}, lower=y, pairs=2000, sigma=0.5)
+        >>> graph = mlox.evolve(
+        ...     [x, y], {"x": ["y"]}, {"y": ["x"]}, lower="y", pairs=2000, sigma=0.5)
         >>> engine = mlox.Engine(*graph)
         >>> _, slope = engine.hypergradient(engine.init(), {"x": None, "y": None}, "x")
         >>> bool(abs(slope - 2.0) < 0.1)
