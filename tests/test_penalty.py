@@ -258,3 +258,32 @@ def test_each_task_has_answers_of_its_own(upper_tasks, options, order):
     assert state["y"].params.shape == (TASKS,)
     chex.assert_trees_all_close(state["y"].model_state, STEPS * (1.0 + jnp.arange(3.0)))
     assert metrics["y/square"].shape == (STEPS,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [1, 2])
+def test_answers_sample_the_same_batches_and_train_the_same_parameters(order):
+    def lower(y: Any, batch: Any, ctx: mlox.Context) -> Any:
+        return jnp.sum((y["w"] - batch - jnp.sin(ctx.x.params)) ** 2) + y["b"] ** 2
+
+    problems = pair(
+        lambda x, batch, ctx: (ctx.y.params["w"] - 1) ** 2 * batch,
+        lower,
+        params={"w": zero(), "b": jnp.array(2.0)},
+        rng=0,
+        sample=lambda y, ctx: 0.1 * jax.random.normal(ctx.rng),
+        trainable=lambda y: {"w": True, "b": False},
+        unroll_steps=20,
+    )
+    engine = penalized(problems, strength=1e5, order=order)
+    both = {"x": jnp.ones(20)}
+    batches = {"x": {"x": jnp.ones(1)}, "y": both}
+    batches["y_minus" if order == 2 else "y_reference"] = both if order == 2 else None
+    state, _ = engine.step(engine.init(), batches)
+    chex.assert_trees_all_equal(state["y"].params["b"], 2.0)
+    # Different batches would keep y and z 0.1 apart, which the strength multiplies.
+    apart = state["y"].params["w"] - state[engine.names[2]].params["w"]
+    assert jnp.abs(apart) < 1e-4
+    # y still follows its batches, by about 0.1.
+    slope = 2 * (state["y"].params["w"] - 1) * jnp.cos(0.3)
+    chex.assert_trees_all_close(gradient(engine, batches), slope, rtol=0.2)
