@@ -69,6 +69,10 @@ def evolve(
     window and without noise. If only (dy/dx)^T v is to be estimated, and the upper's
     loss has a gradient v, write a `mlox.Loop`, as in the example there.
 
+    Cost: 2 N windows and 2 N losses of the upper per step, without a derivative in x.
+    Memory: 2 N states of the lower, and as many perturbations of the size of x (twice
+    as many under `mlox.PES`). They are tasks, which `mlox.shard` splits over devices.
+
     Args:
         problems: As for `mlox.Engine`, like u2l, l2u and reads.
         u2l: Upper -> lowers that read it.
@@ -98,11 +102,6 @@ def evolve(
         TypeError: If an argument is of the wrong kind.
         ValueError: If an argument has a wrong value, or the graph is one for which the
             estimate is not defined.
-
-    Cost and memory:
-        2 N windows and 2 N losses of the upper a step, without any derivative in x;
-        2 N states of the lower, and as many perturbations of the size of x (twice as
-        many under `mlox.PES`). They are tasks, which `mlox.shard` splits over devices.
 
     References:
         Salimans et al., Evolution Strategies as a Scalable Alternative to Reinforcement
