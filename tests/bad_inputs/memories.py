@@ -69,7 +69,7 @@ def cases() -> list[Case]:
     """Return the bad inputs around memories."""
     reset = {"reset": lambda params, ctx: ZEROS}
     return table(
-        "Methods with memory",
+        "Methods with memory, draws, estimators",
         [
             (
                 "warm_start=1",
@@ -82,6 +82,36 @@ def cases() -> list[Case]:
                 lambda _: mlox.Implicit(mlox.Neumann(), warm_start=True),
                 ValueError,
                 r"warm_start=True, but Neumann.*ignores.*Richardson",
+            ),
+            (
+                "draws=0",
+                lambda _: mlox.Implicit(mlox.Neumann(), draws=0),
+                ValueError,
+                "draws is 0; expected a positive int",
+            ),
+            (
+                "draws for a Krylov solver",
+                lambda _: mlox.Implicit(mlox.CG(), draws=2),
+                ValueError,
+                r"draws=2.*CG.*needs one for all.*Neumann",
+            ),
+            (
+                "refine with draws",
+                lambda _: mlox.Implicit(mlox.Neumann(), refine=1, draws=2),
+                ValueError,
+                "refine=1.*draws=2.*Leave one",
+            ),
+            (
+                "storm(1.5)",
+                lambda _: mlox.estimators.storm(1.5),
+                ValueError,
+                "decay is 1.5; expected a number a with 0 < a <= 1",
+            ),
+            (
+                "page(0)",
+                lambda _: mlox.estimators.page(0.0),
+                ValueError,
+                "probability is 0.0; expected a probability",
             ),
             (
                 "SOBA(step=0)",
