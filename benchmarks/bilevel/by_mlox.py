@@ -174,6 +174,11 @@ def _sama(job: jobs.Job, step: float, option: Any) -> Program:
     return _bilevel(job, mlox.SAMA(), 0)
 
 
+def _fixed_point(job: jobs.Job, step: float, option: Any) -> Program:
+    del step, option
+    return _bilevel(job, mlox.FixedPoint(iterations=ROUNDS), ROUNDS)
+
+
 def _difference(job: jobs.Job, step: float, option: Any) -> Program:
     # Two gradients in place of the cross derivative: the same price.
     del step, option
@@ -229,6 +234,7 @@ METHODS: dict[str, Method] = {
     "AmIGO": Method(_amigo, by_step=True),
     "SOBA": Method(_soba, by_step=True),
     "MA-SOBA": Method(_ma_soba, by_step=True, options=(0.9, 0.9, 0.9, 0.9)),
+    "FixedPoint": Method(_fixed_point),
     "SAMA": Method(_sama),
     "FiniteDifference": Method(_difference),
     "Unrolled": Method(_unrolled),

@@ -39,6 +39,7 @@ class Job:
         steps: The step lengths of the lower among which settings are drawn.
         rates: The least and largest step length of the upper.
         budget: The gradient evaluations of a run.
+        trial: Those of a run that settings are chosen by.
         measure: (many x, guesses of y) -> (values, norms, solutions): F and the norm of
             its gradient, computed exactly.
     """
@@ -53,6 +54,7 @@ class Job:
     steps: tuple[float, ...]
     rates: tuple[float, float]
     budget: int
+    trial: int
     measure: exact.Measure
 
     def blocks(self, problem: str) -> dict[str, np.ndarray]:
@@ -65,7 +67,7 @@ class Job:
         return {**found, "start": self.batch * np.arange(number, dtype=np.int32)}
 
 
-def ridge(budget: int = 200_000) -> Job:
+def ridge(budget: int = 60_000) -> Job:
     """Select one penalty per feature of a least-squares fit: progress of diabetes."""
     data = rows.diabetes()
 
@@ -84,11 +86,12 @@ def ridge(budget: int = 200_000) -> Job:
         steps=(0.003, 0.01, 0.03, 0.1),
         rates=(0.3, 300.0),
         budget=budget,
+        trial=budget,
         measure=exact.ridge(data),
     )
 
 
-def logistic(data: str = "digits", budget: int = 200_000) -> Job:
+def logistic(data: str = "digits", budget: int = 60_000) -> Job:
     """Select one penalty per feature of a logistic regression."""
     readers = {"digits": rows.digits, "ijcnn1": rows.ijcnn1, "covtype": rows.covtype}
     found = readers[data]()
@@ -109,11 +112,12 @@ def logistic(data: str = "digits", budget: int = 200_000) -> Job:
         steps=(0.03, 0.1, 0.3, 1.0),
         rates=(0.1, 100.0),
         budget=budget,
+        trial=budget,
         measure=exact.logistic(found),
     )
 
 
-def cleaning(corruption: float, budget: int = 20_000, images: int = 25_000) -> Job:
+def cleaning(corruption: float, budget: int = 10_000, images: int = 25_000) -> Job:
     """Weight training images of which a part has random labels; a linear softmax."""
     data = rows.images(corruption, images)
 
@@ -140,11 +144,12 @@ def cleaning(corruption: float, budget: int = 20_000, images: int = 25_000) -> J
         steps=(0.003, 0.01, 0.03, 0.1),
         rates=(3.0, 30_000.0),
         budget=budget,
+        trial=budget // 2,
         measure=exact.cleaning(data, REGULARIZATION),
     )
 
 
-def quadratic(budget: int = 200_000, samples: int = 4096) -> Job:
+def quadratic(budget: int = 60_000, samples: int = 4096) -> Job:
     """Minimize random quadratics: 100 lower and 10 upper parameters."""
     data = rows.quadratics(samples, 1024)
 
@@ -165,6 +170,7 @@ def quadratic(budget: int = 200_000, samples: int = 4096) -> Job:
         steps=(0.01, 0.03, 0.1, 0.3),
         rates=(0.003, 3.0),
         budget=budget,
+        trial=budget,
         measure=exact.quadratic(data),
     )
 
@@ -192,4 +198,5 @@ def describe(job: Job) -> dict[str, Any]:
         "parameters": {"lower": int(job.y.size), "upper": int(job.x.size)},
         "batch": job.batch,
         "budget": job.budget,
+        "trial": job.trial,
     }

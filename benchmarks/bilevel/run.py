@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import by_mlox
+import curves
 import jobs
-import numpy as np
 import results
 import runs
 import single_loop
@@ -27,13 +27,11 @@ from programs import Method
 
 METHODS: dict[str, Method] = {**by_mlox.METHODS, **single_loop.METHODS}
 QUICK = ("Implicit(CG)", "SOBA", "SABA")
-# Settings of the three data cleanings are chosen on one of them.
-TUNED_ON = {"cleaning_0.5": "cleaning_0.7", "cleaning_0.9": "cleaning_0.7"}
 
 
 def choose(job: jobs.Job, name: str, folder: Path) -> tune.Setting:
     """Tune a method, or take what was chosen on another job."""
-    other = TUNED_ON.get(job.name)
+    other = tune.TUNED_ON.get(job.name)
     known = results.read(other, folder)["settings"] if other else {}
     if name in known:
         return tune.Setting(**known[name])
@@ -45,38 +43,7 @@ def run(job: jobs.Job, name: str, setting: tune.Setting, seeds: int) -> list[Any
     program = METHODS[name].make(job, setting.step, setting.option)
     runner = runs.Runner(job, program, job.budget)
     found = [runner.run(setting.rates, seed) for seed in range(seeds)]
-    return curves_of(job, name, found)
-
-
-def curves_of(job: jobs.Job, name: str, found: list[runs.Curve]) -> list[Any]:
-    """Measure runs of a method; all seeds at once, each point from the one before."""
-    guesses = np.stack([job.y] * len(found))
-    values, norms = [], []
-    for place in range(len(found[0].evaluations)):
-        xs = np.stack([curve.x[place] for curve in found])
-        value, norm, guesses = runs.measure(job, xs, guesses)
-        values.append(value)
-        norms.append(norm)
-    return [
-        {
-            "method": name,
-            "seed": seed,
-            "evaluations": curve.evaluations.tolist(),
-            "seconds": curve.seconds.tolist(),
-            "value": [float(value[seed]) for value in values],
-            "norm": [float(norm[seed]) for norm in norms],
-        }
-        for seed, curve in enumerate(found)
-    ]
-
-
-def summary(curves: list[Any]) -> str:
-    """Return the medians at the end of runs."""
-    last = {
-        key: float(np.median([c[key][-1] for c in curves]))
-        for key in ("seconds", "value", "norm")
-    }
-    return "  ".join(f"{key} {value:.4g}" for key, value in last.items())
+    return curves.curves_of(job, name, found)
 
 
 def main() -> None:
@@ -87,6 +54,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one small job, seconds")
+    parser.add_argument("--missing", action="store_true", help="keep what is there")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     options = parser.parse_args()
     if options.quick and options.results == results.FOLDER:
@@ -94,20 +62,19 @@ def main() -> None:
     chosen, methods, seeds = options.jobs, options.methods or METHODS, options.seeds
     if options.quick:
         chosen, methods, seeds = ["ridge"], options.methods or QUICK, 1
-    for name in sorted(chosen, key=lambda name: name in TUNED_ON):
+    for name in sorted(chosen, key=lambda name: name in tune.TUNED_ON):
         job = known[name](budget=4000) if options.quick else known[name]()
+        done = results.read(name, options.results)["settings"]
         for method in methods:
+            if options.missing and method in done:
+                continue
             setting = choose(job, method, options.results)
-            curves = run(job, method, setting, seeds)
-            tuned = {
-                "settings": tune.SETTINGS,
-                "on": TUNED_ON.get(job.name, job.name),
-                "by": "least value function at the end",
-                "seeds": tune.SEEDS,
-            }
+            found = run(job, method, setting, seeds)
             chosen_here = {method: setting._asdict()}
-            results.update(job, options.results, chosen_here, curves, tuned)
-            print(f"{name:13} {method:20} {summary(curves)}  {setting}", flush=True)
+            results.update(job, options.results, chosen_here, found, tune.describe(job))
+            print(
+                f"{name:13} {method:20} {curves.summary(found)}  {setting}", flush=True
+            )
 
 
 if __name__ == "__main__":

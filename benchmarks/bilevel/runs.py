@@ -13,7 +13,7 @@ import jobs
 import numpy as np
 from programs import Carry, Program, Rates
 
-POINTS = 16
+POINTS = 12
 
 
 class Order(NamedTuple):
@@ -55,7 +55,12 @@ def draw_order(job: jobs.Job, program: Program, steps: int, seed: int) -> Order:
 
 def steps_at(program: Program, budget: int, points: int = POINTS) -> np.ndarray:
     """Return the steps after which a run is measured: 0, then ever rarer ones."""
-    most = budget / program.evaluations
+    return steps_at_price(program.evaluations, budget, points)
+
+
+def steps_at_price(price: int, budget: int, points: int = POINTS) -> np.ndarray:
+    """Return the same for a step of some price."""
+    most = budget / price
     spread = np.geomspace(max(most / 100, 1), most, points - 1)
     return np.unique(np.concatenate([[0], np.round(spread)]).astype(np.int32))
 

@@ -12,7 +12,7 @@
     x: { evaluations: "gradient evaluations of a batch", seconds: "processor seconds" },
     y: { norm: "norm of the gradient", value: "value function" },
   };
-  const WIDTH = 720, HEIGHT = 420, LEFT = 64, RIGHT = 12, TOP = 12, BOTTOM = 46;
+  const LEFT = 64, RIGHT = 12, TOP = 12, BOTTOM = 46;
   const NAMESPACE = "http://www.w3.org/2000/svg";
 
   const make = (tag, options = {}, ...children) => {
@@ -60,28 +60,36 @@
     return [least - room, most + room];
   };
 
-  /* Powers of ten, and 2 and 5 times these where the range is short. */
+  /* Powers of ten, and 2 and 5 times these; round numbers where the range is short. */
   const ticks = ([least, most]) => {
-    const found = [];
-    const wide = most - least;
-    const parts = wide > 2.2 ? [1] : wide > 0.7 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 3, 4, 5, 7];
+    const wide = most - least, found = [];
+    if (wide < 0.7) {
+      const low = 10 ** least, high = 10 ** most, unit = 10 ** Math.floor(Math.log10(high - low));
+      const step = [0.2, 0.5, 1, 2].map((part) => part * unit)
+        .find((size) => (high - low) / size <= 7) || 2 * unit;
+      for (let i = Math.ceil(low / step); i * step <= high; i += 1) found.push(i * step);
+      return found;
+    }
     const every = Math.max(1, Math.ceil(wide / 8));
     for (let power = Math.floor(least); power <= most; power += 1) {
-      if (parts.length === 1 && power % every) continue;
-      for (const part of parts) {
+      if (wide > 2.2 && power % every) continue;
+      for (const part of wide > 2.2 ? [1] : [1, 2, 5]) {
         const place = power + Math.log10(part);
-        if (place >= least && place <= most) found.push([place, part * 10 ** power]);
+        if (place >= least && place <= most) found.push(part * 10 ** power);
       }
     }
     return found;
   };
 
-  const write = (value) =>
-    value >= 1e4 || value < 1e-2 ? value.toExponential().replace(/\.\d{5,}/, "").replace("e+", "e")
-      : String(Number(value.toPrecision(3)));
+  const write = (value) => {
+    const plain = Number(value.toPrecision(3));
+    return value >= 1e4 || value < 1e-2 ? plain.toExponential().replace("e+", "e")
+      : String(plain);
+  };
 
   const draw = (found, state, styles) => {
     const { x, y } = state;
+    const WIDTH = state.narrow ? 400 : 720, HEIGHT = state.narrow ? 380 : 420;
     const all = summarize(found, x, y);
     const chosen = Object.keys(all).filter((name) => state.methods.has(name));
     const svg = shape("svg", {
@@ -99,14 +107,14 @@
     clip.append(shape("rect", { x: LEFT, y: TOP, width: WIDTH - LEFT - RIGHT,
       height: HEIGHT - TOP - BOTTOM }));
     svg.append(clip);
-    for (const [, value] of ticks(across)) {
+    for (const value of ticks(across)) {
       svg.append(
         shape("line", { x1: right(value), x2: right(value), y1: TOP, y2: HEIGHT - BOTTOM,
           class: "grid" }),
         shape("text", { x: right(value), y: HEIGHT - BOTTOM + 17, "text-anchor": "middle" },
           write(value)));
     }
-    for (const [, value] of ticks(up)) {
+    for (const value of ticks(up)) {
       svg.append(
         shape("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: high(value), y2: high(value),
           class: "grid" }),
@@ -182,6 +190,7 @@
       }
       const names = Object.keys(found.settings);
       names.forEach(styleOf);
+      state.narrow = place.clientWidth < 560;
       frame.replaceChildren(draw(found, state, styles));
       const focused = document.activeElement?.dataset?.method;
       toggles.replaceChildren(...names.map((name) => {
@@ -216,6 +225,9 @@
       choice("Job", jobs, state.job, set("job")),
       choice("Across", AXES.x, state.x, set("x")),
       choice("Up", AXES.y, state.y, set("y")), all, none);
+    window.addEventListener("resize", () => {
+      if (state.narrow !== place.clientWidth < 560) update();
+    });
     await update();
     place.replaceChildren(controls, frame, toggles, note);
   };

@@ -23,6 +23,9 @@ PAGES = {
 }
 """The page of the site that shows a file of the repository."""
 
+RESULTS = "benchmarks/bilevel/results"
+"""The folder of the files that the interactive chart reads, as bilevel/<job>.json."""
+
 CODE = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$|(`+)(?!`).*?(?<!`)\3(?!`)", re.M | re.S)
 LINK = re.compile(r"(\]\(|<(?:a|img)\b[^>]*?\b(?:href|src)=\")([^)#\"\s>]+)")
 
@@ -31,6 +34,9 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are written outside docs/."""
     for source, page in PAGES.items():
         path = ROOT / source
+        files.append(File.generated(config, page, abs_src_path=str(path)))
+    for path in sorted((ROOT / RESULTS).glob("*.json")):
+        page = f"bilevel/{path.name}"
         files.append(File.generated(config, page, abs_src_path=str(path)))
     return files
 
