@@ -144,7 +144,7 @@ def cleaning(corruption: float, budget: int = 10_000, images: int = 25_000) -> J
         steps=(0.003, 0.01, 0.03, 0.1),
         rates=(3.0, 30_000.0),
         budget=budget,
-        trial=budget // 2,
+        trial=budget // 4,
         measure=exact.cleaning(data, REGULARIZATION),
     )
 
