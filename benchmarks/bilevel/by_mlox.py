@@ -139,6 +139,12 @@ def _implicit(solver: Callable[[float], Any], products: int, by_step: bool) -> M
     return Method(make, by_step)
 
 
+def _nystrom(job: jobs.Job, step: float, option: Any) -> Program:
+    del step
+    solver = mlox.Nystrom(rank=ROUNDS, damping=option)
+    return _bilevel(job, mlox.Implicit(solver), ROUNDS)
+
+
 def _warm(job: jobs.Job, step: float, option: Any) -> Program:
     # A start that is not zero costs conjugate gradients one product.
     del step, option
@@ -230,6 +236,7 @@ METHODS: dict[str, Method] = {
         lambda step: mlox.Neumann(iterations=ROUNDS, step=step), ROUNDS, True
     ),
     "Implicit(CG), warm": Method(_warm),
+    "Implicit(Nystrom)": Method(_nystrom, options=(0.01, 0.03, 0.1, 0.3)),
     "stocBiO": Method(_stocbio, by_step=True),
     "AmIGO": Method(_amigo, by_step=True),
     "SOBA": Method(_soba, by_step=True),

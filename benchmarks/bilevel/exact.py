@@ -171,19 +171,19 @@ def cleaning(data: rows.Split, regularization: float) -> Measure:
         here, likely = slope(z, weight)
         norm = _norms(here)
         for _ in range(20):
-            if norm.max() < 1e-5:
+            if norm.max() < 1e-4:
                 break
             step = solver(likely, weight)(here, 0.03)
             for _ in range(8):
                 here, likely = slope(z - step, weight)
-                worse = (_norms(here) > norm) & (norm > 1e-5)
+                worse = (_norms(here) > norm) & (norm > 1e-4)
                 if not worse.any():
                     break
                 step = np.where(worse[None, :, None], step / 2, step)
             z, norm = z - step, _norms(here)
         likely_test = _softmax(apply(test, z))
         cotangent = apply(test.T, likely_test - goal[:, None]) / len(test)
-        multiplier = solver(likely, weight)(cotangent, 1e-4)
+        multiplier = solver(likely, weight)(cotangent, 1e-3)
         moved = apply(inputs, multiplier) * (likely - labels[:, None])
         slopes = -(weight * (1 - weight))[:, :, 0] * moved.sum(-1) / number
         each = -np.log(np.maximum((likely_test * goal[:, None]).sum(-1), 1e-30))
