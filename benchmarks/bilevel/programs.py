@@ -59,8 +59,10 @@ class Method:
         by_step: Whether the length of the lower's steps is part of the program (for a
             step of the multiplier), so that each one is compiled.
         options: Further values, of which each step length is tried with its own.
+        decay: The exponent of the step lengths, where the method fixes it.
     """
 
     make: Callable[[jobs.Job, float, Any], Program]
     by_step: bool = False
     options: tuple[Any, ...] = field(default=(None,) * 4)
+    decay: float | None = None

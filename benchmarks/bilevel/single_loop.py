@@ -220,7 +220,7 @@ def _program(
 
 
 METHODS: dict[str, Method] = {
-    "SOBA, simultaneous": Method(make_soba),
-    "SABA": Method(make_saba),
-    "FSLA": Method(make_fsla),
+    "SOBA, simultaneous": Method(make_soba, decay=0.5),
+    "SABA": Method(make_saba, decay=0.0),
+    "FSLA": Method(make_fsla, decay=0.5),
 }

@@ -39,7 +39,7 @@ class Setting(NamedTuple):
 
 
 def draw_settings(job: jobs.Job, method: Method) -> list[Setting]:
-    """Draw settings: the same step lengths and exponents for every method of a job."""
+    """Draw settings: the same step lengths for every method of a job."""
     generator = np.random.default_rng(SEEDS[0])
     least, most = np.log10(job.rates)
     each = SETTINGS // len(job.steps)
@@ -50,7 +50,8 @@ def draw_settings(job: jobs.Job, method: Method) -> list[Setting]:
         decays = generator.permutation(np.arange(each) % 2) / 2
         for place, decay in zip(places, decays, strict=True):
             rate = float(f"{10 ** (least + place * (most - least)):.2g}")
-            found.append(Setting(step, rate, float(decay), option))
+            decay = float(decay) if method.decay is None else method.decay
+            found.append(Setting(step, rate, decay, option))
     return found
 
 
