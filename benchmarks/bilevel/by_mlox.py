@@ -230,6 +230,39 @@ def _f2sa(order: int) -> Method:
     return Method(make, options=(100.0, 30.0, 10.0, 3.0))
 
 
+def _storm(job: jobs.Job, step: float, option: Any) -> Program:
+    # Each level pays for its direction at two points: a gradient of the lower, and a
+    # gradient, a Hessian product and a cross derivative of the upper.
+    found = _bilevel(
+        job,
+        mlox.SOBA(step=step),
+        1,
+        rounds=1,
+        upper_tx=optax.chain(mlox.estimators.storm(option), descend(UpperRate)),
+        lower_tx=optax.chain(mlox.estimators.storm(option), descend(LowerRate)),
+    )
+    return found._replace(evaluations=2 * found.evaluations)
+
+
+def _bome(job: jobs.Job, step: float, option: Any) -> Program:
+    del option
+    problems = problems_of(job, None)
+    graph = mlox.bome(
+        problems, {"x": ["y"]}, {"y": ["x"]}, lower="y", steps=ROUNDS, rate=step
+    )
+    engine = mlox.Engine(*graph, metrics="none")
+
+    def batches_of(batches: Batches) -> dict[str, Any]:
+        last = {"y": jax.tree.map(lambda rows: rows[ROUNDS:], batches["lower"])}
+        last["x"] = batches["upper"]
+        below = jax.tree.map(lambda rows: rows[:ROUNDS], batches["lower"])
+        return {"x": last, "y": last, "y_reference": below}
+
+    # The reference's steps, then a gradient of F and of C at two points.
+    draws = {"lower": ROUNDS + 1, "upper": 1}
+    return program_of(engine, ROUNDS + 3, draws, batches_of)
+
+
 METHODS: dict[str, Method] = {
     "Implicit(CG)": _implicit(lambda step: mlox.CG(iterations=ROUNDS), ROUNDS, False),
     "Implicit(Neumann)": _implicit(
@@ -241,10 +274,12 @@ METHODS: dict[str, Method] = {
     "AmIGO": Method(_amigo, by_step=True),
     "SOBA": Method(_soba, by_step=True),
     "MA-SOBA": Method(_ma_soba, by_step=True, options=(0.9, 0.9, 0.9, 0.9)),
+    "STORM": Method(_storm, by_step=True, options=(0.1, 0.1, 0.1, 0.1)),
     "FixedPoint": Method(_fixed_point),
     "SAMA": Method(_sama),
     "FiniteDifference": Method(_difference),
     "Unrolled": Method(_unrolled),
+    "BOME": Method(_bome, by_step=True),
     "F2SA": _f2sa(order=1),
     "F2SA, order 2": _f2sa(order=2),
 }
