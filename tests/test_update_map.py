@@ -11,6 +11,7 @@ import mlox
 PARAMS = {"head": jnp.array([0.5, -0.3]), "body": jnp.array([1.0, 0.7, -0.4])}
 X = jnp.array([0.2, -0.5])
 NO_DATA = {"x": None, "y": None}
+SLOW = pytest.mark.slow
 STANDARD = jax.numpy_dtype_promotion("standard")
 
 
@@ -49,7 +50,7 @@ def head_alone(params):
 @pytest.mark.parametrize("method", [mlox.SAMA(), mlox.FixedPoint(0)], ids=repr)
 @pytest.mark.parametrize(
     "mask",
-    ["meta_trainable", pytest.param("trainable", marks=pytest.mark.slow)],
+    ["meta_trainable", pytest.param("trainable", marks=SLOW)],
 )
 def test_clipping_measures_what_the_optimizer_does(method, mask):
     """Where a mask leaves the body out: it has a part in the norm if it is trained."""
@@ -76,3 +77,32 @@ def test_clipping_measures_what_the_optimizer_does(method, mask):
     expected = np.stack([(value(X + e) - value(X - e)) / 2e-6 for e in h])
     found = X - after["x"].params
     np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "parts", "told"),
+    [
+        (mlox.SAMA(), 2, {}, True),
+        pytest.param(mlox.Unrolled(), 3, {}, True, marks=SLOW),
+        pytest.param(mlox.SAMA(), 6, {}, False, marks=SLOW),
+        pytest.param(mlox.Unrolled(), 3, {"warmup_steps": 6}, False, marks=SLOW),
+        pytest.param(mlox.FixedPoint(2), 1, {"warmup_steps": 4}, False, marks=SLOW),
+        pytest.param(mlox.FixedPoint(2), 1, {}, True, marks=SLOW),
+        pytest.param(mlox.Forward(), 1, {}, False, marks=SLOW),
+    ],
+)
+def test_a_rectified_adam_is_told_of_where_its_derivative_is_nan(
+    method, steps, parts, told
+):
+    tx = optax.radam(0.1, eps_root=1e-16)
+    options = {"unroll_steps": steps, **parts}
+    if told:
+        with pytest.warns(UserWarning, match=r"update .* of its optimizer is NaN"):
+            engine = make_engine(method, tx, **options)
+    else:
+        engine = make_engine(method, tx, **options)
+    state, step, broken = engine.init(), jax.jit(engine.step), []
+    for _ in range(5):
+        state, _ = step(state, NO_DATA)
+        broken.append(not jnp.isfinite(state["x"].params).all())
+    assert any(broken) == told

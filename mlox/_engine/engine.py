@@ -17,6 +17,7 @@ from mlox._engine.differentiate import Differentiation
 from mlox._engine.draw import draw
 from mlox._engine.evaluate import Evaluation
 from mlox._engine.explain import explain, mermaid
+from mlox._engine.first_updates import warn_if_first_updates_have_no_slope
 from mlox._engine.html import to_html
 from mlox._engine.jit import CompiledStep, jit_value
 from mlox._engine.memory import warn_if_memory_is_reset
@@ -143,6 +144,7 @@ class Engine:
         plan = build_plan(problems, u2l, l2u, coupling == "total", reads)
         check_methods(plan, {p.name: p for p in problems})
         warn_if_slopes_are_infinite(plan, problems)
+        warn_if_first_updates_have_no_slope(plan, problems)
         warn_if_refined_on_samples(plan, problems)
         warn_if_memory_is_reset(plan, problems)
         check_steering(plan, problems)
