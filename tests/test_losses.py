@@ -374,8 +374,13 @@ class TestLossScale:
     @pytest.mark.parametrize("order", [("big", "small"), ("small", "big")])
     def test_scale_is_lowered_if_one_of_two_uppers_overflows(self, order):
         def loss(params, batch, ctx):
-            half = params * ctx.big.params * ctx.small.params
-            return half.astype(jnp.float16).sum().astype(jnp.float32)
+            # The difference divides by 2 epsilon: a cotangent of 50 times the scale.
+            big, small = (
+                (params * ctx[name].params).astype(jnp.float16)
+                for name in ("big", "small")
+            )
+            half = small + jnp.float16(128.0) * big
+            return half.sum().astype(jnp.float32)
 
         def upper(name, start):
             return mlox.Problem.create(
@@ -385,8 +390,7 @@ class TestLossScale:
                 loss_fn=lambda params, batch, ctx: ctx.low.params * params,
             )
 
-        # The difference divides by 2 epsilon / |v|, and v is the upper's parameter.
-        uppers = {"big": upper("big", 1e4), "small": upper("small", 1.0)}
+        uppers = {"big": upper("big", 1.0), "small": upper("small", 1.0)}
         low = mlox.Problem.create(
             name="low",
             params=jnp.float32(0.1),
