@@ -527,3 +527,10 @@ def test_levels_of_a_tower_have_constraints(name):
     none = dict.fromkeys("tpc")
     found = jax.jit(lambda state: engine.hypergradient(state, none, "t")[1])
     assert error(found(engine.init()), tower.differences()) < 1e-8
+
+
+@pytest.mark.slow
+def test_engine_warns_of_a_ball_inside_a_tower():
+    tower = Tower(FREE, lambda v: projections.projection_l2_ball(v, 0.4))
+    with pytest.warns(UserWarning, match=r"'c' has project= onto a curved set.*'p'"):
+        tower.engine()

@@ -13,6 +13,7 @@ from mlox._cycle.cycle import Cycle
 from mlox._cycle.report import REPORTS
 from mlox._data import stacking as _data
 from mlox._engine.build import Edges, build_plan
+from mlox._engine.constraints import warn_if_curved_inside
 from mlox._engine.differentiate import Differentiation
 from mlox._engine.draw import draw
 from mlox._engine.evaluate import Evaluation
@@ -146,6 +147,7 @@ class Engine:
         warn_if_slopes_are_infinite(plan, problems)
         warn_if_first_updates_have_no_slope(plan, problems)
         warn_if_refined_on_samples(plan, problems)
+        warn_if_curved_inside(plan, problems)
         warn_if_memory_is_reset(plan, problems)
         check_steering(plan, problems)
         object.__setattr__(self, "problems", tuple(problems))
