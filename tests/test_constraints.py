@@ -171,7 +171,7 @@ SOLVERS = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", ["box", "simplex", "l2 ball", "polytope"])
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
 def test_every_solver_finds_the_multiplier_along_the_tangents(name, solver):
     lower = Lower({name: SETS[name]})
