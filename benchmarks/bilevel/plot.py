@@ -28,7 +28,7 @@ SHOWN = {
     "AmIGO": "#6a4c93",
     "SOBA": "#d1495b",
     "SABA": "#111111",
-    "FSLA": "#8d6e63",
+    "FSLA": "#55a630",
     "F2SA": "#e07a00",
     "SAMA": "#7a7a7a",
 }
@@ -78,7 +78,7 @@ def draw(found: dict[str, Any], path: pathlib.Path) -> None:
     figure.savefig(drawn, dpi=110)
     plt.close(figure)
     # A palette takes a third of the bytes.
-    Image.open(drawn).convert("RGB").quantize(48).save(path, optimize=True)
+    Image.open(drawn).convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def table(found: dict[str, Any]) -> str:
