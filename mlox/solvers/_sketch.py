@@ -11,6 +11,7 @@ from mlox._utils.tree import (
     add_scaled,
     epsilon,
     find_unit,
+    norm,
     ravel,
     scale,
     vdot,
@@ -84,7 +85,7 @@ def sketch(product: MatVec, like: Tree, rank: int, seed: int) -> Sketch:
     if rank == count_unknowns(like):  # W is A in the basis, and its own approximation
         one = jnp.ones_like(values)
         return Sketch(_mix(omega, Q), jnp.diag(one), one, jnp.maximum(values, 0), unit)
-    rounding = epsilon(like) * jnp.sqrt(vdot(Y, Y))
+    rounding = epsilon(like) * norm(Y)
     nu = rounding + jnp.maximum(0, -values[0])
     roots = jnp.sqrt(values + nu)
     B = _mix(add_scaled(Y, nu, omega), Q * divide(jnp.ones_like(roots), roots)[None])
