@@ -55,7 +55,9 @@ def traced_key(x):
     ],
     ids=["plain", "jit", "checkpoint", "traced key", "scan"],
 )
-@pytest.mark.parametrize("second", [jax.grad, jax.jacfwd])
+@pytest.mark.parametrize(
+    "second", [jax.grad, pytest.param(jax.jacfwd, marks=pytest.mark.slow)]
+)
 def test_attach_differentiates_what_the_residual_closes_over(
     function, expected, second
 ):

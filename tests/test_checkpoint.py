@@ -133,7 +133,7 @@ OPTIONS = {
 }
 
 
-QUICK = ("three cycles", "donated and stopping")
+QUICK = ("donated and stopping",)
 
 
 @pytest.mark.parametrize(

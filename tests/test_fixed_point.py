@@ -133,12 +133,12 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("tx", "iterations"),
     [
-        (ADAMW, 3),
-        pytest.param(ADAMW, 0, marks=SLOW),
+        (ADAMW, 0),
+        pytest.param(ADAMW, 3, marks=SLOW),
         pytest.param(CLIPPED, 0, marks=SLOW),
         pytest.param(CLIPPED, 3, marks=SLOW),
     ],
-    ids=["adamw, 3", "adamw, 0", "clipped, 0", "clipped, 3"],
+    ids=["adamw, 0", "adamw, 3", "clipped, 0", "clipped, 3"],
 )
 def test_hypergradient_equals_its_formula(tx, iterations):
     engine = make_engine(mlox.FixedPoint(iterations), tx)

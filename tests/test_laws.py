@@ -455,12 +455,12 @@ def implicit_over_unrolled_over_implicit():
     [
         unrolled_under_implicit,
         unrolled_under_two_players,
-        unrolled_in_two_windows,
+        pytest.param(unrolled_in_two_windows, marks=pytest.mark.slow),
         unrolled_beside_implicit,
         unrolled_reader_of_implicit,
         implicit_under_unrolled,
         unrolled_under_unrolled,
-        implicit_over_unrolled_over_implicit,
+        pytest.param(implicit_over_unrolled_over_implicit, marks=pytest.mark.slow),
     ],
     ids=lambda make: make.__name__,
 )

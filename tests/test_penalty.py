@@ -93,7 +93,7 @@ def nonlinear_lower(y: Any, batch: Any, ctx: mlox.Context) -> Any:
     return jnp.sum((y - jnp.sin(x)) ** 2) + 0.2 * jnp.sum(y**4) + jnp.prod(y) * x[0]
 
 
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("order", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_bias_falls_with_the_power_of_the_strength_when_nothing_is_quadratic(order):
     start = jnp.array([0.4, -0.7])
     problems = pair(

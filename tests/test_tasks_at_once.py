@@ -116,7 +116,7 @@ def assert_same(engine, other, batches=None):
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(method, id=name, marks=() if name in ("cg", "unrolled") else slow)
+        pytest.param(method, id=name, marks=() if name == "unrolled" else slow)
         for name, method in METHODS.items()
     ],
 )
