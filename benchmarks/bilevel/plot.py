@@ -24,6 +24,7 @@ PAGE = DOCS / "bilevel_benchmark.md"
 # Of the methods those that differ; the interactive chart has all of them.
 SHOWN = {
     "Implicit(CG)": "#0b5cad",
+    "Implicit(CG), warm": "#6fb1e0",
     "stocBiO": "#2a9d8f",
     "AmIGO": "#6a4c93",
     "SOBA": "#d1495b",
@@ -31,6 +32,7 @@ SHOWN = {
     "FSLA": "#55a630",
     "F2SA": "#e07a00",
     "SAMA": "#7a7a7a",
+    "FiniteDifference": "#b08968",
 }
 TITLES = {
     "ridge": "Penalties of a least-squares fit",
@@ -39,6 +41,16 @@ TITLES = {
     "cleaning_0.5": "Data cleaning, half of the labels random",
     "cleaning_0.7": "Data cleaning, 0.7 of the labels random",
     "cleaning_0.9": "Data cleaning, 0.9 of the labels random",
+}
+
+BESIDE = {
+    "SOBA": "SOBA (original)",
+    "SOBA, simultaneous": "SOBA (original)",
+    "SABA": "SABA (original)",
+    "AmIGO": "AmIGO (original)",
+    "stocBiO": "stocBiO (original)",
+    "F2SA": "F2SA (original)",
+    "FSLA": "FSLA (original)",
 }
 
 
@@ -72,7 +84,7 @@ def draw(found: dict[str, Any], path: pathlib.Path) -> None:
     panels[0].set(title=TITLES[found["job"]], xlabel="gradient evaluations of a batch")
     panels[1].set(xlabel="processor seconds")
     figure.legend(*panels[0].get_legend_handles_labels(), ncols=3, loc="lower center")
-    figure.tight_layout(rect=(0, 0.11, 1, 1))
+    figure.tight_layout(rect=(0, 0.14, 1, 1))
     path.parent.mkdir(exist_ok=True)
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110)
@@ -108,9 +120,43 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join([*rows, *(line for _, line in ordered)]).replace("inf", "diverged")
 
 
+def median_at_end(found: dict[str, Any], method: str, key: str) -> float:
+    """Return the median at the end of the runs of a method."""
+    return float(quantiles(gather(found, method, key))[1, -1])
+
+
+def beside_originals(all_found: list[dict[str, Any]]) -> str:
+    """Return the table of norms and seconds as parts of those of the originals."""
+    rows = []
+    for method, original in BESIDE.items():
+        cells = []
+        for found in all_found:
+            if not {method, original} <= found["settings"].keys():
+                cells.append("")
+                continue
+            norm, seconds, spent = (
+                median_at_end(found, method, key) / median_at_end(found, original, key)
+                for key in ("norm", "seconds", "evaluations")
+            )
+            cells.append(f"{norm:.2f} in {seconds / spent:.2f}")
+        if any(cells):
+            rows.append(f"| {method} | {' | '.join(cells)} |")
+    titles = " | ".join(TITLES[found["job"]].lower() for found in all_found)
+    line = "---|" * (1 + len(all_found))
+    return "\n".join([f"| norm in time | {titles} |", f"|{line}", *rows])
+
+
 def shown(value: float) -> str:
     """Format with two digits, without leading zeros of an exponent."""
     return re.sub(r"e([-+])0?", r"e\1", f"{value:.2g}") if np.isfinite(value) else "inf"
+
+
+def replaced(page: str, name: str, rows: str) -> str:
+    """Return the page with another table below its mark."""
+    mark = f"<!-- table: {name} -->"
+    block = f"{mark}\n\n{rows}\n\n<!-- end -->"
+    pattern = rf"{re.escape(mark)}\n.*?<!-- end -->"
+    return re.sub(pattern, lambda _: block, page, flags=re.DOTALL)
 
 
 def main() -> int:
@@ -119,16 +165,17 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     options = parser.parse_args()
     before = page = PAGE.read_text("utf-8")
+    both = []
     for job in TITLES:
         found = results.read(job)
         if not found["curves"]:
             continue
-        mark = f"<!-- table: {job} -->"
-        pattern = rf"{re.escape(mark)}\n.*?<!-- end -->"
-        block = f"{mark}\n\n{table(found)}\n\n<!-- end -->"
-        page = re.sub(pattern, lambda _, b=block: b, page, flags=re.DOTALL)
+        page = replaced(page, job, table(found))
+        if any("(original)" in method for method in found["settings"]):
+            both.append(found)
         if not options.check:
             draw(found, DOCS / "bilevel" / f"{job}.png")
+    page = replaced(page, "originals", beside_originals(both))
     if options.check and page != before:
         print(f"{PAGE} is stale: run python benchmarks/bilevel/plot.py")
         return 1
