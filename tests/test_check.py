@@ -288,3 +288,31 @@ def test_report_says_what_was_not_judged_if_the_solved_answer_was_not_found(
     assert "Nothing wrong was found." not in str(report)
     solved = dataclasses.replace(lost, remaining=0.0)
     assert make_report(Measured(solved, {}, {})).notes == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("iterations", "causes"), [(60, []), (1, ["SOLVER_TOO_SHORT"])]
+)
+def test_check_allows_a_fixed_point_that_rests_elsewhere_than_its_loss(
+    iterations, causes
+):
+    """Weight decay in tx doubles the curvature of the lower, which no loss knows."""
+    tx = optax.chain(optax.add_decayed_weights(1.0), optax.sgd(0.3))
+    x = mlox.Problem.create(
+        name="x",
+        params=jnp.ones(2),
+        tx=optax.sgd(0.1),
+        loss_fn=lambda x, batch, ctx: jnp.sum((ctx.y.params - 2.0) ** 2),
+    )
+    y = mlox.Problem.create(
+        name="y",
+        params=jnp.full(2, 0.5),
+        tx=tx,
+        loss_fn=lambda y, batch, ctx: 0.5 * jnp.sum((y - ctx.x.params) ** 2),
+        method=mlox.FixedPoint(iterations),
+    )
+    engine = mlox.Engine([x, y], {"x": ["y"]}, {"y": ["x"]})
+    found = mlox.check(engine, engine.init(), {"x": None, "y": None}, "x")
+    assert [finding.cause.name for finding in found.findings] == causes
+    assert "moves at a zero gradient" in found.notes[0]

@@ -13,6 +13,7 @@ from mlox._engine.engine import Engine
 from mlox._engine.validation import name_of_known
 from mlox._problem.own_reset import OwnReset
 from mlox._problem.problem import Problem
+from mlox._utils.describe import show_call
 from mlox._utils.fields import COUNT_OR_ZERO, POSITIVE, instance_of, optional
 from mlox._utils.fields import check as check_value
 from mlox._utils.types import Batches, State
@@ -153,6 +154,14 @@ def note_unjudged(figures: Figures) -> tuple[str, ...]:
             "values, which hold the samples fixed or jump with them. Where there are "
             "few outcomes, check the program with all of them, weighted."
         )
+    for lower in figures.lowers:
+        if lower.rests_elsewhere and lower.top:
+            notes.append(
+                f"The optimizer of {lower.name!r} moves at a zero gradient (weight "
+                "decay), so that it rests elsewhere than its loss: "
+                f"{show_call(lower.method)} is not judged by the answer that solves "
+                "the loss. Compare with mlox.Unrolled()."
+            )
     if not figures.converged:
         which = "rows against it"
         if figures.unsolved:

@@ -135,7 +135,11 @@ def diagnose_answers(figures: Figures) -> Iterator[Finding]:
     distance = figures.differences.lower
     if distance is None or not figures.unsolved:
         return
-    judged = [n for n in figures.lowers if n.top and not is_approximate(n.method)]
+    judged = [
+        n
+        for n in figures.lowers
+        if n.top and not (is_approximate(n.method) or n.rests_elsewhere)
+    ]
     explained = False
     for lower in judged:
         updates = lower.updates

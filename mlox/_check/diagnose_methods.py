@@ -77,6 +77,10 @@ def diagnose_methods(figures: Figures) -> Iterator[Finding]:
     if distance.error < WRONG:
         return
     judged = [n for n in figures.lowers if n.top and not is_approximate(n.method)]
+    # What such a method solves has a residual of its own.
+    judged = [
+        n for n in judged if not (n.rests_elsewhere and (n.residual or 0.0) < WRONG)
+    ]
     found = [f for lower in judged for f in _diagnose_system(lower, distance)]
     yield from found
     foreign = [n for n in judged if is_foreign(n.method)]

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlox._check.kinds import is_approximate
 from mlox._check.losses import Edge
 from mlox._check.updates import Updates
 from mlox._check.vectors import Distance
+from mlox.methods import follows_steps
 
 # From this relative error on, something is wrong. Lowers lag while they are trained.
 WRONG, LAGGING = 0.05, 0.1
@@ -53,6 +55,16 @@ class Lower:
     waits: int = 0
     updates: Updates | None = None
     stateful: bool = False
+
+    @property
+    def rests_elsewhere(self) -> bool:
+        """Whether its method knows that the optimizer rests elsewhere than the loss.
+
+        Its hypergradient is then not that of references, whose answers solve the loss.
+        """
+        drifts = self.updates is not None and self.updates.drifts
+        exact = not is_approximate(self.method)
+        return drifts and exact and follows_steps(self.method)
 
 
 @dataclass(frozen=True)

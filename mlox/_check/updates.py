@@ -34,6 +34,8 @@ class Updates:
         floor: The size of an entry of the gradient at which an optimizer that
             normalizes begins to do so, its epsilon; None if it does not normalize.
         typical: The size of an entry of the present gradient.
+        drifts: Whether the optimizer moves at a zero gradient, as weight decay does: it
+            rests elsewhere than its loss.
     """
 
     clipped: float | None
@@ -41,6 +43,7 @@ class Updates:
     infinite: InfiniteSlope | None
     floor: float | None
     typical: float
+    drifts: bool = False
 
 
 def probe_updates(problem: Problem, gradient: PyTree) -> Updates:
@@ -49,6 +52,7 @@ def probe_updates(problem: Problem, gradient: PyTree) -> Updates:
     fresh = restart(bare, problem.params)
     apply = jax.jit(_update)
     slope = as_vector(gradient)
+    still = jax.tree.map(jnp.zeros_like, gradient)
     typical = float(np.sqrt(np.mean(slope**2))) if slope.size else 0.0
     return Updates(
         clipped=_find_clipping(apply, fresh, gradient),
@@ -56,6 +60,7 @@ def probe_updates(problem: Problem, gradient: PyTree) -> Updates:
         infinite=find_infinite_slope(bare),
         floor=_find_floor(apply, fresh),
         typical=typical,
+        drifts=_norm(as_vector(apply(fresh, still))) > 0,
     )
 
 
