@@ -287,3 +287,39 @@ def test_answers_sample_the_same_batches_and_train_the_same_parameters(order):
     # y still follows its batches, by about 0.1.
     slope = 2 * (state["y"].params["w"] - 1) * jnp.cos(0.3)
     chex.assert_trees_all_close(gradient(engine, batches), slope, rtol=0.2)
+
+
+# Optimizers of tasks that become one problem.
+
+
+def joined_engine(tx):
+    problems = pair(
+        lambda x, batch, ctx: jnp.sum((ctx.y.params - 1.0) ** 2) / 2,
+        lambda y, batch, ctx: (y - ctx.x.params) ** 2 / 2,
+        tasks=2,
+        tx=tx,
+    )
+    return penalized(problems, strength=3.0, order=1)
+
+
+@pytest.mark.slow
+def test_joined_tasks_are_updated_by_chains_of_optax():
+    engine = joined_engine(optax.chain(optax.clip(1e3), optax.sgd(0.7)))
+    found = gradient(engine, dict.fromkeys(engine.names))
+    x = engine.init()["x"].params
+    np.testing.assert_allclose(found, 2 * (x - 1.0) * 3 / 4, rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_joined_tasks_refuse_optimizers_that_evaluate_the_cost():
+    engine = joined_engine(optax.lbfgs())
+    with pytest.raises(ValueError, match="the tasks are joined, since"):
+        gradient(engine, dict.fromkeys(engine.names))
+
+
+@pytest.mark.slow
+def test_check_names_no_problem_whose_answers_are_constants():
+    engine = penalized(pair(), strength=3.0)
+    batches = dict.fromkeys(engine.names)
+    with pytest.raises(ValueError, match=r"whose lowers respond: \[\]"):
+        mlox.check(engine, engine.init(), batches, "x")

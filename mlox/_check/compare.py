@@ -131,8 +131,8 @@ def make_trials(
     if not movers:
         raise ValueError(
             f"compare of {name!r}: no answer responds to it, so there is nothing to "
-            "differentiate. Compare methods below a problem that has lowers: "
-            f"{[n for n in engine.names if engine.graph.lowers(n)]}."
+            "differentiate. Compare methods below a problem whose lowers respond: "
+            f"{[n for n in engine.names if engine.cycle.plan.movers[n]]}."
         )
     trials: list[Trial] = []
     for problem, methods in candidates.items():

@@ -156,8 +156,8 @@ def find_reversed(engine: Engine, name: str) -> Finding:
     if not graph.uppers(name):
         raise ValueError(
             f"check of {name!r}: no answer responds to it, so its gradient is that of "
-            "its loss alone. Check a problem that has lowers: "
-            f"{[n for n in engine.names if graph.lowers(n)]}."
+            "its loss alone. Check a problem whose lowers respond: "
+            f"{[n for n in engine.names if engine.cycle.plan.movers[n]]}."
         )
     upper = graph.uppers(name)[0]
     return Finding(

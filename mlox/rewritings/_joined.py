@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import optax
 
 from mlox._problem.context import Context
 from mlox._problem.problem import Problem
 from mlox._problem.transformation import build_transformation
-from mlox._utils.types import PyTree
+from mlox._utils.types import Mask, PyTree
 from mlox.rewritings._losses import Loss
 
 # A problem with tasks has a cost that is a sum over them, so that the loss of a task
@@ -31,7 +33,7 @@ def join_tasks(problem: Problem, loss: Loss) -> Problem:
     reset, project, hyperparams = problem.reset, problem.project, problem.hyperparams
     return dataclasses.replace(
         problem,
-        tx=build_transformation(problem.tx, problem.trainable, problem.tasks),
+        tx=_join_optimizers(problem.tx, problem.trainable, problem.tasks),
         tasks=None,
         tasks_at_once=None,
         trainable=None,
@@ -39,6 +41,55 @@ def join_tasks(problem: Problem, loss: Loss) -> Problem:
         project=None if project is None else _Mapped(project),
         hyperparams=None if hyperparams is None else _Hyperparams(loss, hyperparams),
     )
+
+
+# Cached, so that a new problem with equal arguments does not compile again.
+@functools.lru_cache(maxsize=64)
+def _join_optimizers(
+    tx: optax.GradientTransformation, trainable: Mask | None, tasks: int
+) -> optax.GradientTransformation:
+    """Return a transformation of stacked parameters that updates each task."""
+    each = build_transformation(_refuse_functions(tx), trainable, tasks)
+    each = optax.with_extra_args_support(each)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        # The functions are those of the joined cost, of all tasks at once.
+        for name in ("grad", "value_fn", "grad_fn"):
+            extra.pop(name, None)
+        return each.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(each.init, update)
+
+
+def _refuse_functions(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """Return a transformation that raises where it evaluates the cost of a task."""
+    if not isinstance(tx, optax.GradientTransformationExtraArgs):
+        return tx
+
+    # With the parameters of those that they stand for, which optax reads.
+    def value_fn(params: PyTree, grad_fn: Any = None) -> Any:
+        del grad_fn
+        return refuse(params)
+
+    def refuse(params: PyTree) -> Any:
+        del params
+        raise ValueError(
+            "the optimizer evaluates the cost of one task at other parameters, but "
+            "the tasks are joined, since the loss of their upper reads all of them. "
+            "Take an optimizer that needs gradients alone, such as optax.adam."
+        )
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        functions = {"value_fn": value_fn, "grad_fn": refuse}
+        return tx.update(updates, state, params, **{**extra, **functions})
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 @dataclass(frozen=True)
