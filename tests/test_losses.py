@@ -371,6 +371,35 @@ class TestLossScale:
         assert (state["up"].params != made.init()["up"].params).all()
         assert jnp.isfinite(state["up"].params).all()
 
+    @pytest.mark.parametrize(
+        "solver",
+        [mlox.CG(5), pytest.param(mlox.MINRES(5), marks=pytest.mark.slow)],
+    )
+    def test_upper_waits_if_a_product_of_its_solver_overflows(self, solver):
+        """At a curvature of 1000 CG makes no step: all is finite, without lambda."""
+
+        def loss(params, batch, ctx):
+            half = params.astype(jnp.float16)
+            linear = half * ctx.up.params.astype(jnp.float16)
+            return (jnp.float16(500.0) * half**2 - linear).sum().astype(jnp.float32)
+
+        made = engine(
+            loss,
+            mlox.Implicit(solver),
+            jnp.float32,
+            tx=optax.sgd(0.0),
+            unroll_steps=1,
+            loss_scale=DynamicScale(scale=2.0**12),
+        )
+        step = made.compile(donate=False)
+        batches = {"up": None, "low": None}
+        state, _ = step(made.init(), batches)
+        chex.assert_trees_all_equal(state["up"].params, made.init()["up"].params)
+        assert state["low"].loss_scale.scale == 2.0**10
+        for _ in range(4):
+            state, _ = step(state, batches)
+        assert (state["up"].params != made.init()["up"].params).all()
+
     @pytest.mark.parametrize("order", [("big", "small"), ("small", "big")])
     def test_scale_is_lowered_if_one_of_two_uppers_overflows(self, order):
         def loss(params, batch, ctx):

@@ -17,6 +17,7 @@ from mlox._hypergradient.lagrangian import (
     replay_windows,
 )
 from mlox._hypergradient.memory import recall, remember
+from mlox._hypergradient.overflow import mark_overflow
 from mlox._hypergradient.point import EvaluationPoint, Unknowns
 from mlox._hypergradient.slopes_of_cost import slopes_of_cost
 from mlox._hypergradient.tasks import map_tasks
@@ -171,6 +172,7 @@ def solve_adjoint(
         rhs = project_cotangent(answer, cotangent)
         lam, kept, report = call_multiplier(method, answer, rhs, memory)
         _check_multiplier(lam, report, v)
+        lam = mark_overflow(answer, method, rhs, lam, point)
     lam, report = project_multiplier(answer, cotangent, rhs, lam, report)
     return lam, kept, report
 
