@@ -200,7 +200,7 @@ def _tangents_of(plan: Plan, n: str, point: EvaluationPoint) -> _Tangents:
     problem, whole = point.inputs[n].problem, point.params[n]
     y = point.responsive(n)
     length = jax.lax.stop_gradient(_length(plan, n, jax.lax.stop_gradient(point)))
-    step = _each_task(problem, lambda y, a, G: add_scaled(y, -a, G))
+    step = _each_task(problem, _step)
     project = _each_task(problem, _projection(problem))
     divide = _each_task(problem, lambda a, x: scale(1 / a, x))
     with annotate_errors(f"project of problem {problem.name!r}, or its derivative"):
@@ -229,6 +229,14 @@ def _tangents_of(plan: Plan, n: str, point: EvaluationPoint) -> _Tangents:
 # is a gradient step of about the length of the error. No scale of the loss or of the
 # parameters enters but their own. A coordinate that is no further from its border than
 # the answer from the solved one can be judged wrongly: nothing tells there.
+#
+# Where G is zero nothing is active, and a is infinite. It must not be a large number
+# instead: another program may round the same G to 1e-17, and step out of the set.
+
+
+def _step(y: PyTree, a: jax.Array, G: PyTree) -> PyTree:
+    """Return y - a G; y itself where a is infinite, as nothing pushes there."""
+    return add_scaled(y, -jnp.where(jnp.isfinite(a), a, 0), G)
 
 
 def _length(plan: Plan, n: str, point: EvaluationPoint) -> jax.Array:
@@ -247,7 +255,8 @@ def _length(plan: Plan, n: str, point: EvaluationPoint) -> jax.Array:
     def shorten(t: jax.Array, G: PyTree, after: PyTree) -> jax.Array:
         size, change = norm(G), norm(jax.tree.map(jnp.subtract, after, G))
         larger = change > size
-        return t * jnp.where(larger, size / jnp.where(larger, change, 1), 1)
+        shorter = t * jnp.where(larger, size / jnp.where(larger, change, 1), 1)
+        return jnp.where(size > 0, shorter, jnp.inf)
 
     def move(y: PyTree, t: jax.Array, G: PyTree, whole: PyTree) -> PyTree:
         return _projection(problem)(add_scaled(y, -t, G), whole)
