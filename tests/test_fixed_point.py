@@ -251,7 +251,7 @@ def test_a_network_has_the_bits_of_neumann(sizes, rate, tasks):
     def squares(params):
         x = rows
         for layer in params:
-            x = jnp.tanh(x @ layer["w"] + layer["b"])
+            x = jnp.tanh(x @ layer["w"] + layer["b"][None])
         return (x[:, 0] - goal) ** 2
 
     def upper_loss(x, batch, ctx):
