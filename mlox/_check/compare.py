@@ -16,6 +16,7 @@ import numpy as np
 from mlox._check.budget import DEFAULT, Part, afford_steps, prices
 from mlox._check.check import ENGINE
 from mlox._check.comparison import Candidate, Comparison
+from mlox._check.diagnose_edges import name_others
 from mlox._check.exact import Exact
 from mlox._check.experiment import Experiment
 from mlox._check.measure import count_sizes
@@ -131,8 +132,7 @@ def make_trials(
     if not movers:
         raise ValueError(
             f"compare of {name!r}: no answer responds to it, so there is nothing to "
-            "differentiate. Compare methods below a problem whose lowers respond: "
-            f"{[n for n in engine.names if engine.cycle.plan.movers[n]]}."
+            f"differentiate. {name_others(engine)}"
         )
     trials: list[Trial] = []
     for problem, methods in candidates.items():

@@ -156,8 +156,7 @@ def find_reversed(engine: Engine, name: str) -> Finding:
     if not graph.uppers(name):
         raise ValueError(
             f"check of {name!r}: no answer responds to it, so its gradient is that of "
-            "its loss alone. Check a problem whose lowers respond: "
-            f"{[n for n in engine.names if engine.cycle.plan.movers[n]]}."
+            f"its loss alone. {name_others(engine)}"
         )
     upper = graph.uppers(name)[0]
     return Finding(
@@ -168,3 +167,11 @@ def find_reversed(engine: Engine, name: str) -> Finding:
         f"If {name!r} is the upper, exchange the ends of the edges: "
         f"u2l={{{name!r}: [{upper!r}]}}, l2u={{{upper!r}: [{name!r}]}}.",
     )
+
+
+def name_others(engine: Engine) -> str:
+    """Return a sentence on the problems to which answers respond."""
+    names = [n for n in engine.names if engine.cycle.plan.movers[n]]
+    if not names:
+        return "No problem of this graph has lowers that respond."
+    return f"Problems whose lowers respond: {names}."

@@ -45,7 +45,7 @@ def _checks() -> list[Case]:
                 "a problem without lowers",
                 lambda _: _check("fit", single()),
                 ValueError,
-                "check of 'fit': no answer responds.*has lowers",
+                "check of 'fit': no answer responds.*No problem .* has lowers",
             ),
             (
                 "no engine",
