@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import mlox
-from mlox.rewritings._bome import find_multiplier
+from mlox.rewritings._descent import find_multiplier
 
 EDGES = {"x": ["y"]}, {"y": ["x"]}
 T, RATE, ETA, SIZE = 4, 0.1, 0.5, 0.05

@@ -44,8 +44,25 @@ class Noise(NamedTuple):
         return self.now if self.total is None else self.total
 
 
-@dataclass(frozen=True)
-class ES:
+@dataclass(frozen=True, repr=False)
+class _Episodes:
+    """What the estimators share: the episodes, and no sum beside the perturbations."""
+
+    windows: int
+    in_step: bool = False
+
+    __repr__ = show_call
+
+    def __post_init__(self) -> None:
+        check_fields(self, windows=COUNT, in_step=FLAG)
+
+    def first(self, now: PyTree) -> Noise:
+        """Return the perturbations before the first window."""
+        return Noise(now, None)
+
+
+@dataclass(frozen=True, repr=False)
+class ES(_Episodes):
     r"""Perturb each window anew: antithetic evolution strategies.
 
         1 / (2 sigma^2 N) sum_i s_i (F(x + s_i) - F(x - s_i))
@@ -73,17 +90,8 @@ class ES:
     """
 
     windows: int = 1
-    in_step: bool = False
 
     goes_on_alone: ClassVar[bool] = False
-    __repr__ = show_call
-
-    def __post_init__(self) -> None:
-        check_fields(self, windows=COUNT, in_step=FLAG)
-
-    def first(self, now: PyTree) -> Noise:
-        """Return the perturbations before the first window."""
-        return Noise(now, None)
 
     def next(self, before: Noise, drawn: PyTree, anew: jax.Array) -> Noise:
         """Return the perturbations of a window, given those that were drawn for it."""
@@ -91,8 +99,8 @@ class ES:
         return Noise(drawn, None)
 
 
-@dataclass(frozen=True)
-class PES:
+@dataclass(frozen=True, repr=False)
+class PES(_Episodes):
     r"""Perturb each window anew, and remember: persistent evolution strategies.
 
         1 / (2 sigma^2 N) sum_i (s_i0 + ... + s_iw) (F_w+ - F_w-)
@@ -118,14 +126,7 @@ class PES:
         PES(windows=10)
     """
 
-    windows: int
-    in_step: bool = False
-
     goes_on_alone: ClassVar[bool] = True
-    __repr__ = show_call
-
-    def __post_init__(self) -> None:
-        check_fields(self, windows=COUNT, in_step=FLAG)
 
     def first(self, now: PyTree) -> Noise:
         """Return the perturbations before the first window."""
@@ -137,8 +138,8 @@ class PES:
         return Noise(drawn, choose(anew, drawn, so_far))
 
 
-@dataclass(frozen=True)
-class NRES:
+@dataclass(frozen=True, repr=False)
+class NRES(_Episodes):
     r"""Perturb each episode once: noise-reuse evolution strategies.
 
         1 / (2 sigma^2 N) sum_i s_i (F_w+ - F_w-)
@@ -163,18 +164,7 @@ class NRES:
         NRES(windows=10)
     """
 
-    windows: int
-    in_step: bool = False
-
     goes_on_alone: ClassVar[bool] = True
-    __repr__ = show_call
-
-    def __post_init__(self) -> None:
-        check_fields(self, windows=COUNT, in_step=FLAG)
-
-    def first(self, now: PyTree) -> Noise:
-        """Return the perturbations before the first window."""
-        return Noise(now, None)
 
     def next(self, before: Noise, drawn: PyTree, anew: jax.Array) -> Noise:
         """Return the perturbations of a window, given those that were drawn for it."""
