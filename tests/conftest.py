@@ -1,5 +1,6 @@
 """Every test runs in float64, with ranks that must match and strict settings."""
 
+import gc
 import os
 import pathlib
 import signal
@@ -56,6 +57,25 @@ def strict_promotion():
     """Raise where dtypes are promoted implicitly; examples in docstrings may do so."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+def count_memory_maps():
+    """Count the regions of memory that this process maps, where it is told."""
+    maps = pathlib.Path("/proc/self/maps")
+    return len(maps.read_bytes().splitlines()) if maps.exists() else 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    """Drop compiled programs after a file of tests that leaves many of them.
+
+    Each one maps a few regions of memory, of which Linux grants a process 65,530: past
+    that, compiling ends in a segmentation fault.
+    """
+    yield
+    if count_memory_maps() > 10_000:
+        gc.collect()
+        jax.clear_caches()
 
 
 # The files that take longest begin first, or one worker would be left with them.
