@@ -290,13 +290,7 @@ def test_report_says_what_was_not_judged_if_the_solved_answer_was_not_found(
     assert make_report(Measured(solved, {}, {})).notes == ()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("iterations", "causes"), [(60, []), (1, ["SOLVER_TOO_SHORT"])]
-)
-def test_check_allows_a_fixed_point_that_rests_elsewhere_than_its_loss(
-    iterations, causes
-):
+def check_decayed(method):
     """Weight decay in tx doubles the curvature of the lower, which no loss knows."""
     tx = optax.chain(optax.add_decayed_weights(1.0), optax.sgd(0.3))
     x = mlox.Problem.create(
@@ -310,9 +304,27 @@ def test_check_allows_a_fixed_point_that_rests_elsewhere_than_its_loss(
         params=jnp.full(2, 0.5),
         tx=tx,
         loss_fn=lambda y, batch, ctx: 0.5 * jnp.sum((y - ctx.x.params) ** 2),
-        method=mlox.FixedPoint(iterations),
+        method=method,
     )
     engine = mlox.Engine([x, y], {"x": ["y"]}, {"y": ["x"]})
-    found = mlox.check(engine, engine.init(), {"x": None, "y": None}, "x")
+    return mlox.check(engine, engine.init(), {"x": None, "y": None}, "x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("iterations", "causes"), [(60, []), (1, ["SOLVER_TOO_SHORT"])]
+)
+def test_check_allows_a_fixed_point_that_rests_elsewhere_than_its_loss(
+    iterations, causes
+):
+    found = check_decayed(mlox.FixedPoint(iterations))
     assert [finding.cause.name for finding in found.findings] == causes
     assert "moves at a zero gradient" in found.notes[0]
+
+
+@pytest.mark.slow
+def test_check_offers_fixed_points_for_answers_that_rest_elsewhere_than_their_loss():
+    (finding,) = check_decayed(mlox.Implicit()).findings
+    assert finding.cause is mlox.Cause.LOWER_UNSOLVED
+    assert "weight decay), so that it comes to rest elsewhere" in finding.remedy
+    assert "mlox.FixedPoint" in finding.remedy

@@ -301,6 +301,19 @@ class TestScaleCotangent:
         assert inside == [8.0]
 
 
+def assert_upper_waits(made, scale, cycles):
+    """Assert that the upper rests for one cycle, which lowers the scale, then moves."""
+    step, batches = made.compile(donate=False), {"up": None, "low": None}
+    before = made.init()["up"].params
+    state, _ = step(made.init(), batches)
+    chex.assert_trees_all_equal(state["up"].params, before)
+    assert state["low"].loss_scale.scale == scale
+    for _ in range(cycles):
+        state, _ = step(state, batches)
+    assert (state["up"].params != before).all()
+    assert jnp.isfinite(state["up"].params).all()
+
+
 class TestLossScale:
     @every_method
     def test_hypergradient_is_that_without_a_scale(self, method):
@@ -361,15 +374,7 @@ class TestLossScale:
             jnp.float32,
             loss_scale=DynamicScale(scale=2.0**12),
         )
-        step = made.compile(donate=False)
-        batches = {"up": None, "low": None}
-        state, _ = step(made.init(), batches)
-        chex.assert_trees_all_equal(state["up"].params, made.init()["up"].params)
-        assert state["low"].loss_scale.scale == 2.0**11
-        for _ in range(12):
-            state, _ = step(state, batches)
-        assert (state["up"].params != made.init()["up"].params).all()
-        assert jnp.isfinite(state["up"].params).all()
+        assert_upper_waits(made, scale=2.0**11, cycles=12)
 
     @pytest.mark.parametrize(
         "solver",
@@ -391,14 +396,7 @@ class TestLossScale:
             unroll_steps=1,
             loss_scale=DynamicScale(scale=2.0**12),
         )
-        step = made.compile(donate=False)
-        batches = {"up": None, "low": None}
-        state, _ = step(made.init(), batches)
-        chex.assert_trees_all_equal(state["up"].params, made.init()["up"].params)
-        assert state["low"].loss_scale.scale == 2.0**10
-        for _ in range(4):
-            state, _ = step(state, batches)
-        assert (state["up"].params != made.init()["up"].params).all()
+        assert_upper_waits(made, scale=2.0**10, cycles=4)
 
     @pytest.mark.parametrize("order", [("big", "small"), ("small", "big")])
     def test_scale_is_lowered_if_one_of_two_uppers_overflows(self, order):

@@ -164,8 +164,20 @@ def diagnose_answers(figures: Figures) -> Iterator[Finding]:
         f"{worst.name!r} has not reached its answer: it is {_far(worst)} the solved "
         f"one, where the hypergradient differs by {distance.text} (cosine "
         f"{distance.cosine:.2f}).",
-        "Make more steps (unroll_steps=) or longer ones, or use mlox.Unrolled(), which "
-        "is exact for the steps that are made.",
+        _solve_further(worst),
+    )
+
+
+def _solve_further(lower: Lower) -> str:
+    """Return the remedies for an answer that its optimizer has not reached."""
+    steps = "Make more steps (unroll_steps=) or longer ones"
+    exact = "use mlox.Unrolled(), which is exact for the steps that are made."
+    if lower.updates is None or not lower.updates.drifts:
+        return f"{steps}, or {exact}"
+    return (
+        f"{steps}, or {exact} Its optimizer moves at a zero gradient (weight decay), "
+        "so that it comes to rest elsewhere than its loss: use mlox.FixedPoint, which "
+        "differentiates its steps, or write the decay into the loss."
     )
 
 
