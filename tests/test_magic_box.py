@@ -150,10 +150,11 @@ def test_every_transformation_takes_it():
     np.testing.assert_array_equal(mlox.magic_box(x), 1.0)
 
 
-def test_raises_if_logp_is_not_floating():
-    message = "magic_box: logp is 1; expected a floating array, the log-probability"
+@pytest.mark.parametrize("logp", [1, None, [0.5]])
+def test_raises_if_logp_is_not_floating(logp):
+    message = f"magic_box: logp is {logp}; expected a floating array, the log-probab"
     with pytest.raises(TypeError, match=re.escape(message)):
-        mlox.magic_box(1)
+        mlox.magic_box(logp)
 
 
 def hypergradient(estimate, method, draws=None):

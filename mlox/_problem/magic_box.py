@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mlox._utils.describe import summarize
 
@@ -88,7 +89,8 @@ def magic_box(logp: Any) -> jax.Array:
         0.70501 0.70501
         -0.17267 -0.17267
     """
-    if not jnp.issubdtype(jnp.result_type(logp), jnp.floating):
+    known = isinstance(logp, float | np.generic | np.ndarray | jax.Array)
+    if not known or not jnp.issubdtype(jnp.result_type(logp), jnp.floating):
         raise TypeError(
             f"magic_box: logp is {summarize(logp)}; expected a floating array, the "
             "log-probability of each sample, e.g. jax.nn.log_softmax(logits)[action]."
