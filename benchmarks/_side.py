@@ -1,0 +1,112 @@
+"""One side of a comparison, in a process that can be told what to do.
+
+`python benchmarks/_side.py` reads orders from stdin, a JSON object a line, and answers
+each with one on stdout. It imports nothing that a peer's environment may lack: mlox and
+JAX come with the modules that build the sides.
+
+    {"build": {"module": "peers.maml_torchopt", "given": "given.npz"}}
+        -> {"side": 0, "about": {...}, "facts": {...}}
+    {"advance": {"side": 0, "steps": 10}}  -> {"wall": 0.1, "processor": 0.1}
+    {"outcome": {"side": 0, "to": "found.npz"}}  -> {}
+    {"peak": {"side": 0, "steps": 10}}  -> {"bytes": 12345}
+
+An order that fails is answered by {"error": "TypeError: ..."}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Given = Mapping[str, np.ndarray]
+
+
+class Side(NamedTuple):
+    """A program that has been built, and waits at its start.
+
+    Every module of peers/ whose name ends with that of a library has a function
+    `build(given, settings) -> Side`.
+
+    Attributes:
+        advance: Make some upper steps, each on from where the one before it ended, and
+            return when they are done.
+        outcome: Return what the steps have found so far: arrays by the names that all
+            sides of the comparison share.
+        about: The versions of the libraries, by their names.
+        facts: What is known of the compiled program, if there is one: "compile" and
+            "compile processor" (seconds of tracing, lowering and compiling), "flops" of
+            one upper step, and "temporaries" (bytes).
+    """
+
+    advance: Callable[[int], None]
+    outcome: Callable[[], Mapping[str, np.ndarray]]
+    about: Mapping[str, str]
+    facts: Mapping[str, float] = {}
+
+
+def build(order: Mapping[str, str]) -> Side:
+    """Build a side from its module and the file of what it is given.
+
+    The file holds arrays by name, and "settings", an array of one JSON text.
+    """
+    with np.load(order["given"]) as file:
+        given = dict(file)
+    settings = json.loads(str(given.pop("settings")))
+    return importlib.import_module(order["module"]).build(given, settings)
+
+
+def advance(side: Side, steps: int) -> dict[str, float]:
+    """Return the seconds that some steps take, all together."""
+    wall, processor = time.perf_counter(), time.process_time()
+    side.advance(steps)
+    return {
+        "wall": time.perf_counter() - wall,
+        "processor": time.process_time() - processor,
+    }
+
+
+def peak(side: Side, steps: int) -> dict[str, int]:
+    """Return the largest resident memory while some steps are made (Linux)."""
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    side.advance(steps)
+    status = pathlib.Path("/proc/self/status").read_text()
+    return {"bytes": int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024}
+
+
+def answer(sides: list[Side], order: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry out one order."""
+    ((verb, given),) = order.items()
+    if verb == "build":
+        sides.append(side := build(given))
+        about, facts = dict(side.about), dict(side.facts)
+        return {"side": len(sides) - 1, "about": about, "facts": facts}
+    side = sides[given["side"]]
+    if verb == "outcome":
+        np.savez(given["to"], **side.outcome())
+        return {}
+    return {"advance": advance, "peak": peak}[verb](side, given["steps"])
+
+
+def main() -> None:
+    sides: list[Side] = []
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # libraries may print
+        for line in sys.stdin:
+            try:
+                found = answer(sides, json.loads(line))
+            except Exception as error:
+                found = {"error": f"{type(error).__name__}: {error}"[:500]}
+            print(json.dumps(found), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
