@@ -1,14 +1,15 @@
 """One side of a comparison, in a process that can be told what to do.
 
-`python benchmarks/_side.py` reads orders from stdin, a JSON object a line, and answers
-each with one on stdout. It imports nothing that a peer's environment may lack: mlox and
-JAX come with the modules that build the sides.
+`python benchmarks/_side.py [CORE]` stays on one core of the machine, reads orders from
+stdin, a JSON object a line, and answers each with one on stdout. It imports nothing
+that a peer's environment may lack: mlox and JAX come with the modules that build the
+sides.
 
     {"build": {"module": "peers.maml_torchopt", "given": "given.npz"}}
-        -> {"side": 0, "about": {...}, "facts": {...}}
+        -> {"side": 0, "about": {...}, "facts": {...}, "imported": 12345}
     {"advance": {"side": 0, "steps": 10}}  -> {"wall": 0.1, "processor": 0.1}
     {"outcome": {"side": 0, "to": "found.npz"}}  -> {}
-    {"peak": {"side": 0, "steps": 10}}  -> {"bytes": 12345}
+    {"peak": {"side": 0, "steps": 10}}  -> {"held": 12345, "peak": 12345}
 
 An order that fails is answered by {"error": "TypeError: ..."}.
 """
@@ -16,8 +17,11 @@ An order that fails is answered by {"error": "TypeError: ..."}.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import importlib
 import json
+import os
 import pathlib
 import re
 import sys
@@ -53,15 +57,18 @@ class Side(NamedTuple):
     facts: Mapping[str, float] = {}
 
 
-def build(order: Mapping[str, str]) -> Side:
+def build(order: Mapping[str, str]) -> tuple[Side, int]:
     """Build a side from its module and the file of what it is given.
 
-    The file holds arrays by name, and "settings", an array of one JSON text.
+    The file holds arrays by name, and "settings", an array of one JSON text. The number
+    is the resident memory after the imports.
     """
     with np.load(order["given"]) as file:
         given = dict(file)
     settings = json.loads(str(given.pop("settings")))
-    return importlib.import_module(order["module"]).build(given, settings)
+    module = importlib.import_module(order["module"])
+    imported = resident("VmRSS")
+    return module.build(given, settings), imported
 
 
 def advance(side: Side, steps: int) -> dict[str, float]:
@@ -75,20 +82,33 @@ def advance(side: Side, steps: int) -> dict[str, float]:
 
 
 def peak(side: Side, steps: int) -> dict[str, int]:
-    """Return the largest resident memory while some steps are made (Linux)."""
+    """Return the resident memory before some steps, and the largest during them.
+
+    What is free is returned to the system before, as a compiler leaves much of it.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    held = resident("VmRSS")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     side.advance(steps)
+    return {"held": held, "peak": resident("VmHWM")}
+
+
+def resident(line: str) -> int:
+    """Return the bytes of a line of what Linux says of this process."""
     status = pathlib.Path("/proc/self/status").read_text()
-    return {"bytes": int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024}
+    return int(re.search(rf"{line}:\s+(\d+) kB", status)[1]) * 1024
 
 
 def answer(sides: list[Side], order: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out one order."""
     ((verb, given),) = order.items()
     if verb == "build":
-        sides.append(side := build(given))
+        side, imported = build(given)
+        sides.append(side)
         about, facts = dict(side.about), dict(side.facts)
-        return {"side": len(sides) - 1, "about": about, "facts": facts}
+        found = {"about": about, "facts": facts, "imported": imported}
+        return {"side": len(sides) - 1, **found}
     side = sides[given["side"]]
     if verb == "outcome":
         np.savez(given["to"], **side.outcome())
@@ -97,6 +117,8 @@ def answer(sides: list[Side], order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    if len(sys.argv) > 1:
+        os.sched_setaffinity(0, {int(sys.argv[1])})  # before threads are made
     sides: list[Side] = []
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # libraries may print

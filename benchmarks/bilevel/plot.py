@@ -18,6 +18,7 @@ import numpy as np
 import results
 from matplotlib.ticker import NullFormatter
 from PIL import Image
+from tables import TITLES, beside_originals, gather, has_originals, quantiles
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "bilevel_benchmark.md"
@@ -34,36 +35,6 @@ SHOWN = {
     "SAMA": "#7a7a7a",
     "FiniteDifference": "#b08968",
 }
-TITLES = {
-    "ridge": "Penalties of a least-squares fit",
-    "logistic": "Penalties of a logistic regression",
-    "quadratic": "Random quadratics",
-    "cleaning_0.5": "Data cleaning, half of the labels random",
-    "cleaning_0.7": "Data cleaning, 0.7 of the labels random",
-    "cleaning_0.9": "Data cleaning, 0.9 of the labels random",
-}
-
-BESIDE = {
-    "SOBA": "SOBA (original)",
-    "SOBA, simultaneous": "SOBA (original)",
-    "SABA": "SABA (original)",
-    "AmIGO": "AmIGO (original)",
-    "stocBiO": "stocBiO (original)",
-    "F2SA": "F2SA (original)",
-    "FSLA": "FSLA (original)",
-}
-
-
-def gather(found: dict[str, Any], method: str, key: str) -> np.ndarray:
-    """Return a quantity of all seeds of a method, [seeds, points]."""
-    curves = [c[key] for c in found["curves"] if c["method"] == method]
-    return np.array(curves, dtype=float)
-
-
-def quantiles(values: np.ndarray) -> np.ndarray:
-    """Return quartiles and median over seeds; what is not finite counts as infinite."""
-    filled = np.where(np.isfinite(values), values, np.inf)
-    return np.quantile(filled, [0.25, 0.5, 0.75], axis=0, method="nearest")
 
 
 def draw(found: dict[str, Any], path: pathlib.Path) -> None:
@@ -120,32 +91,6 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join([*rows, *(line for _, line in ordered)]).replace("inf", "diverged")
 
 
-def median_at_end(found: dict[str, Any], method: str, key: str) -> float:
-    """Return the median at the end of the runs of a method."""
-    return float(quantiles(gather(found, method, key))[1, -1])
-
-
-def beside_originals(all_found: list[dict[str, Any]]) -> str:
-    """Return the table of norms and seconds as parts of those of the originals."""
-    rows = []
-    for method, original in BESIDE.items():
-        cells = []
-        for found in all_found:
-            if not {method, original} <= found["settings"].keys():
-                cells.append("")
-                continue
-            norm, seconds, spent = (
-                median_at_end(found, method, key) / median_at_end(found, original, key)
-                for key in ("norm", "seconds", "evaluations")
-            )
-            cells.append(f"{norm:.2f} in {seconds / spent:.2f}")
-        if any(cells):
-            rows.append(f"| {method} | {' | '.join(cells)} |")
-    titles = " | ".join(TITLES[found["job"]].lower() for found in all_found)
-    line = "---|" * (1 + len(all_found))
-    return "\n".join([f"| norm in time | {titles} |", f"|{line}", *rows])
-
-
 def shown(value: float) -> str:
     """Format with two digits, without leading zeros of an exponent."""
     return re.sub(r"e([-+])0?", r"e\1", f"{value:.2g}") if np.isfinite(value) else "inf"
@@ -171,7 +116,7 @@ def main() -> int:
         if not found["curves"]:
             continue
         page = replaced(page, job, table(found))
-        if any("(original)" in method for method in found["settings"]):
+        if has_originals(found):
             both.append(found)
         if not options.check:
             draw(found, DOCS / "bilevel" / f"{job}.png")

@@ -1,0 +1,164 @@
+"""What is said of sides beside each other: a table for each group, and the targets."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import _record
+
+Row = Mapping[str, Any]
+HEAD = (
+    *("job", "side", "difference", "time of an upper step", "processor ratio"),
+    *("wall ratio", "memory", "of it while stepping", "FLOPs", "compile", "target"),
+)
+MEASURED = """\
+All sides of a job start from the same arrays and take the same batches. Each library
+has an environment of its own; all processes have one thread and stay on the same core.
+First the outcomes of some steps are compared: `difference` is the largest one, relative
+to the largest entry of each array, and a side that differs from mlox by more than the
+tolerance of its job is not timed. Then samples of all sides are taken in turn, each
+round in another order.
+
+- **Time of an upper step**: processor time, the median over samples, with quartiles.
+- **Ratio**: the time of a side divided by that of mlox in the same round, the median
+  with quartiles. Above 1, mlox is the faster one.
+- **Memory**: the largest resident memory while steps are made, by a side alone in a
+  process that has made some before, beyond what the process held after the imports;
+  what is free was returned to the system before. It includes parameters, batches and
+  compiled programs; `of it while stepping` is the part that comes and goes with steps.
+- **FLOPs** are XLA's of an upper step; it counts the body of a loop once. **Compile**
+  is the time for tracing, lowering and compiling, without a cache. PyTorch has neither.
+"""
+
+
+def section(found: Mapping[str, Any]) -> str:
+    """Render the comparisons in Markdown."""
+    parts = ["## Side by side", _record.describe(found), MEASURED, summary(found)]
+    group_of = lambda one: one["group"]
+    for group, some in itertools.groupby(found["comparisons"], group_of):
+        listed = list(some)
+        parts += [f"### {group}", table(listed)]
+        parts += sorted({f"- {text}" for text in remarks(listed)})
+    parts += ["Libraries: " + "; ".join(libraries(found)) + "."]
+    return "\n\n".join(parts)
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """Say which targets are met."""
+    rows = [
+        (f"{one['group']}, {one['job']}", side["name"], target(side))
+        for one in found["comparisons"]
+        for side in one["sides"]
+        if target(side)
+    ]
+    met = sum(row[2].startswith("met") for row in rows)
+    head = f"**{met} of {len(rows)} targets are met.**"
+    failed = [
+        (f"{one['group']}, {one['job']}", side["name"], side["failed"])
+        for one in found["comparisons"]
+        for side in one["sides"]
+        if side["failed"]
+    ]
+    parts = [head, _lines(("job", "beside", "target"), rows)]
+    if failed:
+        parts += ["What failed:", _lines(("job", "side", "reason"), failed)]
+    return "\n\n".join(parts)
+
+
+def target(side: Row) -> str:
+    """Say whether a side's target is met, and by what; "" if it has none."""
+    if side["at_least"] is None and side["at_most"] is None:
+        return ""
+    ratio = side.get("processor ratio")
+    least = side["at_least"]
+    aim = f"ratio >= {least:g}" if least else f"mlox / it <= {side['at_most']:g}"
+    if ratio is None:
+        return f"not measured: {aim}"
+    value = ratio[1] if least else 1 / ratio[1]
+    met = value >= least if least else value <= side["at_most"]
+    return f"{'met' if met else 'missed'}: {aim}: {value:.{2 if value < 10 else 0}f}"
+
+
+def table(some: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of a group."""
+    rows = [cells(one["job"], side) for one in some for side in one["sides"]]
+    shown = [i for i in range(len(HEAD)) if i < 5 or any(row[i] for row in rows)]
+    return _lines([HEAD[i] for i in shown], [[row[i] for i in shown] for row in rows])
+
+
+def cells(job: str, side: Row) -> list[str]:
+    """Return what the table says of a side."""
+    if "processor" not in side:
+        return [job, side["name"], f"failed: {side['failed']}", *[""] * 7, target(side)]
+    low, middle, high = side["processor"]
+    facts, memory = side["facts"], side.get("memory")
+    ratios = [_ratio(side.get(f"{kind} ratio")) for kind in ("processor", "wall")]
+    sizes = ["", ""]
+    if memory is not None:
+        sizes = [_mebibytes(memory["peak"] - memory[k]) for k in ("imported", "held")]
+    return [
+        *(job, side["name"], f"{side['difference']:.0e}"),
+        f"{duration(middle)} ({duration(low)} to {duration(high)})",
+        *(*ratios, *sizes),
+        f"{facts['flops']:.3g}" if "flops" in facts else "",
+        duration(facts["compile"]) if "compile" in facts else "",
+        target(side),
+    ]
+
+
+def remarks(some: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what a reader must know of the sides."""
+    for one in some:
+        for side in one["sides"]:
+            if side["remark"]:
+                yield f"{side['name']}: {side['remark']}"
+
+
+def libraries(found: Mapping[str, Any]) -> list[str]:
+    """Return the versions of the libraries in each environment."""
+    versions: dict[str, dict[str, str]] = {}
+    for one in found["comparisons"]:
+        for side in one["sides"]:
+            versions.setdefault(side["environment"], {}).update(side.get("about", {}))
+    return [
+        f"{name} ({', '.join(f'{k} {v}' for k, v in sorted(about.items()))})"
+        for name, about in versions.items()
+    ]
+
+
+def line(place: str, one: Mapping[str, Any]) -> str:
+    """Say in a line of at most 100 columns what was found of a comparison."""
+    found = []
+    for side in one["sides"][1:]:
+        ratio = side.get("processor ratio")
+        value = f"{ratio[1]:.3g}" if ratio and not side["failed"] else "FAILED"
+        found.append(f"{side['name']} {value}")
+    return f"{place} {one['group']}, {one['job']}: {', '.join(found)}"[:100]
+
+
+def duration(seconds: float) -> str:
+    """Format a duration with three digits and a unit."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def _ratio(values: Sequence[float] | None) -> str:
+    if values is None:
+        return ""
+    low, middle, high = values
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [list(head), ["---"] * len(head), *map(list, rows)]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
