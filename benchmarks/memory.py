@@ -23,7 +23,6 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import _kill_job
 import _timing
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ import numpy as np
 import optax
 
 import mlox
+from tests.kill import job
 
 EVERY = 100
 BATCH = 4
@@ -93,7 +93,7 @@ def by_hand(cycles: int, meter: Meter) -> dict[str, Any]:
     draw = np.random.default_rng(0)
     for cycle in range(1, cycles + 1):
         rows = draw.choice(32, BATCH, replace=False)
-        state, value = step(state, {k: v[rows] for k, v in _kill_job.DATA.items()})
+        state, value = step(state, {k: v[rows] for k, v in job.DATA.items()})
         if cycle % EVERY == 0:
             meter.log(cycle, {"loss": float(value)})
     return {}
@@ -101,10 +101,10 @@ def by_hand(cycles: int, meter: Meter) -> dict[str, Any]:
 
 def with_mlox(kind: str, cycles: int, meter: Meter) -> dict[str, Any]:
     """Make a run of mlox."""
-    engine, options = _kill_job.engine(), {}
+    engine, options = job.engine(), {}
     with tempfile.TemporaryDirectory() as folder:
         if kind != "mlox":
-            options |= {"validation": _kill_job.score, "logdir": f"{folder}/logs"}
+            options |= {"validation": job.score, "logdir": f"{folder}/logs"}
             meters = [meter, mlox.csv_logger(f"{folder}/table.csv")]
         else:
             meters = [meter]
@@ -112,8 +112,8 @@ def with_mlox(kind: str, cycles: int, meter: Meter) -> dict[str, Any]:
             best = {"keep": 2, "best": "validation/error"}
             options["checkpoint"] = mlox.Checkpoint(f"{folder}/saved", EVERY, **best)
         data = {
-            "inner": mlox.shuffled(_kill_job.DATA, BATCH, seed=1),
-            "outer": _kill_job.BATCHES,
+            "inner": mlox.shuffled(job.DATA, BATCH, seed=1),
+            "outer": job.BATCHES,
         }
         state, history = engine.run(
             engine.init(),
@@ -124,7 +124,7 @@ def with_mlox(kind: str, cycles: int, meter: Meter) -> dict[str, Any]:
             progress=False,
             **options,
         )
-    return {"history": history_bytes(history), "sums": _kill_job.sums((state, history))}
+    return {"history": history_bytes(history), "sums": job.checksums((state, history))}
 
 
 def history_bytes(history: Mapping[str, np.ndarray]) -> int:

@@ -19,6 +19,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/RESULTS.md": "side_by_side.md",
     "examples/README.md": "examples.md",
 }
 """The page of the site that shows a file of the repository."""
