@@ -157,8 +157,7 @@ def _agree(
             side.order("outcome", amounts.patience, to=path)
             with np.load(path) as file:
                 outcomes[i] = dict(file)
-            if 0 not in outcomes:
-                raise RuntimeError("mlox has failed: there is nothing to agree with")
+            _need_mlox(outcomes)
             rows[i]["difference"] = difference(outcomes[i], outcomes[0])
             if rows[i]["difference"] > comparison.tolerance:
                 raise RuntimeError(
@@ -177,7 +176,7 @@ def _alternate(
 ) -> None:
     """Time samples of all sides in turn, each round in another order."""
     samples: list[dict[int, dict[str, float]]] = []
-    end = float("inf")
+    length, end = comparison.length, float("inf")
     while len(samples) <= amounts.rounds or (
         len(samples) <= amounts.most and time.monotonic() < end
     ):
@@ -186,20 +185,32 @@ def _alternate(
         samples.append({})
         for i in ways[turn:] + ways[:turn]:
             with failing(rows[i]):
-                order = {"steps": comparison.length}
-                samples[-1][i] = sides[i].order("advance", amounts.patience, **order)
+                found = sides[i].order("advance", amounts.patience, steps=length)
+                samples[-1][i] = found
             if rows[i]["failed"]:
                 del sides[i]
         if len(samples) == 1:  # warms up
             end = time.monotonic() + amounts.seconds
-    for i in sides:
-        rows[i]["rounds"] = len(samples) - 1
-        for kind in ("processor", "wall"):
-            taken = np.array([found[i][kind] for found in samples[1:]])
-            rows[i][kind] = _quartiles(taken / comparison.length)
-            if 0 in sides:
-                ours = np.array([found[0][kind] for found in samples[1:]])
-                rows[i][f"{kind} ratio"] = _quartiles(taken / ours)
+    for i in list(sides):
+        with failing(rows[i]):
+            _need_mlox(sides)
+            rows[i] |= _times([(found[0], found[i]) for found in samples[1:]], length)
+        if rows[i]["failed"]:
+            del sides[i]
+
+
+def _need_mlox(found: Mapping[int, Any]) -> None:
+    if 0 not in found:
+        raise RuntimeError("mlox has failed: there is nothing to compare with")
+
+
+def _times(samples: Sequence[tuple[Mapping, Mapping]], length: int) -> Row:
+    """Return the quartiles of times of an upper step, and of their ratios to mlox's."""
+    row: Row = {"rounds": len(samples)}
+    for kind in ("processor", "wall"):
+        ours, its = np.array([[one[kind] for one in pair] for pair in samples]).T
+        row |= {kind: _quartiles(its / length), f"{kind} ratio": _quartiles(its / ours)}
+    return row
 
 
 def _quartiles(values: np.ndarray) -> list[float]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import _record
 
 Row = Mapping[str, Any]
 HEAD = (
-    *("job", "side", "difference", "time of an upper step", "processor ratio"),
-    *("wall ratio", "memory", "of it while stepping", "FLOPs", "compile", "target"),
+    *("job", "side", "difference", "time of an upper step", "ratio", "wall ratio"),
+    *("memory", "step memory", "FLOPs", "compile", "target"),
 )
 MEASURED = """\
 All sides of a job start from the same arrays and take the same batches. Each library
@@ -21,13 +21,14 @@ to the largest entry of each array, and a side that differs from mlox by more th
 tolerance of its job is not timed. Then samples of all sides are taken in turn, each
 round in another order.
 
-- **Time of an upper step**: processor time, the median over samples, with quartiles.
-- **Ratio**: the time of a side divided by that of mlox in the same round, the median
-  with quartiles. Above 1, mlox is the faster one.
+- **Time of an upper step**: processor time, the median over samples (quartiles).
+- **Ratio**: the processor time of a side divided by that of mlox in the same round, the
+  median (quartiles). Above 1, mlox is the faster one. **Wall ratio**: the same by the
+  clock, which other programs on the machine stretch more.
 - **Memory**: the largest resident memory while steps are made, by a side alone in a
   process that has made some before, beyond what the process held after the imports;
   what is free was returned to the system before. It includes parameters, batches and
-  compiled programs; `of it while stepping` is the part that comes and goes with steps.
+  compiled programs; **step memory** is the part that comes and goes with the steps.
 - **FLOPs** are XLA's of an upper step; it counts the body of a loop once. **Compile**
   is the time for tracing, lowering and compiling, without a cache. PyTorch has neither.
 """
@@ -35,35 +36,37 @@ round in another order.
 
 def section(found: Mapping[str, Any]) -> str:
     """Render the comparisons in Markdown."""
-    parts = ["## Side by side", _record.describe(found), MEASURED, summary(found)]
+    commands, dates = (
+        dict.fromkeys(one[key] for one in found["comparisons"])
+        for key in ("command", "date")
+    )
+    about = {**found, "command": "`, `".join(commands), "date": ", ".join(dates)}
+    parts = ["## Side by side", _record.describe(about), MEASURED, summary(found)]
     group_of = lambda one: one["group"]
     for group, some in itertools.groupby(found["comparisons"], group_of):
         listed = list(some)
         parts += [f"### {group}", table(listed)]
-        parts += sorted({f"- {text}" for text in remarks(listed)})
+        parts += ["\n".join(f"- {text}" for text in dict.fromkeys(remarks(listed)))]
     parts += ["Libraries: " + "; ".join(libraries(found)) + "."]
-    return "\n\n".join(parts)
+    return "\n\n".join(part.strip() for part in parts if part)
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """Say which targets are met."""
-    rows = [
-        (f"{one['group']}, {one['job']}", side["name"], target(side))
-        for one in found["comparisons"]
-        for side in one["sides"]
-        if target(side)
-    ]
-    met = sum(row[2].startswith("met") for row in rows)
-    head = f"**{met} of {len(rows)} targets are met.**"
-    failed = [
-        (f"{one['group']}, {one['job']}", side["name"], side["failed"])
-        for one in found["comparisons"]
-        for side in one["sides"]
-        if side["failed"]
-    ]
-    parts = [head, _lines(("job", "beside", "target"), rows)]
-    if failed:
-        parts += ["What failed:", _lines(("job", "side", "reason"), failed)]
+    """Say which targets are met, and what has failed."""
+    aims, failures = [], []
+    for one in found["comparisons"]:
+        ours, name = one["sides"][0], f"{one['group']}, {one['job']}"
+        for side in one["sides"]:
+            if target(side):
+                shares = (_share(ours, side, since) for since in ("imported", "held"))
+                aims.append((name, side["name"], target(side), *shares))
+            if side["failed"]:
+                failures.append((name, side["name"], side["failed"]))
+    met = sum(row[2].startswith("met") for row in aims)
+    head = ("job", "beside", "target", "memory of mlox / its", "step memory")
+    parts = [f"**{met} of {len(aims)} targets are met.**", _lines(head, aims)]
+    if failures:
+        parts += ["What failed:", _lines(("job", "side", "reason"), failures)]
     return "\n\n".join(parts)
 
 
@@ -82,8 +85,11 @@ def target(side: Row) -> str:
 
 
 def table(some: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of a group."""
-    rows = [cells(one["job"], side) for one in some for side in one["sides"]]
+    """Return the table of a group, without columns that are empty."""
+    rows = []
+    for one in some:
+        jobs = [one["job"], *[""] * len(one["sides"])]
+        rows += [cells(*pair) for pair in zip(jobs, one["sides"], strict=False)]
     shown = [i for i in range(len(HEAD)) if i < 5 or any(row[i] for row in rows)]
     return _lines([HEAD[i] for i in shown], [[row[i] for i in shown] for row in rows])
 
@@ -92,20 +98,23 @@ def cells(job: str, side: Row) -> list[str]:
     """Return what the table says of a side."""
     if "processor" not in side:
         return [job, side["name"], f"failed: {side['failed']}", *[""] * 7, target(side)]
-    low, middle, high = side["processor"]
-    facts, memory = side["facts"], side.get("memory")
-    ratios = [_ratio(side.get(f"{kind} ratio")) for kind in ("processor", "wall")]
-    sizes = ["", ""]
-    if memory is not None:
-        sizes = [_mebibytes(memory["peak"] - memory[k]) for k in ("imported", "held")]
+    facts, wall = side["facts"], side.get("wall ratio")
     return [
         *(job, side["name"], f"{side['difference']:.0e}"),
-        f"{duration(middle)} ({duration(low)} to {duration(high)})",
-        *(*ratios, *sizes),
+        _spread(side["processor"], duration),
+        _spread(side["processor ratio"], lambda x: f"{x:.3g}"),
+        f"{wall[1]:.3g}",
+        *(_mebibytes(memory(side, since)) for since in ("imported", "held")),
         f"{facts['flops']:.3g}" if "flops" in facts else "",
         duration(facts["compile"]) if "compile" in facts else "",
         target(side),
     ]
+
+
+def memory(side: Row, since: str) -> int | None:
+    """Return the bytes at the peak beyond those at a moment: "imported", "held"."""
+    found = side.get("memory")
+    return found and found["peak"] - found[since]
 
 
 def remarks(some: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -131,10 +140,12 @@ def libraries(found: Mapping[str, Any]) -> list[str]:
 def line(place: str, one: Mapping[str, Any]) -> str:
     """Say in a line of at most 100 columns what was found of a comparison."""
     found = []
-    for side in one["sides"][1:]:
+    for side in one["sides"]:
         ratio = side.get("processor ratio")
-        value = f"{ratio[1]:.3g}" if ratio and not side["failed"] else "FAILED"
-        found.append(f"{side['name']} {value}")
+        if side["failed"]:
+            found.append(f"{side['name']} FAILED")
+        elif not side["name"].startswith("mlox"):
+            found.append(f"{side['name']} {ratio[1]:.2g}")
     return f"{place} {one['group']}, {one['job']}: {', '.join(found)}"[:100]
 
 
@@ -146,15 +157,18 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
-def _ratio(values: Sequence[float] | None) -> str:
-    if values is None:
-        return ""
-    low, middle, high = values
-    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+def _spread(values: Sequence[float], write: Callable[[float], str]) -> str:
+    low, middle, high = map(write, values)
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"
+def _mebibytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**20:.1f} MiB"
+
+
+def _share(ours: Row, theirs: Row, since: str) -> str:
+    one, other = memory(ours, since), memory(theirs, since)
+    return f"{one / other:.2f}" if one is not None and other else ""
 
 
 def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

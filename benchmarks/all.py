@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,18 @@ PROGRAMS = ("growth", "attribution", "scaling", "accelerator")
 """The programs that measure something else than sides beside each other."""
 
 
-def comparisons(only: str, quick: bool) -> Iterator[Any]:
-    """Yield the comparisons whose list, group or job has this word in its name."""
+def listed() -> tuple[list[tuple[str, Any]], int]:
+    """Return all comparisons, each after its words, and how many lists have failed."""
+    found, failed = [], 0
     for name in LISTS:
-        if not (HERE / "peers" / f"{name}.py").exists():
-            continue
-        for one in importlib.import_module(f"peers.{name}").COMPARISONS:
-            words = f"{name} {one.group} {one.job}".lower()
-            if only.lower() in words and (one.quick or not quick):
-                yield one
+        try:
+            some = importlib.import_module(f"peers.{name}").COMPARISONS
+        except Exception as error:
+            print(f"peers/{name}.py: {type(error).__name__}: {error}", flush=True)
+            failed += 1
+        else:
+            found += [(f"{name} {c.group} {c.job}".lower(), c) for c in some]
+    return found, failed
 
 
 def interpreters(folder: Path) -> Callable[[str], Path]:
@@ -84,14 +87,20 @@ def side_by_side(options: argparse.Namespace) -> int:
     import _side_by_side
 
     amounts = _duel.QUICK if options.quick else _duel.FULL
-    python_of, failed = interpreters(options.environments), 0
-    about = _record.about(command())
+    python_of = interpreters(options.environments)
+    every, failed = listed()
+    about = _record.about(command(options))
     found = earlier(_record.read("side_by_side", options.results), about, options.only)
-    order = [(one.group, one.job) for one in comparisons("", quick=False)]
-    chosen = list(comparisons(options.only, options.quick))
+    order = [(one.group, one.job) for _, one in every]
+    chosen = [
+        one
+        for words, one in every
+        if options.only.lower() in words and (one.quick or not options.quick)
+    ]
     for number, comparison in enumerate(chosen, 1):
         begun = time.monotonic()
-        one = {**_duel.duel(comparison, python_of, amounts), "date": about["date"]}
+        when = {key: about[key] for key in ("command", "date")}
+        one = _duel.duel(comparison, python_of, amounts) | when
         found[one["group"], one["job"]] = one
         all_of_it = [found[key] for key in order if key in found]
         saved = {**about, "comparisons": all_of_it}
@@ -119,9 +128,11 @@ def earlier(
     return {}
 
 
-def command() -> str:
-    """Return the command that was given, from the root of the repository."""
-    return shlex.join(["python", "benchmarks/all.py", *sys.argv[1:]])
+def command(options: argparse.Namespace) -> str:
+    """Return the command that was given, without the folders."""
+    words = ["--quick"] if options.quick else []
+    words += ["--only", options.only] if options.only else []
+    return shlex.join(["python", "benchmarks/all.py", *words])
 
 
 def programs(options: argparse.Namespace) -> int:

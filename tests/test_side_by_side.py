@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
+LISTS = sorted(
+    path.stem
+    for path in (FOLDER / "peers").glob("*.py")
+    if "COMPARISONS" in path.read_text("utf-8")
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +100,7 @@ def test_what_fails_says_why_and_the_others_go_on(programs):
 def test_nothing_is_timed_where_mlox_itself_fails(programs):
     _, (ours, theirs) = duel(programs, [{"fails": "built"}, {}])
     assert ours["failed"] == "ValueError: cannot be built"
-    assert theirs["failed"] == "mlox has failed: there is nothing to agree with"
+    assert theirs["failed"] == "mlox has failed: there is nothing to compare with"
     assert "processor" not in theirs
 
 
@@ -161,6 +166,7 @@ def results(programs, **changes):
     kept = ("environment", "at_least", "remark")
     broken = {**{k: side[k] for k in kept}, **fails, "name": "by hand"}
     one = {"group": "Tiny", "job": "counting", "date": "2026-01-01"}
+    one["command"] = "python benchmarks/all.py"
     one["sides"] = [side, {**peer, "at_least": 2.0, **changes}, broken]
     return {
         **programs("_record").about("python benchmarks/all.py"),
@@ -174,15 +180,23 @@ def test_the_page_says_what_was_measured_and_what_failed(programs, tmp_path):
     path = report.write(tmp_path)
     page = path.read_text()
     assert "**1 of 2 targets are met.**" in page
-    assert "| met: ratio >= 2: 2.40 |" in page
+    assert "| Betty | met: ratio >= 2: 2.40 | 1.00 | 1.00 |" in page
     assert "| not measured: mlox / it <= 1.05 |" in page
-    assert "| counting | by hand | failed: TimeoutError: no answer |" in page
-    assert "2 ms (1 ms to 3 ms)" in page
+    assert "|  | by hand | failed: TimeoutError: no answer |" in page
+    assert "| 2 ms (1 ms to 3 ms) | 2.4 (2 to 2.6) | 1 | 3.0 MiB |" in page
     assert "| 3.0 MiB | 2.0 MiB | 2e+06 | 1.5 s |" in page
     assert "not measured on a GPU" in page
     assert report.check(tmp_path) == 0
     path.write_text(page.replace("2.40", "9.90"))
     assert report.check(tmp_path) == 1
+
+
+def test_a_line_of_progress_has_at_most_100_columns(programs):
+    (one,) = results(programs)["comparisons"]
+    line = programs("_side_by_side").line("[1/2, 3 s]", one)
+    assert line == "[1/2, 3 s] Tiny, counting: Betty 2.4, by hand FAILED"
+    one["sides"] *= 20
+    assert len(programs("_side_by_side").line("[1/2, 3 s]", one)) == 100
 
 
 def test_a_missed_target_is_said_to_be_missed(programs):
@@ -215,3 +229,21 @@ def test_records_hold_four_digits_and_no_name_of_the_machine(programs, tmp_path)
     assert record.read("other", tmp_path) is None
     assert "python benchmarks/some.py" in record.describe(found)
     assert platform.node() not in json.dumps(found["machine"])
+
+
+def test_the_command_knows_all_lists_of_comparisons(programs):
+    assert set(LISTS) <= set(programs("all").LISTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LISTS)
+def test_sides_in_jax_of_quick_comparisons_agree(programs, name):
+    module = programs("_duel")
+    few = module.Amounts(rounds=1, most=1, seconds=0.0)
+    for one in programs(f"peers.{name}").COMPARISONS:
+        parts = tuple(part for part in one.parts if part.environment == "jax")
+        if one.quick and parts:
+            here = one._replace(parts=parts)
+            found = module.duel(here, lambda name: sys.executable, few)
+            failed = {side["name"]: side["failed"] for side in found["sides"]}
+            assert set(failed.values()) == {None}, (one.job, failed)
