@@ -1,16 +1,20 @@
 """Sides of a comparison beside each other: they must agree first, then they are timed.
 
-Every environment has a process of its own, all on one core: never do two of them run at
-once. What fails is a row that says why, and the others go on.
+Every environment has a process of its own, all of them on one core, and one runs at a
+time; memory is measured afterwards, on all cores. What fails is a row that says why,
+and the others go on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import queue
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +27,7 @@ PythonOf = Callable[[str], Path]
 # A block of this size or more goes back to the system when it is freed, so that the
 # peak of resident memory is that of what a program uses.
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+CORES = sorted(os.sched_getaffinity(0))
 
 
 class Amounts(NamedTuple):
@@ -37,7 +42,7 @@ class Amounts(NamedTuple):
 
     rounds: int = 9
     most: int = 25
-    seconds: float = 10.0
+    seconds: float = 8.0
     patience: float = 300.0
 
 
@@ -49,38 +54,62 @@ class Running(NamedTuple):
 
     worker: Worker
     number: int
+    patience: float
 
-    def order(self, verb: str, seconds: float, **given: Any) -> dict[str, Any]:
-        return self.worker.order(verb, seconds, side=self.number, **given)
+    def order(self, verb: str, **given: Any) -> dict[str, Any]:
+        return self.worker.order(verb, self.patience, side=self.number, **given)
 
 
-def duel(comparison: Comparison, python_of: PythonOf, amounts: Amounts) -> dict:
-    """Return what is found of a comparison, a row for each side."""
+class Duel(NamedTuple):
+    """A comparison, and all that it takes to run it.
+
+    Attributes:
+        comparison: The comparison.
+        python_of: From the name of an environment to its interpreter; it may raise.
+        amounts: How much is measured.
+        folder: Where sides and this process leave each other arrays.
+    """
+
+    comparison: Comparison
+    python_of: PythonOf
+    amounts: Amounts
+    folder: Path
+
+    def build(self, worker: Worker, part: Part) -> tuple[Running, dict[str, Any]]:
+        """Build a side in a process, and return what it says of itself, too."""
+        path = self.folder / f"given_{self.comparison.parts.index(part)}.npz"
+        if not path.exists():
+            settings = json.dumps({**self.comparison.settings, **part.settings})
+            np.savez(path, settings=settings, **self.comparison.given())
+        patience = self.amounts.patience
+        order = {"module": part.module, "given": str(path)}
+        found = worker.order("build", patience, **order)
+        return Running(worker, found["side"], patience), found
+
+
+def duel(comparison: Comparison, python_of: PythonOf, amounts: Amounts) -> Row:
+    """Return what is found of a comparison, with a row for each side."""
     rows = [_row(part) for part in comparison.parts]
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
-        folder = Path(name)
-        sides = _built(comparison, rows, python_of, amounts, folder, stack)
-        _agree(comparison, rows, sides, amounts, folder)
-        _alternate(comparison, rows, sides, amounts)
-        stack.close()  # one process at a time, from here on
-        for i in sides:
-            with failing(rows[i]):
-                rows[i]["memory"] = _memory(comparison, i, python_of, amounts, folder)
+    with tempfile.TemporaryDirectory() as name:
+        this = Duel(comparison, python_of, amounts, Path(name))
+        with contextlib.ExitStack() as stack:
+            sides = _built(this, rows, stack)
+            _agree(this, rows, sides)
+            _alternate(this, rows, sides)
+        _weigh(this, rows, sides)
     sizes = {"steps": comparison.steps, "length": comparison.length}
     names = {"group": comparison.group, "job": comparison.job}
     return {**names, **sizes, "tolerance": comparison.tolerance, "sides": rows}
 
 
 @contextlib.contextmanager
-def failing(row: Row, *others: Row) -> Iterator[None]:
+def failing(row: Row) -> Iterator[None]:
     """Note in a row why what is done for it has failed, and go on."""
     try:
         yield
     except Exception as error:
         name = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
-        text = f"{name}{error}".splitlines()[0][:300]
-        for one in (row, *others):
-            one["failed"] = text
+        row["failed"] = f"{name}{error}".splitlines()[0][:300]
 
 
 def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
@@ -90,10 +119,12 @@ def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
         FloatingPointError: If an entry is not finite.
         ValueError: If they are not the same arrays.
     """
-    if {k: v.shape for k, v in found.items()} != {
-        k: v.shape for k, v in expected.items()
-    }:
-        raise ValueError(f"outcomes are {sorted(found)}, not {sorted(expected)}")
+    shapes, others = (
+        {name: array.shape for name, array in some.items()}
+        for some in (found, expected)
+    )
+    if shapes != others:
+        raise ValueError(f"the outcome is {shapes}, not {others}")
     worst = 0.0
     for name, array in found.items():
         if not (np.isfinite(array).all() and np.isfinite(expected[name]).all()):
@@ -109,88 +140,60 @@ def _row(part: Part) -> Row:
     return {**names, **targets, "remark": part.remark, "failed": None}
 
 
-def _given(comparison: Comparison, part: Part, folder: Path) -> str:
-    """Write what a side is given, and return the file."""
-    settings = json.dumps({**comparison.settings, **part.settings})
-    path = folder / f"given_{comparison.parts.index(part)}.npz"
-    np.savez(path, settings=settings, **comparison.given())
-    return str(path)
-
-
 def _built(
-    comparison: Comparison,
-    rows: Sequence[Row],
-    python_of: PythonOf,
-    amounts: Amounts,
-    folder: Path,
-    stack: contextlib.ExitStack,
+    this: Duel, rows: Sequence[Row], stack: contextlib.ExitStack
 ) -> dict[int, Running]:
     """Build the sides; return those that have not failed."""
     workers: dict[str, Worker] = {}
     sides: dict[int, Running] = {}
-    for i, (part, row) in enumerate(zip(comparison.parts, rows, strict=True)):
+    for i, (part, row) in enumerate(zip(this.comparison.parts, rows, strict=True)):
         with failing(row):
             worker = workers.get(part.environment)
             if worker is None or worker.process.poll() is not None:
-                worker = stack.enter_context(Worker(python_of(part.environment)))
-                workers[part.environment] = worker
-            order = {"module": part.module, "given": _given(comparison, part, folder)}
-            found = worker.order("build", amounts.patience, **order)
+                worker = Worker(this.python_of(part.environment), CORES[-1])
+                workers[part.environment] = stack.enter_context(worker)
+            sides[i], found = this.build(worker, part)
             row |= {key: found[key] for key in ("about", "facts")}
-            sides[i] = Running(worker, found["side"])
     return sides
 
 
-def _agree(
-    comparison: Comparison,
-    rows: Sequence[Row],
-    sides: dict[int, Running],
-    amounts: Amounts,
-    folder: Path,
-) -> None:
+def _agree(this: Duel, rows: Sequence[Row], sides: dict[int, Running]) -> None:
     """Let all make some steps, and drop those whose outcomes are not those of mlox."""
     outcomes: dict[int, dict[str, np.ndarray]] = {}
+    tolerance = this.comparison.tolerance
     for i, side in list(sides.items()):
         with failing(rows[i]):
-            path = str(folder / f"found_{i}.npz")
-            side.order("advance", amounts.patience, steps=comparison.steps)
-            side.order("outcome", amounts.patience, to=path)
+            path = str(this.folder / f"found_{i}.npz")
+            side.order("advance", steps=this.comparison.steps)
+            side.order("outcome", to=path)
             with np.load(path) as file:
                 outcomes[i] = dict(file)
             _need_mlox(outcomes)
-            rows[i]["difference"] = difference(outcomes[i], outcomes[0])
-            if rows[i]["difference"] > comparison.tolerance:
-                raise RuntimeError(
-                    f"differs from mlox by {rows[i]['difference']:.1e}, "
-                    f"more than {comparison.tolerance:.0e}; not timed"
-                )
+            found = rows[i]["difference"] = difference(outcomes[i], outcomes[0])
+            if found > tolerance:
+                text = f"differs from mlox by {found:.1e}, more than {tolerance:.0e}"
+                raise RuntimeError(f"{text}; not timed")
         if rows[i]["failed"]:
             del sides[i]
 
 
-def _alternate(
-    comparison: Comparison,
-    rows: Sequence[Row],
-    sides: dict[int, Running],
-    amounts: Amounts,
-) -> None:
+def _alternate(this: Duel, rows: Sequence[Row], sides: dict[int, Running]) -> None:
     """Time samples of all sides in turn, each round in another order."""
     samples: list[dict[int, dict[str, float]]] = []
-    length, end = comparison.length, float("inf")
-    while len(samples) <= amounts.rounds or (
-        len(samples) <= amounts.most and time.monotonic() < end
+    length, end = this.comparison.length, float("inf")
+    while len(samples) <= this.amounts.rounds or (
+        len(samples) <= this.amounts.most and time.monotonic() < end
     ):
         ways = list(sides)
         turn = len(samples) % max(1, len(ways))
         samples.append({})
         for i in ways[turn:] + ways[:turn]:
             with failing(rows[i]):
-                found = sides[i].order("advance", amounts.patience, steps=length)
-                samples[-1][i] = found
+                samples[-1][i] = sides[i].order("advance", steps=length)
             if rows[i]["failed"]:
                 del sides[i]
         if len(samples) == 1:  # warms up
-            end = time.monotonic() + amounts.seconds
+            end = time.monotonic() + this.amounts.seconds
     for i in list(sides):
         with failing(rows[i]):
             _need_mlox(sides)
@@ -217,19 +220,26 @@ def _quartiles(values: np.ndarray) -> list[float]:
     return np.quantile(values, [0.25, 0.5, 0.75]).tolist()
 
 
-def _memory(
-    comparison: Comparison,
-    i: int,
-    python_of: PythonOf,
-    amounts: Amounts,
-    folder: Path,
-) -> dict[str, int]:
-    """Return the resident memory of a side, alone in a process: see `_side.peak`."""
-    part = comparison.parts[i]
-    with Worker(python_of(part.environment), RETURNED) as worker:
-        order = {"module": part.module, "given": _given(comparison, part, folder)}
-        built = worker.order("build", amounts.patience, **order)
-        side = Running(worker, built["side"])
-        side.order("advance", amounts.patience, steps=comparison.length)
-        peak = side.order("peak", amounts.patience, steps=comparison.length)
-    return {"imported": built["imported"], **peak}
+def _weigh(this: Duel, rows: Sequence[Row], sides: Iterable[int]) -> None:
+    """Measure the memory of sides, each alone in a process: see `_side.peak`."""
+    cores: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in CORES:
+        cores.put(core)
+
+    def weigh(i: int) -> None:
+        part, core, steps = (
+            this.comparison.parts[i],
+            cores.get(),
+            this.comparison.length,
+        )
+        with failing(rows[i]):
+            python = this.python_of(part.environment)
+            with Worker(python, core, RETURNED) as worker:
+                side, built = this.build(worker, part)
+                side.order("advance", steps=steps)
+                peak = side.order("peak", steps=steps)
+            rows[i]["memory"] = {"imported": built["imported"], **peak}
+        cores.put(core)
+
+    with ThreadPoolExecutor(len(CORES)) as pool:
+        list(pool.map(weigh, sides))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
 import subprocess
@@ -19,13 +18,20 @@ SCRIPT = Path(__file__).with_name("_side.py")
 
 
 class Worker:
-    """A process of `_side.py`, which is ended with the block that it is opened for."""
+    """A process of `_side.py`, which is ended with the block that it is opened for.
 
-    def __init__(self, python: Path, variables: Mapping[str, str] = {}) -> None:
-        core = str(max(os.sched_getaffinity(0)))
+    Args:
+        python: The interpreter.
+        core: The core on which it stays.
+        variables: Environment variables beside the usual ones.
+    """
+
+    def __init__(
+        self, python: Path, core: int, variables: Mapping[str, str] = {}
+    ) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - see __exit__
         self.process = subprocess.Popen(
-            [python, SCRIPT, core],
+            [python, SCRIPT, str(core)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
