@@ -37,16 +37,18 @@ class Amounts(NamedTuple):
         rounds: The least number of samples of each side.
         most: The largest.
         seconds: Between them samples are taken for so long.
-        patience: The seconds in which a process must have carried out an order.
+        building: The seconds in which a side must have been built, compiling included.
+        patience: The seconds in which any other order must have been carried out.
     """
 
     rounds: int = 9
     most: int = 25
     seconds: float = 8.0
+    building: float = 300.0
     patience: float = 300.0
 
 
-FULL, QUICK = Amounts(), Amounts(rounds=5, most=9, seconds=2.0, patience=120.0)
+FULL, QUICK = Amounts(), Amounts(rounds=5, most=9, seconds=2.0)
 
 
 class Running(NamedTuple):
@@ -81,10 +83,9 @@ class Duel(NamedTuple):
         if not path.exists():
             settings = json.dumps({**self.comparison.settings, **part.settings})
             np.savez(path, settings=settings, **self.comparison.given())
-        patience = self.amounts.patience
         order = {"module": part.module, "given": str(path)}
-        found = worker.order("build", patience, **order)
-        return Running(worker, found["side"], patience), found
+        found = worker.order("build", self.amounts.building, **order)
+        return Running(worker, found["side"], self.amounts.patience), found
 
 
 def duel(comparison: Comparison, python_of: PythonOf, amounts: Amounts) -> Row:

@@ -53,7 +53,7 @@ def comparison(programs, *told, environments=()):
 
 
 def duel(programs, told, python_of=lambda name: sys.executable, **amounts):
-    few = {"rounds": 2, "most": 2, "seconds": 0.0, "patience": 20.0} | amounts
+    few = {"rounds": 2, "most": 2, "seconds": 0.0} | amounts
     module = programs("_duel")
     found = module.duel(comparison(programs, *told), python_of, module.Amounts(**few))
     return found, found["sides"]
