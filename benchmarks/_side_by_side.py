@@ -47,6 +47,14 @@ def section(found: Mapping[str, Any]) -> str:
         listed = list(some)
         parts += [f"### {group}", table(listed)]
         parts += ["\n".join(f"- {text}" for text in dict.fromkeys(remarks(listed)))]
+    rounds = [
+        side["rounds"]
+        for one in found["comparisons"]
+        for side in one["sides"]
+        if "rounds" in side
+    ]
+    if rounds:
+        parts += [f"Samples of each side: {min(rounds)} to {max(rounds)}."]
     parts += ["Libraries: " + "; ".join(libraries(found)) + "."]
     return "\n\n".join(part.strip() for part in parts if part)
 
@@ -146,7 +154,9 @@ def line(place: str, one: Mapping[str, Any]) -> str:
             found.append(f"{side['name']} FAILED")
         elif not side["name"].startswith("mlox"):
             found.append(f"{side['name']} {ratio[1]:.2g}")
-    return f"{place} {one['group']}, {one['job']}: {', '.join(found)}"[:100]
+    figures = f": {', '.join(found)}"
+    name = f"{place} {one['group']}, {one['job']}"
+    return f"{name[: max(30, 100 - len(figures))]}{figures}"[:100]
 
 
 def duration(seconds: float) -> str:

@@ -176,11 +176,14 @@ def main() -> int:
     options.results = options.results or (QUICK if options.quick else _record.FOLDER)
     if options.check:
         return _report.check(options.results)
-    begun = time.monotonic()
-    failed = 0
-    if not options.report:
-        failed += side_by_side(options)
-        failed += 0 if options.quick else programs(options)
+    begun, failed = time.monotonic(), 0
+    try:
+        if not options.report:
+            failed += side_by_side(options)
+            failed += 0 if options.quick else programs(options)
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept", flush=True)
+        failed += 1
     page = _report.write(options.results)
     minutes = (time.monotonic() - begun) / 60
     print(f"{page}: {minutes:.1f} minutes, {failed} rows or programs failed")

@@ -158,7 +158,7 @@ def results(programs, **changes):
     side |= {"remark": "", "failed": None, "difference": 0.0, "about": {"jax": "1"}}
     side |= {"facts": {"flops": 2e6, "compile": 1.5}, "processor": [1e-3, 2e-3, 3e-3]}
     side |= {"wall": [1e-3, 2e-3, 3e-3], "processor ratio": [1.0, 1.0, 1.0]}
-    side |= {"wall ratio": [1.0, 1.0, 1.0]}
+    side |= {"wall ratio": [1.0, 1.0, 1.0], "rounds": 9}
     side |= {"memory": {"imported": 2**20, "held": 2**21, "peak": 2**22}}
     ratios = {"processor ratio": [2.0, 2.4, 2.6], "about": {"torch": "2"}}
     peer = {**side, **ratios, "name": "Betty", "environment": "betty", "facts": {}}
