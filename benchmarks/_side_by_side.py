@@ -60,22 +60,55 @@ def section(found: Mapping[str, Any]) -> str:
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """Say which targets are met, and what has failed."""
-    aims, failures = [], []
-    for one in found["comparisons"]:
-        ours, name = one["sides"][0], f"{one['group']}, {one['job']}"
-        for side in one["sides"]:
-            if target(side):
-                shares = (_share(ours, side, since) for since in ("imported", "held"))
-                aims.append((name, side["name"], target(side), *shares))
-            if side["failed"]:
-                failures.append((name, side["name"], side["failed"]))
-    met = sum(row[2].startswith("met") for row in aims)
-    head = ("job", "beside", "target", "memory of mlox / its", "step memory")
-    parts = [f"**{met} of {len(aims)} targets are met.**", _lines(head, aims)]
-    if failures:
-        parts += ["What failed:", _lines(("job", "side", "reason"), failures)]
+    """Say which targets are met, what is missed, and what has failed."""
+    each = [
+        (f"{one['group']}, {one['job']}", one["sides"][0], side)
+        for one in found["comparisons"]
+        for side in one["sides"]
+    ]
+    aims = [target(side) for *_, side in each if target(side)]
+    met = sum(aim.startswith("met") for aim in aims)
+    peers = dict.fromkeys(side["name"] for _, ours, side in each if side is not ours)
+    rows = [
+        overview(n, [pair for _, *pair in each if pair[1]["name"] == n]) for n in peers
+    ]
+    head = (
+        "side",
+        "jobs",
+        "ratio",
+        "targets met",
+        "memory of mlox / its",
+        "step memory",
+    )
+    parts = [f"**{met} of {len(aims)} targets are met.**", _lines(head, rows)]
+    missed = [
+        (name, side["name"], target(side))
+        for name, _, side in each
+        if target(side) and not target(side).startswith("met")
+    ]
+    failed = [
+        (name, side["name"], side["failed"]) for name, _, side in each if side["failed"]
+    ]
+    if missed:
+        parts += ["Missed:", _lines(("job", "beside", "target"), missed)]
+    if failed:
+        parts += ["What failed:", _lines(("job", "side", "reason"), failed)]
     return "\n\n".join(parts)
+
+
+def overview(name: str, pairs: Sequence[Sequence[Row]]) -> list[str]:
+    """Return what there is of a peer in all jobs; `pairs` are mlox's row and its own."""
+    ratios = [side["processor ratio"][1] for _, side in pairs if "processor" in side]
+    aims = [target(side) for _, side in pairs if target(side)]
+    shares = [
+        [_share(ours, side, since) for ours, side in pairs]
+        for since in ("imported", "held")
+    ]
+    return [
+        *(name, str(len(ratios)), _range(ratios)),
+        f"{sum(aim.startswith('met') for aim in aims)} of {len(aims)}" if aims else "",
+        *(_range([share for share in some if share is not None]) for some in shares),
+    ]
 
 
 def target(side: Row) -> str:
@@ -176,9 +209,14 @@ def _mebibytes(size: int | None) -> str:
     return "" if size is None else f"{size / 2**20:.1f} MiB"
 
 
-def _share(ours: Row, theirs: Row, since: str) -> str:
+def _share(ours: Row, theirs: Row, since: str) -> float | None:
     one, other = memory(ours, since), memory(theirs, since)
-    return f"{one / other:.2f}" if one is not None and other else ""
+    return one / other if one is not None and other else None
+
+
+def _range(values: Sequence[float]) -> str:
+    ends = [f"{end(values):.3g}" for end in (min, max) if values]
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
