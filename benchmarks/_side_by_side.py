@@ -13,6 +13,10 @@ HEAD = (
     *("job", "side", "difference", "time of an upper step", "ratio", "wall ratio"),
     *("memory", "step memory", "FLOPs", "compile", "target"),
 )
+OVERVIEW = (
+    *("side", "jobs", "ratio, least to largest", "targets met"),
+    *("memory of mlox / its", "step memory"),
+)
 MEASURED = """\
 All sides of a job start from the same arrays and take the same batches. Each library
 has an environment of its own; all processes have one thread and stay on the same core.
@@ -54,7 +58,7 @@ def section(found: Mapping[str, Any]) -> str:
         if "rounds" in side
     ]
     if rounds:
-        parts += [f"Samples of each side: {min(rounds)} to {max(rounds)}."]
+        parts += [f"Samples of each side: {_range(rounds)}."]
     parts += ["Libraries: " + "; ".join(libraries(found)) + "."]
     return "\n\n".join(part.strip() for part in parts if part)
 
@@ -72,15 +76,7 @@ def summary(found: Mapping[str, Any]) -> str:
     rows = [
         overview(n, [pair for _, *pair in each if pair[1]["name"] == n]) for n in peers
     ]
-    head = (
-        "side",
-        "jobs",
-        "ratio",
-        "targets met",
-        "memory of mlox / its",
-        "step memory",
-    )
-    parts = [f"**{met} of {len(aims)} targets are met.**", _lines(head, rows)]
+    parts = [f"**{met} of {len(aims)} targets are met.**", _lines(OVERVIEW, rows)]
     missed = [
         (name, side["name"], target(side))
         for name, _, side in each
@@ -97,7 +93,7 @@ def summary(found: Mapping[str, Any]) -> str:
 
 
 def overview(name: str, pairs: Sequence[Sequence[Row]]) -> list[str]:
-    """Return what there is of a peer in all jobs; `pairs` are mlox's row and its own."""
+    """Return what there is of a peer in all jobs, each mlox's row and its own."""
     ratios = [side["processor ratio"][1] for _, side in pairs if "processor" in side]
     aims = [target(side) for _, side in pairs if target(side)]
     shares = [
