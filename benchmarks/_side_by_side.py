@@ -72,7 +72,8 @@ def summary(found: Mapping[str, Any]) -> str:
     ]
     aims = [target(side) for *_, side in each if target(side)]
     met = sum(aim.startswith("met") for aim in aims)
-    peers = dict.fromkeys(side["name"] for _, ours, side in each if side is not ours)
+    names = dict.fromkeys(side["name"] for *_, side in each)
+    peers = [name for name in names if not name.startswith("mlox")]
     rows = [
         overview(n, [pair for _, *pair in each if pair[1]["name"] == n]) for n in peers
     ]
@@ -118,7 +119,7 @@ def target(side: Row) -> str:
         return f"not measured: {aim}"
     value = ratio[1] if least else 1 / ratio[1]
     met = value >= least if least else value <= side["at_most"]
-    return f"{'met' if met else 'missed'}: {aim}: {value:.{2 if value < 10 else 0}f}"
+    return f"{'met' if met else 'missed'}: {aim}: {value:{'.3g' if least else '.3f'}}"
 
 
 def table(some: Sequence[Mapping[str, Any]]) -> str:
@@ -206,8 +207,11 @@ def _mebibytes(size: int | None) -> str:
 
 
 def _share(ours: Row, theirs: Row, since: str) -> float | None:
+    """Return how much memory mlox takes to what another takes; less than 1 is less."""
     one, other = memory(ours, since), memory(theirs, since)
-    return one / other if one is not None and other else None
+    if one is None or not other or max(one, other) < 2**20:  # below that it is noise
+        return None
+    return one / other
 
 
 def _range(values: Sequence[float]) -> str:
