@@ -7,12 +7,13 @@ such as an index of builds of PyTorch for processors alone.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
-import sys
 import tomllib
 import venv
 from collections.abc import Mapping
@@ -47,9 +48,11 @@ ENVIRONMENTS: Mapping[str, Installs] = {
 
 def can_run_here() -> bool:
     """Return whether this interpreter has all that mlox needs."""
-    code = "import flax, jax, optax, orbax.checkpoint, tensorboardX, tqdm"
-    found = subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    return found.returncode == 0
+    names = [re.split(r"\W*[<>=]", text)[0] for text in requirements()]
+    try:
+        return all(importlib.metadata.version(name) for name in names)
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def python_of(name: str, folder: Path, installs: Installs) -> Path:
