@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from mlox._graph.dependencies import Plan
 from mlox._problem.optimizer import pull_step, restart
@@ -47,7 +48,7 @@ class InfiniteSlope(enum.Enum):
 def warn_if_slopes_are_infinite(plan: Plan, problems: Sequence[Problem]) -> None:
     """Warn if an unrolled optimizer has no derivative where a gradient is zero."""
     for problem in problems:
-        if not isinstance(problem.method, Iterative):
+        if not isinstance(problem.method, Iterative) or _is_traced(problem.params):
             continue
         if problem.name in plan.responsive:
             found = find_infinite_slope(problem)
@@ -77,6 +78,11 @@ def _is_finite(problem: Problem, entries: Callable[[jax.Array], jax.Array]) -> b
     pull = jax.jit(functools.partial(pull_step, fresh))
     slopes = jax.tree.leaves(pull(gradient, ones, loss)[0])
     return all(bool(jnp.isfinite(x).all()) for x in slopes)
+
+
+def _is_traced(params: PyTree) -> bool:
+    """Return whether an engine is built while JAX traces, where no value is known."""
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(params))
 
 
 def _double_scalars(problem: Problem) -> PyTree:
