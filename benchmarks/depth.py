@@ -25,18 +25,21 @@ import mlox
 SIZE = 24
 
 
-def chain(levels: int, method: Any) -> mlox.Engine:
-    """Make a chain of smooth, non-quadratic problems, each leading the one below."""
+Links = tuple[list[mlox.Problem], dict[str, list[str]], dict[str, list[str]]]
+
+
+def links(levels: int, method: Any, size: int = SIZE, unroll_steps: int = 1) -> Links:
+    """Make smooth, non-quadratic problems, each leading the one below, and edges."""
     names = [f"level{i}" for i in range(levels)]
 
     def problem(i: int) -> mlox.Problem:
         # The arrays are in the program: they are its problem, not its data.
         generator = np.random.default_rng(i)
-        root = generator.normal(size=(SIZE, SIZE)) / np.sqrt(SIZE)
-        matrix = np.eye(SIZE) + 0.2 * root @ root.T
-        linear = generator.normal(size=SIZE)
+        root = generator.normal(size=(size, size)) / np.sqrt(size)
+        matrix = np.eye(size) + 0.2 * root @ root.T
+        linear = generator.normal(size=size)
         below, above = (
-            0.3 * generator.normal(size=(SIZE, SIZE)) / np.sqrt(SIZE) for _ in "ba"
+            0.3 * generator.normal(size=(size, size)) / np.sqrt(size) for _ in "ba"
         )
 
         def loss(params: jax.Array, batch: None, ctx: mlox.Context) -> jax.Array:
@@ -53,17 +56,18 @@ def chain(levels: int, method: Any) -> mlox.Engine:
 
         return mlox.Problem.create(
             name=names[i],
-            params=jnp.full(SIZE, 0.1),
+            params=jnp.full(size, 0.1),
             tx=optax.sgd(0.1),
             loss_fn=loss,
             method=method,
+            unroll_steps=unroll_steps,
         )
 
     pairs = list(itertools.pairwise(names))
-    return mlox.Engine(
+    return (
         [problem(i) for i in range(levels)],
-        u2l={upper: [lower] for lower, upper in pairs},
-        l2u={lower: [upper] for lower, upper in pairs},
+        {upper: [lower] for lower, upper in pairs},
+        {lower: [upper] for lower, upper in pairs},
     )
 
 
@@ -71,7 +75,7 @@ def measure(method: Any, deepest: int, compilations: int) -> Iterator[Sequence[s
     """Yield a row for each depth; depths are timed in turn."""
     runs, built, sizes = [], [], []
     for levels in range(2, deepest + 1):
-        engine = chain(levels, method)
+        engine = mlox.Engine(*links(levels, method))
         step = _gradient(engine)
         state, batches = engine.init(), dict.fromkeys(engine.names)
         rounds = [_timing.compiled(step, state, batches) for _ in range(compilations)]
