@@ -11,7 +11,6 @@ import numpy as np
 from _growth_axes import AXES, QUANTITIES
 from matplotlib.ticker import NullFormatter
 
-FOLDER = Path(__file__).parents[1] / "docs" / "growth"
 COLORS = ("#0b5cad", "#6fb1e0", "#2a9d8f", "#6a4c93", "#d1495b", "#e07a00")
 LABELS = {
     "equations": "equations",
@@ -22,39 +21,22 @@ LABELS = {
 }
 
 
-def file_of(name: str) -> str:
-    """Return the file of an axis' picture."""
-    return f"{name.replace(' ', '_')}.png"
-
-
-def bytes_as_text(count: float) -> str:
-    """Format bytes with three digits and a unit."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
-def draw(axes: Mapping[str, Any]) -> None:
-    """Draw a picture of each axis, a panel for each quantity."""
-    FOLDER.mkdir(exist_ok=True)
+def draw(name: str, found: Mapping[str, Any], path: Path) -> None:
+    """Draw the picture of an axis, a panel for each quantity."""
     plt.rcParams.update(
         {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     )
-    for name, found in axes.items():
-        figure, panels = plt.subplots(2, 3, figsize=(9, 5.2))
-        for panel, quantity in zip(panels.flat, QUANTITIES, strict=False):
-            _draw_panel(panel, name, found, quantity)
-        last = panels.flat[-1]
-        last.axis("off")
-        last.legend(
-            *panels.flat[0].get_legend_handles_labels(), loc="center", frameon=False
-        )
-        figure.suptitle(f"Growth with the {name}")
-        figure.tight_layout()
-        # Without the version of matplotlib in it the same results give the same file.
-        figure.savefig(FOLDER / file_of(name), dpi=110, metadata={"Software": None})
-        plt.close(figure)
+    figure, panels = plt.subplots(2, 3, figsize=(9, 5.2))
+    for panel, quantity in zip(panels.flat, QUANTITIES, strict=False):
+        _draw_panel(panel, name, found, quantity)
+    names = panels.flat[0].get_legend_handles_labels()
+    panels.flat[-1].axis("off")
+    panels.flat[-1].legend(*names, loc="center", frameon=False)
+    figure.suptitle(f"Growth with the {name}")
+    figure.tight_layout()
+    # Without the version of matplotlib in it the same results give the same file.
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
 
 
 def _draw_panel(panel: Any, name: str, found: Mapping[str, Any], quantity: str) -> None:

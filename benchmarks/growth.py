@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import _growth_plot
 import _record
 import _timing
 import jax
@@ -29,6 +28,12 @@ from _growth_axes import AXES, QUANTITIES, Axis, Series
 from _growth_cases import Case, equations
 
 Found = dict[str, Any]
+PICTURES = Path(__file__).parents[1] / "docs" / "growth"
+
+
+def picture_of(name: str) -> str:
+    """Return the file of an axis' picture."""
+    return f"{name.replace(' ', '_')}.png"
 
 
 def measure(axis: Axis, size: int, method: Any) -> dict[str, float]:
@@ -99,7 +104,7 @@ def section(found: Found) -> str:
         parts += [
             f"### {name.capitalize()}",
             axis.why,
-            f"![Growth with the {name}](../docs/growth/{_growth_plot.file_of(name)})",
+            f"![Growth with the {name}](../docs/growth/{picture_of(name)})",
             _timing.table(
                 ("method", axis.size, *QUANTITIES),
                 [row for m, one in all_series.items() for row in _rows(m, one)],
@@ -130,10 +135,26 @@ def _rows(method: str, one: Mapping[str, Sequence[float]]) -> list[list[str]]:
             f"{size:,}",
             f"{one['equations'][i]:,}",
             *(_timing.duration(one[q][i]) for q in ("trace", "compile", "time")),
-            _growth_plot.bytes_as_text(one["memory"][i]),
+            _bytes(one["memory"][i]),
         ]
         for i, size in enumerate(one["sizes"])
     ]
+
+
+def _bytes(count: float) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def draw(found: Found) -> None:
+    """Draw the picture of each axis."""
+    import _growth_plot  # tables are made where there is no matplotlib
+
+    PICTURES.mkdir(exist_ok=True)
+    for name, series in found["axes"].items():
+        _growth_plot.draw(name, series, PICTURES / picture_of(name))
 
 
 def main() -> None:
@@ -144,7 +165,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=_record.FOLDER)
     given = parser.parse_args()
     if given.draw:
-        _growth_plot.draw(_record.read("growth", given.results)["axes"])
+        draw(_record.read("growth", given.results))
         return
     found: Found = _record.about("python benchmarks/growth.py") | {"axes": {}}
     for name in [given.only] if given.only else AXES:
@@ -159,6 +180,8 @@ def main() -> None:
     print(section(found))
     if not given.only:
         _record.write("growth", found, given.results)
+    if given.results == _record.FOLDER and not (given.only or given.quick):
+        draw(found)
 
 
 if __name__ == "__main__":
