@@ -1,7 +1,8 @@
 """The same step as an expert would write it in plain JAX, without mlox.
 
 One function per method: (slope of the lower's cost, lower, upper, v) -> the implicit
-part of the hypergradient and a report. All share one linearization of the slope.
+part of the hypergradient and a report, with the gap: the value of the pairing, which is
+how far the lower's answer is from solved. All share one linearization of the slope.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def step(
 ) -> Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]:
     """Return the step: unrolled steps of the lower problem, then one of the upper.
 
-    `losses` says whether those of the lower are returned, and evaluated.
+    `losses` says whether those of the lower are returned, and evaluated, and the gap.
     """
 
     def lower_loss(
@@ -96,11 +97,8 @@ def step(
             after = optax.apply_updates(lower, updates), opt
             return after, metrics if losses else {}
 
-        (lower, lower_opt), lower_metrics = jax.lax.scan(
-            descend,
-            (state["lower"], state["lower_opt"]),
-            batches["lower"],
-            unroll=1 if job.loops else job.unroll,
+        (lower, lower_opt), lower_metrics = _scan(
+            job, descend, (state["lower"], state["lower_opt"]), batches["lower"]
         )
         last = jax.tree.map(lambda x: x[-1], batches["lower"])
         batch = jax.tree.map(lambda x: x[0], batches["upper"])
@@ -110,6 +108,8 @@ def step(
         implicit, report = _METHODS[type(_solver(job))](
             job, lambda lower, upper: lower_loss(lower, upper, last)[0], lower, upper, v
         )
+        if not losses:
+            del report["gap"]
         grads = jax.tree.map(jnp.subtract, direct, implicit)
         updates, upper_opt = job.upper_tx.update(grads, state["upper_opt"], upper)
         after = {
@@ -131,10 +131,11 @@ def _darts(
     job: Job, cost: Cost, lower: PyTree, upper: PyTree, v: PyTree
 ) -> tuple[PyTree, Metrics]:
     size = job.method.epsilon / optax.global_norm(v)
-    slope = jax.grad(cost, 1)
+    slope = jax.value_and_grad(cost, 1)
     up = slope(jax.tree.map(lambda y, d: y + size * d, lower, v), upper)
     down = slope(jax.tree.map(lambda y, d: y - size * d, lower, v), upper)
-    return jax.tree.map(lambda a, b: (a - b) / (2 * size), up, down), {}
+    gap, implicit = jax.tree.map(lambda a, b: (a - b) / (2 * size), up, down)
+    return implicit, {"gap": gap}
 
 
 def _neumann(
@@ -142,7 +143,8 @@ def _neumann(
 ) -> tuple[PyTree, Metrics]:
     product = jax.linearize(lambda y: jax.grad(cost)(y, upper), lower)[1]
     lam, residual = neumann(job, product, v)
-    return _cross(cost, lower, upper, lam), _report(residual, _solver(job).iterations)
+    gap, implicit = _cross(cost, lower, upper, lam)
+    return implicit, _report(residual, _solver(job).iterations, gap)
 
 
 def neumann(job: Job, product: Product, v: PyTree) -> tuple[PyTree, jax.Array]:
@@ -178,15 +180,30 @@ def _cg(
     zero = jax.tree.map(jnp.zeros_like, v)
     vv = optax.tree.vdot(v, v)
     lam, _, _, rr = _loop(job, solver.iterations, iterate, (zero, v, v, vv))
-    report = _report(jnp.sqrt(rr / vv), solver.iterations)
-    return _cross(cost, lower, upper, lam), report
+    gap, implicit = _cross(cost, lower, upper, lam)
+    return implicit, _report(jnp.sqrt(rr / vv), solver.iterations, gap)
 
 
-def _cross(cost: Cost, lower: PyTree, upper: PyTree, lam: PyTree) -> PyTree:
-    """Return d/d upper <lam, d cost / d lower>, reverse over forward."""
-    return jax.grad(
+def _cross(
+    cost: Cost, lower: PyTree, upper: PyTree, lam: PyTree
+) -> tuple[jax.Array, PyTree]:
+    """Return <lam, d cost / d lower> and its slope at upper, reverse over forward."""
+    return jax.value_and_grad(
         lambda upper: jax.jvp(lambda y: cost(y, upper), (lower,), (lam,))[1]
     )(upper)
+
+
+def _scan(
+    job: Job, body: Callable[[PyTree, PyTree], Any], carry: PyTree, xs: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Scan, or write the loop out (a scan of length 1 stays a loop if unrolled)."""
+    if job.loops:
+        return jax.lax.scan(body, carry, xs)
+    rows = []
+    for i in range(job.unroll):
+        carry, row = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+        rows.append(row)
+    return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *rows)
 
 
 def _loop(
@@ -203,8 +220,8 @@ def _plus(x: PyTree, scale: jax.Array | float, y: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: a + scale * b, x, y)
 
 
-def _report(residual: jax.Array, iterations: int) -> Metrics:
-    return {"residual": residual, "iterations": jnp.int32(iterations)}
+def _report(residual: jax.Array, iterations: int, gap: jax.Array) -> Metrics:
+    return {"residual": residual, "iterations": jnp.int32(iterations), "gap": gap}
 
 
 def _solver(job: Job) -> Any:
