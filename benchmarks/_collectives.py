@@ -23,6 +23,9 @@ _CALLED = re.compile(
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"%?([\w.\-]+) = s\d+\[\]\S* constant\((\d+)\)")
+_BELOW = re.compile(r"compare\(.*?%?([\w.\-]+)\), direction=LT")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(")
 
 
@@ -111,14 +114,26 @@ def _inside(line: str, bodies: Mapping[str, list[str]]) -> Iterator[tuple[str, i
     names = _CALLED.findall(line)
     for branches in _BRANCHES.findall(line):
         names += [name.strip().lstrip("%") for name in branches.split(",")]
-    trips = _TRIPS.search(line)
+    trips = _trips(line, bodies) if " while(" in line else 1
     for name in (name for name in names if name in bodies):
-        if " while(" not in line:
-            yield name, 1
-        elif trips:
-            yield name, int(trips[1])
+        if trips is not None:
+            yield name, trips
         elif _communicates(name, bodies):
             raise ValueError(f"a loop without a known trip count: {line.strip()[:200]}")
+
+
+def _trips(line: str, bodies: Mapping[str, list[str]]) -> int | None:
+    """Return how often a loop runs, or None if it is not known.
+
+    XLA for TPUs does not write it down: `i < n`, where JAX counts i from zero by one.
+    """
+    known = _TRIPS.search(line)
+    if known:
+        return int(known[1])
+    test = bodies[_CONDITION.findall(line)[0]]
+    constants = dict(found for line in test for found in _CONSTANT.findall(line))
+    bounds = [constants.get(name) for line in test for name in _BELOW.findall(line)]
+    return int(bounds[0]) if len(bounds) == 1 and bounds[0] is not None else None
 
 
 def _communicates(name: str, bodies: Mapping[str, list[str]]) -> bool:
@@ -137,19 +152,19 @@ def _found(lines: list[str]) -> list[tuple[str, int]]:
         operation = _OPERATION.match(line)
         if not operation:
             continue
-        kind = operation[2].removesuffix("-start")
+        # Of one that is started and awaited, the latter has the shape of the result.
+        kind = operation[2].removesuffix("-done")
         if kind in KINDS:
-            found.append((kind, _size(operation[1], operation[2] != kind)))
+            found.append((kind, _size(operation[1])))
     return found
 
 
-def _size(shape: str, started: bool) -> int:
-    """Add up the bytes of a result; one that is started lists its operands, too."""
-    sizes = []
+def _size(shape: str) -> int:
+    """Add up the bytes of a result."""
+    total = 0
     for kind, axes in _ARRAY.findall(shape):
-        width = WIDTHS.get(kind) or int(re.sub(r"\D", "", kind)) // 8
-        size = width
+        size = WIDTHS.get(kind) or int(re.sub(r"\D", "", kind)) // 8
         for axis in filter(None, axes.split(",")):
             size *= int(axis)
-        sizes.append(size)
-    return sum(sizes) // (2 if started and len(sizes) > 1 else 1)
+        total += size
+    return total
