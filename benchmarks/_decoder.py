@@ -133,6 +133,7 @@ def engine(
     *,
     params: PyTree | None = None,
     each: Callable[[PyTree, jax.Array], jax.Array] | None = None,
+    tx: optax.GradientTransformation = ADAM,
     **options: Any,
 ) -> mlox.Engine:
     """Return one weight for each sequence over a decoder that is trained by Adam.
@@ -143,6 +144,7 @@ def engine(
         steps: Of the decoder for each step of the weights.
         params: Of the decoder; may be shapes and dtypes alone, to compile.
         each: (params, tokens) -> the loss of each sequence; see `losses`.
+        tx: The optimizer of the decoder.
         **options: Of the engine.
     """
     each = each or (lambda params, tokens: losses(params, tokens, shape))
@@ -160,7 +162,7 @@ def engine(
     fit = mlox.Problem.create(
         name="fit",
         params=init(shape) if params is None else params,
-        tx=ADAM,
+        tx=tx,
         loss_fn=fit_loss,
         method=method,
         unroll_steps=steps,

@@ -71,8 +71,16 @@ def compiled(method: Any, growing: _decoder.Shape, deep: int) -> tuple[Any, Any,
     shape = growing._replace(layers=deep)
     engine, start = device.without_arrays(partial(make, method, shape))
     batches = _decoder.batches(shape, STEPS)
-    program = jax.jit(engine.step, donate_argnums=0).lower(start, batches).compile()
-    return program, start, shape
+    lowered = jax.jit(engine.step, donate_argnums=0).lower(start, batches)
+    return compile_quickly(lowered), start, shape
+
+
+def compile_quickly(lowered: Any) -> Any:
+    """Compile without trying kernels on the device, if XLA knows that option."""
+    try:
+        return lowered.compile(compiler_options={"xla_gpu_autotune_level": 0})
+    except Exception:  # the options of XLA change without notice
+        return lowered.compile()
 
 
 def make(method: Any, shape: _decoder.Shape) -> mlox.Engine:

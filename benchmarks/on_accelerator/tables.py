@@ -13,8 +13,11 @@ Found = Mapping[str, Any]
 HEADING = "## On an accelerator"
 NOT_MEASURED = "`python benchmarks/accelerator.py`: not measured on a GPU."
 # The names of rows in `loops`.
-PLAIN, MIXED = "plain reverse mode", "mixed mode, blocks recomputed"
+PLAIN, MIXED = "plain reverse mode", "mixed mode, blocks and Adam recomputed"
 LESS_MEMORY, TIME = 8.0, 0.8
+SAME = 0.02
+"""The largest relative difference of hypergradients whose products are in TF32."""
+
 PRICES = {"FiniteDifference()": 2.2, "SAMA()": 2.2, "Implicit(CG(5))": 9.0}
 BY_HAND = 1.05
 
@@ -48,12 +51,20 @@ def wrong(found: Found) -> list[str]:
         for row in rows
         if "failed" in row
     ]
-    return failed + [
+    return [*failed, *_different(parts["loops"])] + [
         f"{row['row']}: an error of {row['errors'][key]:.1e} in {key}, more than "
         f"{row['accepted'][key]:.1e}"
         for row in _measured(parts["correctness"])
         for key in row["wrong"]
     ]
+
+
+def _different(rows: Sequence[Row]) -> Iterator[str]:
+    """List the loops whose hypergradient is of another size than the first one's."""
+    timed = [row for row in _measured(rows) if row["timed"] == row["steps"]]
+    for row in timed[1:]:
+        if abs(row["size"] / timed[0]["size"] - 1) > SAME:
+            yield f"{row['row']}: of size {row['size']:.4g}, not {timed[0]['size']:.4g}"
 
 
 def missed(parts: Mapping[str, Sequence[Row]]) -> Iterator[str]:
