@@ -47,6 +47,7 @@ PARTS = (
     # All memory at once: what grows by pieces is left with gaps.
     Part("largest", 90, environment={"XLA_PYTHON_CLIENT_PREALLOCATE": "true"}),
     Part("speed", 90),
+    Part("beside_betty", 60, alone=True),
 )
 
 

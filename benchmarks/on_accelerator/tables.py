@@ -36,6 +36,7 @@ def section(found: Found | None) -> str:
             _price(parts["price"], {row["row"]: row for row in parts["work"]}),
             _largest(parts["largest"]),
             _speed(parts["speed"]),
+            *_beside_betty(parts["beside_betty"]),
             *_listed("Targets that were missed", missed(parts)),
             *_listed("Rows without a figure", _left_out(parts)),
         ]
@@ -210,6 +211,21 @@ def _speed(rows: Sequence[Row]) -> str:
         )
     words = "### Beside hand-written JAX, in float32"
     return f"{words}\n\n{_table(head, lines)}"
+
+
+def _beside_betty(rows: Sequence[Row]) -> Iterator[str]:
+    found = {row["row"]: row for row in _measured(rows)}
+    lines = []
+    for name, theirs in found.items():
+        job, side = name.rsplit(", ", 1)
+        if side == "Betty" and f"{job}, mlox" in found:
+            ours = found[f"{job}, mlox"]["step"]
+            seconds = [f"{1e3 * x:.3g} ms" for x in (ours, theirs["step"])]
+            ratio = f"{theirs['step'] / ours:.2f}"
+            lines.append([job, *seconds, ratio, f"{theirs['difference']:.0e}"])
+    if lines:
+        head = ["job", "mlox", "Betty", "Betty / mlox", "difference"]
+        yield f"### Beside Betty, in float32\n\n{_table(head, lines)}"
 
 
 def _left_out(parts: Mapping[str, Sequence[Row]]) -> Iterator[str]:

@@ -74,7 +74,9 @@ def build(
     lower = problem("lower", lower_loss, unroll_steps=unroll, **settings["betty"])
     engine = Engine(
         problems=[upper, lower],
-        config=EngineConfig(logger_type="none", strategy="cpu"),
+        config=EngineConfig(
+            logger_type="none", strategy=settings.get("strategy", "cpu")
+        ),
         dependencies={"u2l": {upper: [lower]}, "l2u": {lower: [upper]}},
     )
 
@@ -84,7 +86,9 @@ def build(
 
     def outcome() -> dict[str, np.ndarray]:
         found = upper.module.arrays
-        return {name: array.detach().numpy().copy() for name, array in found.items()}
+        return {
+            name: array.detach().cpu().numpy().copy() for name, array in found.items()
+        }
 
     about = {"PyTorch": torch.__version__, "Betty": betty.__version__}
     return Side(advance, outcome, about)
