@@ -1,0 +1,46 @@
+"""MAML by hand: `jax.vmap` over tasks, and `jax.grad` through a scan of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+from _side import Given, Side
+from peers import _sinusoids_jax as sinusoids
+
+PyTree = Any
+
+
+def build(given: Given, settings: Mapping[str, Any]) -> Side:
+    inner, outer = optax.sgd(settings["inner_rate"]), optax.adam(settings["outer_rate"])
+
+    def adapt(params: PyTree, support: sinusoids.Points) -> tuple[PyTree, jax.Array]:
+        def descend(carry: PyTree, _: None) -> tuple[PyTree, jax.Array]:
+            params, opt_state = carry
+            loss, grads = jax.value_and_grad(sinusoids.error)(params, support)
+            updates, opt_state = inner.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), loss
+
+        carry = params, inner.init(params)
+        steps = settings["inner_steps"]
+        (params, _), losses = jax.lax.scan(descend, carry, length=steps)
+        return params, losses
+
+    def loss(params: PyTree, batch: PyTree) -> tuple[jax.Array, jax.Array]:
+        support, query = batch
+        adapted, losses = jax.vmap(adapt, (None, 0))(params, support)
+        return jax.vmap(sinusoids.error)(adapted, query).mean(), losses
+
+    def step(state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
+        params, opt_state = state
+        metrics, grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+        updates, opt_state = outer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), metrics
+
+    params = sinusoids.start(given)
+    batches = tuple(sinusoids.points(given, part) for part in ("support", "query"))
+    return sinusoids.side(
+        step, (params, outer.init(params)), batches, lambda state: state[0], settings
+    )
