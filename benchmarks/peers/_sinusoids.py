@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 
-SHOTS, SIZES, DRAWS = 10, (1, 40, 40, 1), 10
+SHOTS, SIZES, BATCHES = 10, (1, 40, 40, 1), 10
 
 
 def draw(tasks: int) -> dict[str, np.ndarray]:
@@ -26,9 +26,9 @@ def draw(tasks: int) -> dict[str, np.ndarray]:
     for i, size in enumerate(itertools.pairwise(SIZES)):
         given[f"weights{i}"] = rng.normal(size=size) * (2 / size[0]) ** 0.5
         given[f"bias{i}"] = rng.uniform(-1, 1, size[1]) / size[0] ** 0.5
-    amplitude = rng.uniform(0.1, 5, (DRAWS, tasks, 1, 1))
-    phase = rng.uniform(0, np.pi, (DRAWS, tasks, 1, 1))
-    x = rng.uniform(-5, 5, (DRAWS, tasks, 2 * SHOTS, 1))
+    amplitude = rng.uniform(0.1, 5, (BATCHES, tasks, 1, 1))
+    phase = rng.uniform(0, np.pi, (BATCHES, tasks, 1, 1))
+    x = rng.uniform(-5, 5, (BATCHES, tasks, 2 * SHOTS, 1))
     y = amplitude * np.sin(x + phase)
     given |= {"support_x": x[:, :, :SHOTS], "support_y": y[:, :, :SHOTS]}
     given |= {"query_x": x[:, :, SHOTS:], "query_y": y[:, :, SHOTS:]}

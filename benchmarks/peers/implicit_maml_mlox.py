@@ -38,7 +38,12 @@ def build(given: Given, settings: Mapping[str, Any]) -> Side:
         unroll_steps=steps,
         tasks=settings["tasks"],
     )
-    engine = mlox.Engine([init, adapted], u2l={init: [adapted]}, l2u={adapted: [init]})
+    engine = mlox.Engine(
+        [init, adapted],
+        u2l={init: [adapted]},
+        l2u={adapted: [init]},
+        metrics="none" if settings.get("silent") else "all",
+    )
     batches = {
         "adapted": jax.tree.map(lambda x: jnp.stack([x] * steps, 1), support),
         "init": jax.tree.map(lambda x: x[:, None], query),

@@ -6,7 +6,6 @@ meta-parameters in each upper step, and solve one after the other.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
