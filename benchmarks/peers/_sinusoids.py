@@ -14,7 +14,7 @@ SHOTS, SIZES, BATCHES = 10, (1, 40, 40, 1), 10
 
 
 def draw(tasks: int) -> dict[str, np.ndarray]:
-    """Draw the first weights, and batches of tasks that upper steps take in turn.
+    """Draw the first weights as torch does, and batches of tasks to take in turn.
 
     Returns:
         "weights0", "bias0" and so on, [inputs, outputs] and [outputs], and for each
@@ -24,7 +24,7 @@ def draw(tasks: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     given = {}
     for i, size in enumerate(itertools.pairwise(SIZES)):
-        given[f"weights{i}"] = rng.normal(size=size) * (2 / size[0]) ** 0.5
+        given[f"weights{i}"] = rng.uniform(-1, 1, size) / size[0] ** 0.5
         given[f"bias{i}"] = rng.uniform(-1, 1, size[1]) / size[0] ** 0.5
     amplitude = rng.uniform(0.1, 5, (BATCHES, tasks, 1, 1))
     phase = rng.uniform(0, np.pi, (BATCHES, tasks, 1, 1))

@@ -38,6 +38,11 @@ def start(given: Given) -> PyTree:
     ]
 
 
+def copies(params: PyTree, tasks: int) -> PyTree:
+    """Return the weights of as many tasks, each leaf [tasks, ...]."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (tasks, *x.shape)), params)
+
+
 def points(given: Given, part: str) -> Points:
     """Return all batches of the points of a part, "support" or "query"."""
     return jnp.asarray(given[f"{part}_x"]), jnp.asarray(given[f"{part}_y"])

@@ -13,11 +13,13 @@ from typing import Any
 from _comparison import Comparison, Part
 from peers import _sinusoids
 
+# With a weaker pull the matrices of some tasks are indefinite, and conjugate gradients
+# magnify rounding errors: programs in float32 no longer agree.
 SETTINGS = {
     "inner_steps": 16,
     "inner_rate": 0.01,
     "outer_rate": 1e-3,
-    "strength": 2.0,
+    "strength": 10.0,
     "products": 5,
 }
 MLOX = Part("mlox", "jax", "peers.implicit_maml_mlox")
@@ -53,7 +55,7 @@ def compare(
         steps=_sinusoids.BATCHES,
         tolerance=1e-3,
         length=length,
-        quick=True,
+        quick=tasks > 1 and not more,
     )
 
 

@@ -2,7 +2,8 @@
 
 At the minimum w of error(w) + strength / 2 ||w - start||^2 the derivative of w by the
 start is strength times the inverse of the matrix: a cotangent v of w becomes
-strength times the solution of (Hessian + strength I) x = v.
+strength times the solution of (Hessian + strength I) x = v. The state holds the fits of
+all tasks, too, and the metrics the residual and the gap, as those of mlox do.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ def build(given: Given, settings: Mapping[str, Any]) -> Side:
         (params, _), losses = jax.lax.scan(descend, carry, length=steps)
         return params, losses
 
-    def task(start: PyTree, support: sinusoids.Points, query: sinusoids.Points) -> Any:
-        """Return the gradient of one task's loss by the start, and what is reported."""
+    def task(
+        start: PyTree, support: sinusoids.Points, query: sinusoids.Points
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        """Return the gradient of a task's loss by the start, its fit, and a report."""
         params, losses = adapt(start, support)
         loss, v = jax.value_and_grad(sinusoids.error)(params, query)
         slope, product = jax.linearize(
@@ -51,20 +54,20 @@ def build(given: Given, settings: Mapping[str, Any]) -> Side:
         )
         x, residual = solve(product, v, settings["products"])
         gradient = jax.tree.map(lambda leaf: strength * leaf, x)
-        return gradient, (loss, losses, residual, optax.tree.vdot(x, slope))
+        report = loss, losses, residual, optax.tree.vdot(x, slope)
+        return gradient, params, report
 
     def step(state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
-        params, opt_state = state
-        grads, metrics = jax.vmap(task, (None, 0, 0))(params, *batch)
-        grads = jax.tree.map(lambda leaf: leaf.mean(0), grads)
+        params, opt_state, _ = state
+        each, adapted, reports = jax.vmap(task, (None, 0, 0))(params, *batch)
+        grads, metrics = jax.tree.map(lambda x: x.mean(0), (each, reports))
         updates, opt_state = outer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), metrics
+        return (optax.apply_updates(params, updates), opt_state, adapted), metrics
 
     params = sinusoids.start(given)
+    state = params, outer.init(params), sinusoids.copies(params, settings["tasks"])
     batches = tuple(sinusoids.points(given, part) for part in ("support", "query"))
-    return sinusoids.side(
-        step, (params, outer.init(params)), batches, lambda state: state[0], settings
-    )
+    return sinusoids.side(step, state, batches, lambda state: state[0], settings)
 
 
 def solve(product: Any, v: PyTree, iterations: int) -> tuple[PyTree, jax.Array]:

@@ -46,7 +46,7 @@ def compare(
         steps=_sinusoids.BATCHES,
         tolerance=1e-4,
         length=length,
-        quick=True,
+        quick=tasks > 1 and not more,
     )
 
 

@@ -1,4 +1,7 @@
-"""MAML by hand: `jax.vmap` over tasks, and `jax.grad` through a scan of steps."""
+"""MAML by hand: `jax.vmap` over tasks, and `jax.grad` through a scan of steps.
+
+The state holds the adapted weights of all tasks, too, as that of mlox does.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +31,21 @@ def build(given: Given, settings: Mapping[str, Any]) -> Side:
         (params, _), losses = jax.lax.scan(descend, carry, length=steps)
         return params, losses
 
-    def loss(params: PyTree, batch: PyTree) -> tuple[jax.Array, jax.Array]:
+    def loss(params: PyTree, batch: PyTree) -> tuple[jax.Array, PyTree]:
         support, query = batch
         adapted, losses = jax.vmap(adapt, (None, 0))(params, support)
-        return jax.vmap(sinusoids.error)(adapted, query).mean(), losses
+        return jax.vmap(sinusoids.error)(adapted, query).mean(), (adapted, losses)
 
     def step(state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
-        params, opt_state = state
-        metrics, grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+        params, opt_state, _ = state
+        (found, (adapted, losses)), grads = jax.value_and_grad(loss, has_aux=True)(
+            params, batch
+        )
         updates, opt_state = outer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), metrics
+        params = optax.apply_updates(params, updates)
+        return (params, opt_state, adapted), (found, losses.mean(0))
 
     params = sinusoids.start(given)
+    state = params, outer.init(params), sinusoids.copies(params, settings["tasks"])
     batches = tuple(sinusoids.points(given, part) for part in ("support", "query"))
-    return sinusoids.side(
-        step, (params, outer.init(params)), batches, lambda state: state[0], settings
-    )
+    return sinusoids.side(step, state, batches, lambda state: state[0], settings)
