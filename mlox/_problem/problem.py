@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from mlox._problem.context import Context
-from mlox._problem.pytree import register_frozen
+from mlox._problem.pytree import register_problem
 from mlox._problem.summary import show_problem
 from mlox._problem.transformation import build_transformation
 from mlox._problem.validation import (
@@ -33,7 +33,7 @@ from mlox.methods import Implicit, Loop, Method
 
 
 # `__init__` checks nothing: JAX makes problems of placeholders instead of arrays, too.
-@register_frozen
+@register_problem
 @dataclass(frozen=True, eq=False, kw_only=True, match_args=False, repr=False)
 class Problem:
     """One optimization problem with its state; make one with `Problem.create`.

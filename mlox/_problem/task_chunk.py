@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import jax
@@ -68,10 +68,11 @@ def take_chunk(
     problem: Problem, chunks: Chunks, chunk: jax.Array, parts: dict[str, PyTree]
 ) -> TaskChunk:
     """Return a problem with the tasks of a chunk, whose stacked parts are given."""
+    attributes = {f.name: vars(problem)[f.name] for f in fields(Problem)}
     own: dict[str, Any] = {"tasks": chunks.at_once, "tasks_at_once": None}
     numbers = chunks.number(chunk)
     return TaskChunk(
-        **{**vars(problem), **own, **parts}, numbers=numbers, total=chunks.tasks
+        **{**attributes, **own, **parts}, numbers=numbers, total=chunks.tasks
     )
 
 
