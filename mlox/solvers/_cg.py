@@ -11,7 +11,14 @@ from mlox._utils.fields import Kind, check, optional
 from mlox._utils.tree import add_scaled, vdot
 from mlox._utils.types import Tree
 from mlox.solvers._base import Info, MatVec, System, serves
-from mlox.solvers._iterate import check_solver, divide, iterate, report, start
+from mlox.solvers._iterate import (
+    Start,
+    check_solver,
+    divide,
+    iterate,
+    report,
+    start,
+)
 from mlox.solvers._preconditioned import Preconditioner, solve_preconditioned
 
 PRECONDITIONER = optional(
@@ -77,17 +84,18 @@ class CG:
         """Return the last iterate and its report, see `Solver`."""
         first = start(self, matvec, b, guess)
         r, rr = first.r, first.rr
-        enough = max(self.tolerance**2, _nothing(rr.dtype)) * first.bb
+        least = max(self.tolerance**2, _nothing(rr.dtype))
+        enough = least * first.bb
         if self.preconditioner is not None:
             inverse, used = self.preconditioner.precondition(matvec, self.damping, r)
             if inverse is not None:
                 return solve_preconditioned(self, first, inverse, enough, used)
-        pp = jnp.where((rr > enough) & jnp.isfinite(rr), rr, 0)
+        length = jnp.where((rr > enough) & jnp.isfinite(rr), jnp.sqrt(rr), 0)
         state = iterate(
-            lambda state: _step(first.product, first.unit, enough, state),
-            _State(first.zeros(), r, r, rr, pp, jnp.int32(first.used)),
+            lambda state: _step(first, least, state),
+            _State(first.zeros(), r, r, rr, length, jnp.int32(first.used)),
             self.iterations,
-            (lambda state: state.pp > 0) if self.tolerance else None,
+            (lambda state: state.length > 0) if self.tolerance else None,
             first.unroll,
         )
         return first.finish(state.x), report(state.rr, first.bb, state.used)
@@ -96,13 +104,13 @@ class CG:
 
 
 class _State(NamedTuple):
-    """The iterate, its residual and direction; a final state has `pp` = 0."""
+    """The iterate, its residual and direction; a final state has `length` = 0."""
 
     x: Tree
     r: Tree
     p: Tree
     rr: jax.Array
-    pp: jax.Array
+    length: jax.Array
     used: jax.Array
 
 
@@ -115,7 +123,7 @@ def _nothing(dtype: Any) -> float:
     return float(jnp.finfo(dtype).tiny) ** 0.4
 
 
-def _step(product: MatVec, unit: jax.Array, enough: jax.Array, state: _State) -> _State:
+def _step(first: Start, least: float, state: _State) -> _State:
     """Make one iteration, or none if the state is final."""
     # Equations (3:1) of Hestenes and Stiefel, whose a and b are called alpha and beta:
     #
@@ -126,29 +134,34 @@ def _step(product: MatVec, unit: jax.Array, enough: jax.Array, state: _State) ->
     # is reached at a small residual, at a direction without curvature (also if
     # <p, A p> underflows), and before x or <r', r'> overflows:
     #
-    #     |r' + beta p|^2 <= 2 (|r'|^2 + beta^2 |p|^2) = 2 pp,
+    #     |r' + beta p|^2 <= 2 (|r'|^2 + beta^2 |p|^2) = 2 length'^2,
     #
-    # so alpha sqrt(pp) bounds the change of x. (Both without the 2 if A is definite,
+    # so alpha length bounds the change of x. (Both without the 2 if A is definite,
     # since then r' and p are orthogonal.) In a final state r may be infinite, so p must
     # be selected, not multiplied by zero.
-    x, r, p, rr, pp, used = state
-    active = pp > 0
-    Ap = product(p)
+    #
+    # On a CPU an iteration with short vectors takes as long as its kernels are many:
+    # the length is carried, as a root that several kernels read would be one more.
+    x, r, p, rr, length, used = state
+    active = length > 0
+    Ap = first.product(p)
     alpha = divide(rr, vdot(p, Ap))
     r = add_scaled(r, -alpha, Ap)
     rr_next = vdot(r, r)
-    change = alpha * jnp.sqrt(pp)
-    finite = jnp.isfinite(change) & jnp.isfinite(unit * change) & jnp.isfinite(rr_next)
+    change = alpha * length
+    finite = (
+        jnp.isfinite(change) & jnp.isfinite(first.unit * change) & jnp.isfinite(rr_next)
+    )
     sound = active & (alpha != 0) & finite
     x = add_scaled(x, jnp.where(sound, alpha, 0), p)
     beta = divide(rr_next, rr)
-    pp = rr_next + beta**2 * pp
-    proceed = sound & (rr_next > enough) & jnp.isfinite(pp)
+    pp = rr_next + (beta * length) ** 2
+    proceed = sound & (rr_next > least * first.bb) & jnp.isfinite(pp)
     p = add_scaled(r, beta, p)
     p = jax.tree.map(lambda leaf: jnp.where(proceed, leaf, 0), p)
-    pp = jnp.where(proceed, pp, 0)
+    length = jnp.where(proceed, jnp.sqrt(pp), 0)
     rr = jnp.where(sound, rr_next, rr)
-    return _State(x, r, p, rr, pp, used + active.astype(used.dtype))
+    return _State(x, r, p, rr, length, used + active.astype(used.dtype))
 
 
 serves.register(CG, lambda solver: System.DEFINITE)
