@@ -49,9 +49,11 @@ def train_states(job: Job) -> dict[str, TrainState]:
     return jax.tree.map(lambda x: jnp.array(x, copy=True), made)
 
 
-def train_state_step(job: Job) -> Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]:
+def train_state_step(
+    job: Job, *, losses: bool = True
+) -> Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]:
     """Return the step on TrainStates."""
-    plain = step(job)
+    plain = step(job, losses=losses)
 
     def wrapped(
         state: dict[str, TrainState], batches: PyTree
