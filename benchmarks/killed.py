@@ -135,12 +135,14 @@ class Process:
                 text=True,
                 env=_environments.variables(),
             )
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.put(line.strip())
+        with self.process.stdout as lines:
+            for line in lines:
+                self.lines.put(line.strip())
         self.lines.put("")
 
     def wait_for(self, start: str) -> str:
@@ -172,6 +174,7 @@ def end(job: list[Process]) -> None:
     for one in job:
         one.process.kill()
         one.process.wait()
+        one.reader.join()
 
 
 def whole(folder: Path) -> dict[str, Any]:
