@@ -60,8 +60,8 @@ def measure(axis: Axis, size: int, method: Any) -> dict[str, float]:
 
 def _processor_time(program: Any, state: Any, case: Case) -> float:
     run = _timing.repeated(program, state, case.batches)
-    times = max(1, round(0.02 / run(2).wall))
-    return statistics.median(run(times).processor for _ in range(5))
+    times = max(1, round(0.02 / run(1).wall))
+    return statistics.median(run(times).processor for _ in range(3))
 
 
 def measure_series(axis: Axis, series: Series, quick: bool) -> dict[str, list[float]]:
