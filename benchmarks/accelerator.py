@@ -38,7 +38,7 @@ from on_accelerator.parts import (
 
 SECONDS = 480.0
 PARTS = (
-    Part("about", 30),
+    Part("about", 90),  # the first to import JAX, from a cold disk
     Part("reference", 240, environment={**ON_CPU, "JAX_ENABLE_X64": "1"}, beside=True),
     Part("work", 240, environment=ON_CPU, beside=True),
     Part("correctness", 130),
