@@ -70,6 +70,7 @@ def solved(library: str, at_most: float | None) -> Comparison:
         steps=20,
         tolerance=1e-8,
         length=20,
+        quick=library == "optimistix",
     )
 
 
