@@ -113,7 +113,9 @@ def _stepped(
         nonlocal state
         metrics = None
         for _ in range(_dispatches(steps, cycles)):
+            before = metrics
             state, metrics = compiled.program(state, next(batches))
+            jax.block_until_ready(before)  # or the batches of all steps wait in line
         jax.block_until_ready((state, metrics))
 
     return Side(advance, lambda: _arrays(params_of(state)), _about(), _facts(compiled))
