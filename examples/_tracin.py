@@ -5,20 +5,26 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from _data import Pair
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def products(
-    losses: Callable[[Any, Any], jax.Array], path: Any, rows: Pair, images: Pair
+    losses: Callable[[Any, Any], jax.Array], path: Any, rows: Pair, queries: Pair
 ) -> jax.Array:
-    """Return minus the products of the gradients, [step, images, rows]."""
+    """Return minus the products of the gradients, [step, queries, rows].
 
-    def gradients(w: Any, rows: Pair) -> jax.Array:
-        slope = jax.grad(lambda w, x, y: losses(w, (x[None], y[None]))[0])
-        tree = jax.vmap(slope, (None, 0, 0))(w, *rows)
-        flat = [x.reshape(len(x), -1) for x in jax.tree.leaves(tree)]
-        return jnp.concatenate(flat, axis=1)
+    The gradient of a query is that of the mean loss of its images: queries are
+    [queries, images, ...].
+    """
 
-    return jax.lax.map(lambda w: -gradients(w, images) @ gradients(w, rows).T, path)
+    def products_at(w: Any) -> jax.Array:
+        mean = jax.vmap(lambda w, query: losses(w, query).mean(), (None, 0))
+        slopes = jax.jacrev(mean)(w, queries)
+
+        def along(slope: Any) -> jax.Array:  # one pass, not a gradient for each row
+            return jax.jvp(lambda w: losses(w, rows), (w,), (slope,))[1]
+
+        return -jax.vmap(along)(slopes)
+
+    return jax.lax.map(products_at, path)

@@ -32,7 +32,7 @@ from _data import Pair, take
 from _exact import error
 from _influential import Attribution, draw
 from _program import parser, print_table
-from _retraining import draw_order, last, lds, leave_out, load, move_ones, train
+from _retraining import draw_order, lds, leave_out, load, move_ones, train
 from _tracin import products
 
 import mlox
@@ -85,7 +85,7 @@ def compile_tau(tx: Any, method: mlox.Method, steps: int) -> Any:
 @jax.jit
 def retrain(w: Any, data: Any, vs: Any, images: Pair) -> jax.Array:
     """Return the losses of the images after trainings with other weights."""
-    one = lambda v: losses(last(train(weighted, sgd, w, data, v)), images)
+    one = lambda v: losses(train(weighted, sgd, w, data, v)[0][0], images)
     return jax.vmap(one)(vs)
 
 
@@ -95,15 +95,16 @@ def compare(seed: int, steps: int, subsets: int) -> tuple[dict[str, Any], Attrib
     index = draw_order(rng, N, steps, BATCH)
     data, everything = ((*take(rows, i), i) for i in (index, np.arange(N)[None]))
     w = net.init(jax.random.key(seed), rows[0][:1])
-    path = train(weighted, sgd, w, data, jnp.ones(N))
+    (end, _), path = train(weighted, sgd, w, data, jnp.ones(N))
 
     def influence(damping: float, images: Pair) -> np.ndarray:
         find = compile_tau(still, mlox.Implicit(mlox.CG(20, damping=damping)), 1)
-        return np.asarray(find(last(path), everything, images))
+        return np.asarray(find(end, everything, images))
 
     def tracin(looks: int, images: Pair) -> np.ndarray:
         some = jax.tree.map(lambda x: x[:: -(steps // looks)], path)
-        return np.asarray(products(losses, some, rows, images).sum(axis=0))
+        single = jax.tree.map(lambda x: x[:, None], images)
+        return np.asarray(products(losses, some, rows, single).sum(axis=0))
 
     def left_out(part: float, images: Pair) -> tuple[np.ndarray, np.ndarray]:
         kept = leave_out(rng, N, part, subsets)
