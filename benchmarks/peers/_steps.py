@@ -1,10 +1,13 @@
 """What the sides of floors.py and implicit.py share: jobs by name, and compiled steps.
 
 All sides take the same batches in every cycle, so they start from what `_jobs` makes.
+Penalties are learned by slow gradient descent: in the ten thousands of cycles that are
+timed Adam would drive those of useless features until they overflow.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +16,7 @@ import _jobs
 import _timing
 import jax
 import numpy as np
+import optax
 from _side import Side
 
 import mlox
@@ -20,7 +24,14 @@ import mlox
 PyTree = Any
 Settings = Mapping[str, Any]
 
-NETWORKS = {"logistic": _jobs.logistic, "MLP": _jobs.mlp, "CNN": _jobs.cnn}
+
+def logistic(*given: Any, **sizes: Any) -> _jobs.Job:
+    """Make the logistic job, with slow gradient descent for the penalties."""
+    job = _jobs.logistic(*given, **sizes)
+    return dataclasses.replace(job, upper_tx=optax.sgd(0.01))
+
+
+NETWORKS = {"logistic": logistic, "MLP": _jobs.mlp, "CNN": _jobs.cnn}
 METHODS = {
     "DARTS": mlox.FiniteDifference,
     "CG": lambda **given: mlox.Implicit(mlox.CG(**given)),

@@ -1,6 +1,6 @@
 """Implicit differentiation: mlox beside jaxopt and optimistix.
 
-    python benchmarks/all.py --only implicit
+    python benchmarks/all.py --only "implicit differentiation"
 
 Logistic hyperparameters and Meta-Weight-Net with some steps of the lower, beside
 jaxopt's `custom_root`, as in floors.py without the losses of the lower; and a lower
@@ -27,7 +27,7 @@ RESIDUAL = (
     "product with the Hessian more; it has no Neumann series, and is given ours."
 )
 SOLVED = {
-    "iterations": 300,
+    "iterations": 150,
     "rate": 1.0,
     "products": 100,
     "tolerance": 1e-10,
@@ -49,7 +49,7 @@ def from_steps(job: Job) -> Comparison:
             peer._replace(remark=RESIDUAL),
         ),
         steps=50 if tiny else 4,
-        tolerance=1e-4 if tiny else 1e-2,
+        tolerance=1e-6 if tiny else 1e-5,
         length=job.length,
         quick=job.quick,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import optax
 from _side import Given, Side
 from peers import _solved, _steps
@@ -26,6 +27,7 @@ def build(given: Given, settings: _steps.Settings) -> Side:
         loss_fn=lambda params, batch, ctx: cost(params, ctx.upper.params),
         method=mlox.Implicit(mlox.CG(settings["products"], settings["tolerance"])),
         unroll_steps=settings["iterations"],
+        reset=lambda params, ctx: jax.numpy.zeros_like(params),
     )
     edges = {"upper": ["lower"]}, {"lower": ["upper"]}
     engine = mlox.Engine([upper, lower], *edges, metrics="none")
