@@ -10,6 +10,7 @@ four, of which one is killed, by `killed.py`. The job is that of `_sharded.py`.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import os
 import shlex
@@ -18,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from _sharded import CASES
 
 COUNT = 8
 COUNTS = (1, 2, 4, 8)
-WEAK = ("Detached", "FiniteDifference", "SAMA", "CG(3)", "Neumann(3)", "Unrolled")
+MEMORY = ("FiniteDifference", "CG(3)", "Unrolled")
+WEAK = ("FiniteDifference", "SAMA", "CG(3)", "Unrolled")
 COMPILERS: Mapping[str, _environments.Installs] = {
     "tpu": ((*_environments.requirements(), f"jax=={jax.__version__}", "libtpu"),),
     "cuda": (
@@ -47,23 +49,28 @@ COMPILERS: Mapping[str, _environments.Installs] = {
 Row = dict[str, Any]
 
 
-def communication(names: Sequence[str]) -> Iterator[Row]:
-    """Yield a row for each method: what is moved in a cycle.
+def at_once(function: Callable[..., Row], cases: Iterable[Any]) -> list[Row]:
+    """Return the rows of some cases: nothing is timed, so that all cores compile."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(function, cases))
+
+
+def communication(name: str) -> Row:
+    """Return what is moved in a cycle of a method.
 
     The examples are many, so that moving them is dearer than moving parameters.
     """
     mesh = _sharded.mesh_of(jax.devices()[:COUNT])
-    for name in names:
-        row: Row = {"case": name, "evaluations": CASES[name].evaluations}
-        for title, rules, change in (
-            ("replicated", "replicated", _sharded.as_it_is),
-            ("fsdp", "fsdp", _sharded.as_it_is),
-            ("mean of means", "replicated", _sharded.mean_of_means(mesh)),
-        ):
-            engine = _sharded.engine_of(CASES[name].method, change)
-            program = _sharded.compiled(engine, rules, mesh, 512 * COUNT)
-            row[title] = _sharded.communication(program, COUNT)
-        yield row
+    row: Row = {"case": name, "evaluations": CASES[name].evaluations}
+    for title, rules, change in (
+        ("replicated", "replicated", _sharded.as_it_is),
+        ("fsdp", "fsdp", _sharded.as_it_is),
+        ("mean of means", "replicated", _sharded.mean_of_means(mesh)),
+    ):
+        engine = _sharded.engine_of(CASES[name].method, change)
+        program = _sharded.compiled(engine, rules, mesh, 512 * COUNT)
+        row[title] = _sharded.communication(program, COUNT)
+    return row
 
 
 def ahead(platform: str) -> dict[str, Any]:
@@ -88,24 +95,22 @@ def ahead(platform: str) -> dict[str, Any]:
         return {"compiler": platform, "failed": str(error)[:300], "rows": []}
 
 
-def memory(counts: Sequence[int]) -> Iterator[Row]:
-    """Yield a row for each method and layout: bytes on a device, by their number."""
-    for name in ("FiniteDifference", "CG(3)", "Unrolled"):
-        for rules in ("replicated", "fsdp"):
-            engine = _sharded.engine_of(CASES[name].method)
-            programs = [
-                _sharded.compiled(
-                    engine, rules, _sharded.mesh_of(jax.devices()[:n]), 64 * n
-                )
-                for n in counts
-            ]
-            yield {
-                "case": name,
-                "rules": rules,
-                "devices": list(counts),
-                "state": [p.state for p in programs],
-                "temporaries": [p.temporaries for p in programs],
-            }
+def memory(case: tuple[str, str, Sequence[int]]) -> Row:
+    """Return the bytes on a device with a method and a layout, by their number."""
+    name, rules, counts = case
+    engine = _sharded.engine_of(CASES[name].method)
+    meshes = [_sharded.mesh_of(jax.devices()[:n]) for n in counts]
+    programs = [
+        _sharded.compiled(engine, rules, mesh, 64 * n)
+        for n, mesh in zip(counts, meshes, strict=True)
+    ]
+    return {
+        "case": name,
+        "rules": rules,
+        "devices": list(counts),
+        "state": [p.state for p in programs],
+        "temporaries": [p.temporaries for p in programs],
+    }
 
 
 def weak_scaling(names: Sequence[str], batch: int, cycles: int) -> Iterator[Row]:
@@ -167,13 +172,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     quick = options.quick
     names = ("FiniteDifference", "CG(3)") if quick else tuple(CASES)
     sizes = (options.batch, 5 if quick else options.cycles)
+    counts = (1, COUNT) if quick else COUNTS
+    layouts = [(n, r, counts) for n in MEMORY for r in ("replicated", "fsdp")]
     parts = {
         "communication": lambda: {
             "unit": _sharded.unit(),
-            "rows": list(communication(names)),
+            "rows": at_once(communication, names),
         },
-        "ahead": lambda: [] if quick else list(map(ahead, COMPILERS)),
-        "memory": lambda: list(memory((1, COUNT) if quick else COUNTS)),
+        "ahead": lambda: [] if quick else at_once(ahead, COMPILERS),
+        "memory": lambda: at_once(memory, layouts),
         "weak": lambda: {
             "batch": sizes[0],
             "rows": list(weak_scaling(names[:2] if quick else WEAK, *sizes)),
