@@ -239,7 +239,7 @@ def _weigh(this: Duel, rows: Sequence[Row], sides: Iterable[int]) -> None:
                 side, built = this.build(worker, part)
                 side.order("advance", steps=steps)
                 peak = side.order("peak", steps=steps)
-            rows[i]["memory"] = {"imported": built["imported"], **peak}
+            rows[i]["memory"] = {"started": built["started"], **peak}
         cores.put(core)
 
     with ThreadPoolExecutor(len(CORES)) as pool:

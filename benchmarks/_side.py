@@ -6,7 +6,7 @@ that a peer's environment may lack: mlox and JAX come with the modules that buil
 sides.
 
     {"build": {"module": "peers.maml_torchopt", "given": "given.npz"}}
-        -> {"side": 0, "about": {...}, "facts": {...}, "imported": 12345}
+        -> {"side": 0, "about": {...}, "facts": {...}, "started": 12345}
     {"advance": {"side": 0, "steps": 10}}  -> {"wall": 0.1, "processor": 0.1}
     {"outcome": {"side": 0, "to": "found.npz"}}  -> {}
     {"peak": {"side": 0, "steps": 10}}  -> {"held": 12345, "peak": 12345}
@@ -61,14 +61,33 @@ def build(order: Mapping[str, str]) -> tuple[Side, int]:
     """Build a side from its module and the file of what it is given.
 
     The file holds arrays by name, and "settings", an array of one JSON text. The number
-    is the resident memory after the imports.
+    is the resident memory before, when the libraries have started.
     """
     with np.load(order["given"]) as file:
         given = dict(file)
     settings = json.loads(str(given.pop("settings")))
     module = importlib.import_module(order["module"])
-    imported = resident("VmRSS")
-    return module.build(given, settings), imported
+    start_libraries()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    started = resident("VmRSS")
+    return module.build(given, settings), started
+
+
+def start_libraries() -> None:
+    """Differentiate and step with one number, in the library that has been imported.
+
+    What a library makes and imports at its first use is no part of a side: JAX starts a
+    compiler, and PyTorch imports more of itself with the first step of an optimizer.
+    """
+    if "jax" in sys.modules:
+        jax = sys.modules["jax"]
+        jax.jit(jax.grad(lambda x: x * x))(1.0).block_until_ready()
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        number = torch.ones(1, requires_grad=True)
+        (number * number).sum().backward()
+        torch.optim.SGD([number], lr=0.1).step()
 
 
 def advance(side: Side, steps: int) -> dict[str, float]:
@@ -104,10 +123,10 @@ def answer(sides: list[Side], order: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out one order."""
     ((verb, given),) = order.items()
     if verb == "build":
-        side, imported = build(given)
+        side, started = build(given)
         sides.append(side)
         about, facts = dict(side.about), dict(side.facts)
-        found = {"about": about, "facts": facts, "imported": imported}
+        found = {"about": about, "facts": facts, "started": started}
         return {"side": len(sides) - 1, **found}
     side = sides[given["side"]]
     if verb == "outcome":

@@ -30,9 +30,10 @@ round in another order.
   median (quartiles). Above 1, mlox is the faster one. **Wall ratio**: the same by the
   clock, which other programs on the machine stretch more.
 - **Memory**: the largest resident memory while steps are made, by a side alone in a
-  process that has made some before, beyond what the process held after the imports;
-  what is free was returned to the system before. It includes parameters, batches and
-  compiled programs; **step memory** is the part that comes and goes with the steps.
+  process that has made some before, beyond what the process held when its libraries
+  had been imported and had made a step on one number; what is free was returned to
+  the system before. It includes parameters, batches, compiled programs and what their
+  compiler keeps; **step memory** is the part that comes and goes with the steps.
 - **FLOPs** are XLA's of an upper step; it counts the body of a loop once. **Compile**
   is the time for tracing, lowering and compiling, without a cache. PyTorch has neither.
 """
@@ -99,7 +100,7 @@ def overview(name: str, pairs: Sequence[Sequence[Row]]) -> list[str]:
     aims = [target(side) for _, side in pairs if target(side)]
     shares = [
         [_share(ours, side, since) for ours, side in pairs]
-        for since in ("imported", "held")
+        for since in ("started", "held")
     ]
     return [
         *(name, str(len(ratios)), _range(ratios)),
@@ -142,7 +143,7 @@ def cells(job: str, side: Row) -> list[str]:
         _spread(side["processor"], duration),
         _spread(side["processor ratio"], lambda x: f"{x:.3g}"),
         f"{wall[1]:.3g}",
-        *(_mebibytes(memory(side, since)) for since in ("imported", "held")),
+        *(_mebibytes(memory(side, since)) for since in ("started", "held")),
         f"{facts['flops']:.3g}" if "flops" in facts else "",
         duration(facts["compile"]) if "compile" in facts else "",
         target(side),
@@ -150,7 +151,7 @@ def cells(job: str, side: Row) -> list[str]:
 
 
 def memory(side: Row, since: str) -> int | None:
-    """Return the bytes at the peak beyond those at a moment: "imported", "held"."""
+    """Return the bytes at the peak beyond those at a moment: "started", "held"."""
     found = side.get("memory")
     return found and found["peak"] - found[since]
 
@@ -168,7 +169,10 @@ def libraries(found: Mapping[str, Any]) -> list[str]:
     versions: dict[str, dict[str, str]] = {}
     for one in found["comparisons"]:
         for side in one["sides"]:
-            versions.setdefault(side["environment"], {}).update(side.get("about", {}))
+            about = versions.setdefault(side["environment"], {})
+            about |= {
+                name.lower(): text for name, text in side.get("about", {}).items()
+            }
     return [
         f"{name} ({', '.join(f'{k} {v}' for k, v in sorted(about.items()))})"
         for name, about in versions.items()

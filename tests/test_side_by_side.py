@@ -70,7 +70,7 @@ def test_sides_that_agree_are_timed_in_turn(programs):
         low, middle, high = side["processor"]
         assert 0 < low <= middle <= high
         memory = side["memory"]
-        assert memory["imported"] <= memory["held"] <= memory["peak"]
+        assert memory["started"] <= memory["held"] <= memory["peak"]
     assert ours["wall ratio"] == [1, 1, 1]
 
 
@@ -159,7 +159,7 @@ def results(programs, **changes):
     side |= {"facts": {"flops": 2e6, "compile": 1.5}, "processor": [1e-3, 2e-3, 3e-3]}
     side |= {"wall": [1e-3, 2e-3, 3e-3], "processor ratio": [1.0, 1.0, 1.0]}
     side |= {"wall ratio": [1.0, 1.0, 1.0], "rounds": 9}
-    side |= {"memory": {"imported": 2**20, "held": 2**21, "peak": 2**22}}
+    side |= {"memory": {"started": 2**20, "held": 2**21, "peak": 2**22}}
     ratios = {"processor ratio": [2.0, 2.4, 2.6], "about": {"torch": "2"}}
     peer = {**side, **ratios, "name": "Betty", "environment": "betty", "facts": {}}
     fails = {"failed": "TimeoutError: no answer", "at_most": 1.05}
