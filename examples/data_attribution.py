@@ -10,10 +10,9 @@ Ilyas and Engstrom, MAGIC, 2025):
 
 It is judged by leaving a random 5 or 20 % of the examples out, in 100 trainings at once
 under `jax.vmap`: the linear datamodeling score (LDS) is the Spearman correlation of the
-loss of a test image with the sum of tau over what is left, averaged over 20 images. For
-comparison: influence functions, implicit derivatives at the last step on the same graph
-(`mlox.Implicit`), and TracIn, products of gradients. The damping of the first and the
-checkpoints of the second have the best LDS at validation images, for other subsets.
+loss of a test image with the sum of tau over what is left, averaged over 20 images.
+Beside it: influence functions (`mlox.Implicit` at the last step, same graph) and TracIn
+(products of gradients), with the damping and checkpoints that validation images prefer.
 
     pip install "mlox[examples]"
     python examples/data_attribution.py

@@ -46,6 +46,7 @@ def register_problem(cls: type[T]) -> type[T]:
     problem. Here what is static is gathered once, and copied as one dict.
     """
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    assert {f.name for f in fields if not f.metadata} == set(ARRAYS)
     names = tuple(f.name for f in fields if f.metadata)
     get_values = operator.attrgetter(*names)
     keys = tuple(map(jax.tree_util.GetAttrKey, ARRAYS))
