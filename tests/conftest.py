@@ -1,9 +1,11 @@
 """Every test runs in float64, with ranks that must match and strict settings."""
 
 import gc
+import importlib
 import os
 import pathlib
 import signal
+import sys
 
 import hypothesis
 import jax
@@ -19,7 +21,8 @@ os.environ.setdefault("XLA_FLAGS", CHEAP)
 # A cache of compiled programs for each worker, the processes that its tests start, and
 # the next run: it costs a first run nothing, and saves the next one half its time. JAX
 # does not write an entry at once, so that workers who share one read torn entries.
-CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
+ROOT = pathlib.Path(__file__).parents[1]
+CACHE = ROOT / ".pytest_cache" / "jax"
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "one")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / WORKER)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -85,3 +88,16 @@ LONG = ("processes", "sharding", "laws", "examples", "tasks", "readme", "checkpo
 def pytest_collection_modifyitems(items):
     names = [f"test_{name}" for name in LONG]
     items.sort(key=lambda item: [*names, item.path.stem].index(item.path.stem))
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """Import files of the benchmarks, from the folder in which they find each other."""
+    before, path = set(sys.modules), list(sys.path)
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield importlib.import_module
+    sys.path[:] = path
+    folders = (str(ROOT / "benchmarks"), str(ROOT / "examples"))
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(folders):
+            del sys.modules[name]

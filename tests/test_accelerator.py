@@ -1,6 +1,5 @@
 """The program for accelerators, at a small size on the CPU."""
 
-import importlib
 import json
 import pathlib
 import subprocess
@@ -15,18 +14,6 @@ import pytest
 import mlox
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def programs():
-    """Import files of the benchmarks, from the folder in which they find each other."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", None)):
-            del sys.modules[name]
 
 
 @pytest.mark.parametrize("name", ["Implicit(Identity())", "FiniteDifference(epsilon)"])

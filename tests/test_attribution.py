@@ -1,10 +1,8 @@
 """Data attribution: scores that predict trainings, and the program that measures it."""
 
-import importlib
 import json
 import os
 import pathlib
-import sys
 
 import jax
 import numpy as np
@@ -26,17 +24,6 @@ def strict_promotion():
         jax.enable_x64(False),
     ):
         yield
-
-
-@pytest.fixture(scope="module")
-def programs():
-    before, path = set(sys.modules), list(sys.path)
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module
-    sys.path[:] = path
-    for name in set(sys.modules) - before:
-        if str(FOLDER.parent) in str(getattr(sys.modules[name], "__file__", None)):
-            del sys.modules[name]
 
 
 def study(scores, rows=40, columns=6, steps=30, trainings=30):

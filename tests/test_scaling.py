@@ -1,8 +1,6 @@
 """The program that measures many devices: what it counts, and lost processes."""
 
-import importlib
 import pathlib
-import sys
 
 import pytest
 
@@ -29,18 +27,6 @@ ENTRY %main.1 (x: f32[4]) -> f32[4] {
   %done.1 = (f32[4]) reduce-scatter-done(%start.1)
 }
 """
-
-
-@pytest.fixture(scope="module")
-def programs():
-    """Import files of the benchmarks, from the folder in which they find each other."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", None)):
-            del sys.modules[name]
 
 
 def test_collectives_are_counted_in_loops_and_once_if_they_are_awaited(programs):

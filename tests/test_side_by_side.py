@@ -1,6 +1,5 @@
 """Sides of comparisons in processes of their own: they agree, or say why they fail."""
 
-import importlib
 import json
 import pathlib
 import platform
@@ -15,18 +14,6 @@ LISTS = sorted(
     for path in (FOLDER / "peers").glob("*.py")
     if "COMPARISONS" in path.read_text("utf-8")
 )
-
-
-@pytest.fixture(scope="module")
-def programs():
-    """Import files of the benchmarks, from the folder in which they find each other."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", None)):
-            del sys.modules[name]
 
 
 def comparison(programs, *told, environments=()):
