@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import itertools
 from collections.abc import Callable
@@ -9,22 +10,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from _side import Given, Side
+from peers._layers_torch import layers
 
 Points = tuple[torch.Tensor, torch.Tensor]
 Batch = tuple[Points, Points]
 
 
-def network(given: Given) -> torch.nn.Sequential:
-    """Return the network with the first weights."""
-    parts: list[torch.nn.Module] = []
-    for i in range(sum(name.startswith("bias") for name in given)):
-        weights, bias = given[f"weights{i}"], given[f"bias{i}"]
-        layer = torch.nn.Linear(*weights.shape, dtype=torch.tensor(weights).dtype)
-        with torch.no_grad():
-            layer.weight.copy_(torch.tensor(weights.T))
-            layer.bias.copy_(torch.tensor(bias))
-        parts += [layer, torch.nn.ReLU()]
-    return torch.nn.Sequential(*parts[:-1])
+network = functools.partial(layers, between=torch.nn.ReLU)
 
 
 def error(found: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
