@@ -39,7 +39,7 @@ class Comparison(NamedTuple):
         job: The job and the method, such as "MLP, DARTS".
         given: Return the arrays that all sides start from, and take batches from.
         settings: What all sides are told, as JSON holds it.
-        parts: The sides; the first is mlox.
+        parts: The sides; the first, mlox where it takes part, is that of the ratios.
         steps: The upper steps after which outcomes are compared.
         tolerance: The largest accepted difference of an outcome, relative to the
             largest entry of each array.

@@ -159,7 +159,7 @@ def _built(
 
 
 def _agree(this: Duel, rows: Sequence[Row], sides: dict[int, Running]) -> None:
-    """Let all make some steps, and drop those whose outcomes are not those of mlox."""
+    """Let all make some steps, and drop those whose outcomes differ from the first."""
     outcomes: dict[int, dict[str, np.ndarray]] = {}
     tolerance = this.comparison.tolerance
     for i, side in list(sides.items()):
@@ -169,10 +169,10 @@ def _agree(this: Duel, rows: Sequence[Row], sides: dict[int, Running]) -> None:
             side.order("outcome", to=path)
             with np.load(path) as file:
                 outcomes[i] = dict(file)
-            _need_mlox(outcomes)
+            first = _need_first(rows, outcomes)
             found = rows[i]["difference"] = difference(outcomes[i], outcomes[0])
             if found > tolerance:
-                text = f"differs from mlox by {found:.1e}, more than {tolerance:.0e}"
+                text = f"differs from {first} by {found:.1e}, more than {tolerance:.0e}"
                 raise RuntimeError(f"{text}; not timed")
         if rows[i]["failed"]:
             del sides[i]
@@ -197,19 +197,22 @@ def _alternate(this: Duel, rows: Sequence[Row], sides: dict[int, Running]) -> No
             end = time.monotonic() + this.amounts.seconds
     for i in list(sides):
         with failing(rows[i]):
-            _need_mlox(sides)
+            _need_first(rows, sides)
             rows[i] |= _times([(found[0], found[i]) for found in samples[1:]], length)
         if rows[i]["failed"]:
             del sides[i]
 
 
-def _need_mlox(found: Mapping[int, Any]) -> None:
+def _need_first(rows: Sequence[Row], found: Mapping[int, Any]) -> str:
+    """Return the name of the side that the others are compared with."""
+    name = rows[0]["name"]
     if 0 not in found:
-        raise RuntimeError("mlox has failed: there is nothing to compare with")
+        raise RuntimeError(f"{name} has failed: there is nothing to compare with")
+    return name
 
 
 def _times(samples: Sequence[tuple[Mapping, Mapping]], length: int) -> Row:
-    """Return the quartiles of times of an upper step, and of their ratios to mlox's."""
+    """Return the quartiles of the times of an upper step, and of their ratios."""
     row: Row = {"rounds": len(samples)}
     for kind in ("processor", "wall"):
         ours, its = np.array([[one[kind] for one in pair] for pair in samples]).T

@@ -51,11 +51,6 @@ class Job:
         """The steps of the lower problem per step of the upper one."""
         return len(jax.tree.leaves(self.batches["lower"])[0])
 
-    @property
-    def tiny(self) -> bool:
-        """Whether calling the step costs a good part of the step."""
-        return sum(x.size for x in jax.tree.leaves(self.lower)) < 1000
-
 
 def logistic(unroll: int, method: Any, *, rows: int = 500, columns: int = 20) -> Job:
     """Learn one L2 penalty per coordinate of a logistic regression."""

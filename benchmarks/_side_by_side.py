@@ -26,9 +26,9 @@ tolerance of its job is not timed. Then samples of all sides are taken in turn, 
 round in another order.
 
 - **Time of an upper step**: processor time, the median over samples (quartiles).
-- **Ratio**: the processor time of a side divided by that of mlox in the same round, the
-  median (quartiles). Above 1, mlox is the faster one. **Wall ratio**: the same by the
-  clock, which other programs on the machine stretch more.
+- **Ratio**: the processor time of a side divided by that of mlox, the first side, in
+  the same round, the median (quartiles). Above 1, mlox is the faster one. **Wall
+  ratio**: the same by the clock, which other programs on the machine stretch more.
 - **Memory**: the largest resident memory while steps are made, by a side alone in a
   process that has made some before, beyond what the process held when its libraries
   had been imported and had made a step on one number; what is free was returned to
@@ -73,7 +73,9 @@ def summary(found: Mapping[str, Any]) -> str:
     ]
     aims = [target(side) for *_, side in each if target(side)]
     met = sum(aim.startswith("met") for aim in aims)
-    names = dict.fromkeys(side["name"] for *_, side in each)
+    names = dict.fromkeys(
+        side["name"] for _, ours, side in each if ours["name"] == "mlox"
+    )
     peers = [name for name in names if not name.startswith("mlox")]
     rows = [
         overview(n, [pair for _, *pair in each if pair[1]["name"] == n]) for n in peers

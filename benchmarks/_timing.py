@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,14 +49,32 @@ class Compiled(NamedTuple):
         """Bytes of temporary buffers, the peak beside arguments and results."""
         return self.program.memory_analysis().temp_size_in_bytes
 
+    @property
+    def facts(self) -> dict[str, float]:
+        """What a side of a comparison says of its program, see `_side.Side`."""
+        return {
+            "compile": self.seconds.wall,
+            "compile processor": self.seconds.processor,
+            "flops": self.flops,
+            "temporaries": self.temporaries,
+        }
 
-def compiled(function: Step, state: PyTree, batches: PyTree) -> Compiled:
-    """Trace, lower and compile a step with a donated state, from empty caches."""
+
+def compiled(
+    function: Step,
+    state: PyTree,
+    batches: PyTree,
+    options: Mapping[str, str | bool] | None = None,
+) -> Compiled:
+    """Trace, lower and compile a step with a donated state, from empty caches.
+
+    `options` are the settings of XLA, as `jax.stages.Lowered.compile` takes them.
+    """
     jax.clear_caches()
     wall, processor = time.perf_counter(), time.process_time()
     # A fresh function, so that nothing is found again by its identity either.
     fresh = jax.jit(lambda *args: function(*args), donate_argnums=0)
-    program = fresh.lower(state, batches).compile()
+    program = fresh.lower(state, batches).compile(compiler_options=options)
     seconds = Seconds(time.perf_counter() - wall, time.process_time() - processor)
     return Compiled(program, seconds)
 

@@ -30,6 +30,7 @@ QUICK = HERE / ".quick"
 LISTS = (
     "logistic",
     "reweighting",
+    "gradients",
     "maml",
     "implicit_maml",
     "implicit",

@@ -3,7 +3,7 @@
 python benchmarks/run_loop.py
 
 Both sides take the same NumPy batches one by one, stack those of a dispatch, make the
-same step (see speed.py) and add up the metrics on the device, which are fetched at each
+same step and add up the metrics on the device, which are fetched at each
 log point. They run in turn in one process; ratios are medians over the rounds.
 """
 

@@ -78,7 +78,7 @@ def test_what_fails_says_why_and_the_others_go_on(programs):
         "ValueError: cannot be built",
         "TimeoutError: no answer to 'advance' in 3 s",
         "its process got SIGABRT at 'advance' (out of luck)",
-        "differs from mlox by 5.0e-02, more than 1e-06; not timed",
+        "differs from side 0 by 5.0e-02, more than 1e-06; not timed",
     ]
     for side in failed:
         assert "processor" not in side
@@ -87,7 +87,7 @@ def test_what_fails_says_why_and_the_others_go_on(programs):
 def test_nothing_is_timed_where_mlox_itself_fails(programs):
     _, (ours, theirs) = duel(programs, [{"fails": "built"}, {}])
     assert ours["failed"] == "ValueError: cannot be built"
-    assert theirs["failed"] == "mlox has failed: there is nothing to compare with"
+    assert theirs["failed"] == "side 0 has failed: there is nothing to compare with"
     assert "processor" not in theirs
 
 

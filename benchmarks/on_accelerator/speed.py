@@ -7,9 +7,9 @@ cycle in each call, and fifty where loops are loops.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import _by_hand
 import _decoder
@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _bare import Side
 from _jobs import Job, cnn, engine, mlp
 
 from mlox import CG, FiniteDifference, Implicit
@@ -30,6 +29,13 @@ STEPS = 3
 """After so many cycles both sides are compared; differences grow with training."""
 
 AGREEMENT = 1e-3
+
+
+class Side(NamedTuple):
+    """A step, and a function that makes a fresh state."""
+
+    step: _timing.Step
+    state: Callable[[], Any]
 
 
 def rows(place: Place) -> Rows:

@@ -9,7 +9,7 @@ loss twice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import betty
@@ -19,23 +19,9 @@ from _side import Side
 from betty.configs import Config, EngineConfig
 from betty.engine import Engine
 from betty.problems import ImplicitProblem
+from peers._parameters_torch import Batch, Parameters, Params, list_batches, part_of
 
-Params = Mapping[str, torch.Tensor]
-Batch = Sequence[torch.Tensor]
 Loss = Callable[[Params, Params, Batch], torch.Tensor]
-
-
-class Parameters(torch.nn.Module):
-    """A module that holds arrays by their names."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        super().__init__()
-        # A plain dict, which is faster to read than a ParameterDict.
-        self.arrays = {
-            n: torch.nn.Parameter(torch.tensor(x)) for n, x in arrays.items()
-        }
-        for name, parameter in self.arrays.items():
-            self.register_parameter(name, parameter)
 
 
 class Written(ImplicitProblem):
@@ -58,14 +44,14 @@ def build(
     torch.set_num_threads(1)
 
     def problem(name: str, loss: Loss, **config: Any) -> ImplicitProblem:
-        module = Parameters(_of(given, f"{name} params/"))
+        module = Parameters(part_of(given, f"{name} params/"))
         rate = settings[f"{name} rate"]
         return Written(
             name=name,
             config=Config(log_step=-1, **config),
             module=module,
             optimizer=torch.optim.SGD(module.parameters(), lr=rate),
-            train_data_loader=_batches(_of(given, f"{name} batches/")),
+            train_data_loader=list_batches(part_of(given, f"{name} batches/")),
             extra_config=loss,
         )
 
@@ -84,22 +70,5 @@ def build(
         engine.train_iters = steps * unroll
         engine.run()
 
-    def outcome() -> dict[str, np.ndarray]:
-        found = upper.module.arrays
-        return {
-            name: array.detach().cpu().numpy().copy() for name, array in found.items()
-        }
-
     about = {"PyTorch": torch.__version__, "Betty": betty.__version__}
-    return Side(advance, outcome, about)
-
-
-def _of(given: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {k.removeprefix(prefix): x for k, x in given.items() if k.startswith(prefix)}
-
-
-def _batches(parts: Mapping[str, np.ndarray]) -> list[Batch]:
-    """List batches, which Betty goes through again and again."""
-    x, y = torch.tensor(parts["x"]), torch.tensor(parts["y"])
-    y = y if y.is_floating_point() else y.long()  # PyTorch takes no int32 labels
-    return list(zip(x, y, strict=True))
+    return Side(advance, upper.module.values, about)

@@ -72,15 +72,9 @@ def side(
             state, found = made.program(state, batch)
         jax.block_until_ready((state, found))
 
-    facts = {
-        "compile": made.seconds.wall,
-        "compile processor": made.seconds.processor,
-        "flops": made.flops,
-        "temporaries": made.temporaries,
-    }
     return Side(
         advance,
         lambda: {name: np.asarray(x) for name, x in outcome(state, found).items()},
         {name: importlib.metadata.version(name) for name in ("jax", "optax")},
-        facts,
+        made.facts,
     )

@@ -75,12 +75,6 @@ def side(
             state, metrics = made.program(state, batches)
         jax.block_until_ready((state, metrics))
 
-    facts = {
-        "compile": made.seconds.wall,
-        "compile processor": made.seconds.processor,
-        "flops": made.flops,
-        "temporaries": made.temporaries,
-    }
     versions = {n: importlib.metadata.version(n) for n in ("jax", "optax")}
     outcome = lambda: {"weights": np.asarray(weights(state))}
-    return Side(advance, outcome, versions, facts)
+    return Side(advance, outcome, versions, made.facts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,11 +18,7 @@ PyTree = Any
 
 def make_job(given: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Job:
     """Make the job with the model of the settings."""
-    logits = {"MLP": dense, "CNN": cnn, "transformer": transformer}[settings["model"]]
-
-    def each(lower: Params, batch: PyTree) -> jax.Array:
-        x, label = batch
-        return optax.softmax_cross_entropy_with_integer_labels(logits(lower, x), label)
+    each = losses(settings["model"])
 
     def lower_loss(lower: Params, upper: Params, batch: PyTree) -> PyTree:
         found = each(lower, batch)
@@ -39,6 +35,17 @@ def make_job(given: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Jo
         for name, count in (("lower", unroll), ("upper", 1))
     }
     return _two_levels.make_job(given, settings, (lower_loss, upper_loss), batches)
+
+
+def losses(model: str) -> Callable[[Params, PyTree], jax.Array]:
+    """Return (params, batch) -> the loss of each example."""
+    logits = {"MLP": dense, "CNN": cnn, "transformer": transformer}[model]
+
+    def each(params: Params, batch: PyTree) -> jax.Array:
+        x, label = batch
+        return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), label)
+
+    return each
 
 
 def data_of(given: Mapping[str, np.ndarray]) -> dict[str, list[PyTree]]:

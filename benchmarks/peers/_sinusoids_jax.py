@@ -90,13 +90,7 @@ def side(
             found |= {f"weights{i}": np.asarray(weights), f"bias{i}": np.asarray(bias)}
         return found
 
-    facts = {
-        "compile": made.seconds.wall,
-        "compile processor": made.seconds.processor,
-        "flops": made.flops,
-        "temporaries": made.temporaries,
-    }
-    return Side(advance, outcome, versions(), facts)
+    return Side(advance, outcome, versions(), made.facts)
 
 
 def versions() -> dict[str, str]:

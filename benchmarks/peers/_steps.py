@@ -91,10 +91,5 @@ def side(
             "mlox": mlox.__version__,
             **{name: importlib.metadata.version(name) for name in libraries},
         },
-        facts={
-            "compile": once.seconds.wall,
-            "compile processor": once.seconds.processor,
-            "flops": once.flops,
-            "temporaries": once.temporaries,
-        },
+        facts=once.facts,
     )

@@ -118,7 +118,7 @@ def _stepped(
             jax.block_until_ready(before)  # or the batches of all steps wait in line
         jax.block_until_ready((state, metrics))
 
-    return Side(advance, lambda: _arrays(params_of(state)), _about(), _facts(compiled))
+    return Side(advance, lambda: _arrays(params_of(state)), _about(), compiled.facts)
 
 
 def _by_run(job: Job, ours: mlox.Engine, cycles: int, data: Data | None) -> Side:
@@ -141,7 +141,7 @@ def _by_run(job: Job, ours: mlox.Engine, cycles: int, data: Data | None) -> Side
         )
         jax.block_until_ready(state)
 
-    return Side(advance, lambda: _arrays(_params_of(state)), _about(), _facts(compiled))
+    return Side(advance, lambda: _arrays(_params_of(state)), _about(), compiled.facts)
 
 
 def _dispatches(steps: int, cycles: int) -> int:
@@ -168,15 +168,6 @@ def _arrays(params: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
 
 def _about() -> dict[str, str]:
     return {"JAX": jax.__version__, "mlox": mlox.__version__}
-
-
-def _facts(compiled: _timing.Compiled) -> dict[str, float]:
-    return {
-        "compile": compiled.seconds.wall,
-        "compile processor": compiled.seconds.processor,
-        "flops": compiled.flops,
-        "temporaries": compiled.temporaries,
-    }
 
 
 def _method(type: str, **amounts: Any) -> Any:

@@ -5,7 +5,6 @@
 Logistic hyperparameters, and Meta-Weight-Net on an MLP and a CNN, with the losses of
 every step of the lower and without, one cycle per call and 50 in one program. Both
 sides return the same parameters, optimizer states, step counts and metrics.
-`python benchmarks/speed.py` has the same jobs, each with every method.
 """
 
 from __future__ import annotations

@@ -5,53 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
 from _side import Given, Side
-from peers import _sinusoids_jax as sinusoids
+from peers import _sinusoids_jax, _sinusoids_mlox
 
 import mlox
 
 
 def build(given: Given, settings: Mapping[str, Any]) -> Side:
-    params, steps = sinusoids.start(given), settings["inner_steps"]
-    support, query = (sinusoids.points(given, part) for part in ("support", "query"))
-    init = mlox.Problem.create(
-        name="init",
-        params=params,
-        tx=optax.adam(settings["outer_rate"]),
-        loss_fn=lambda params, points, ctx: ctx.adapted(points).mean(),
+    loss = mlox.Proximal(
+        lambda params, points, ctx: _sinusoids_jax.error(params, points),
+        to="init",
+        strength=settings["strength"],
     )
-    adapted = mlox.Problem.create(
-        name="adapted",
-        params=params,
-        tx=optax.sgd(settings["inner_rate"]),
-        loss_fn=mlox.Proximal(
-            lambda params, points, ctx: sinusoids.error(params, points),
-            to="init",
-            strength=settings["strength"],
-        ),
-        apply_fn=sinusoids.error,
-        reset=lambda params, ctx: ctx.init.params,
-        method=mlox.Implicit(mlox.CG(settings["products"])),
-        unroll_steps=steps,
-        tasks=settings["tasks"],
-    )
-    engine = mlox.Engine(
-        [init, adapted],
-        u2l={init: [adapted]},
-        l2u={adapted: [init]},
-        metrics="none" if settings.get("silent") else "all",
-    )
-    batches = {
-        "adapted": jax.tree.map(lambda x: jnp.stack([x] * steps, 1), support),
-        "init": jax.tree.map(lambda x: x[:, None], query),
-    }
-    return sinusoids.side(
-        engine.step,
-        engine.init(),
-        batches,
-        lambda state: state["init"].params,
-        settings,
-    )
+    method = mlox.Implicit(mlox.CG(settings["products"]))
+    return _sinusoids_mlox.build(given, settings, method, loss)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from _comparison import Comparison, Part
+from peers.floors import ARRAYS
 
 ROWS, COLUMNS, LOWER_RATE = 500, 20, 0.5
 # What Betty's configuration holds for each method, with which mlox does the same.
@@ -81,11 +82,9 @@ def _comparison(
 
 def _parts(cycles: int) -> Iterator[Part]:
     yield Part("mlox", "jax", "peers.logistic_mlox")
-    yield Part("by hand", "jax", "peers.logistic_hand", at_most=1.05)
-    if cycles == 1:
-        states = {"train states": True}
-        name, module = "by hand, TrainStates", "peers.logistic_hand"
-        yield Part(name, "jax", module, states, at_most=1.05)
+    hand = "peers.logistic_hand"
+    yield Part("by hand", "jax", hand, {"train states": True}, at_most=1.05)
+    yield Part("by hand, arrays", "jax", hand, remark=ARRAYS)
     run = {"run": True}
     yield Part("mlox, Engine.run", "jax", "peers.logistic_mlox", run, remark=RUN)
     at_least = None if cycles == 1 else 25.0

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from _side import Side
 from peers import _betty
-from peers._betty import Batch, Params
+from peers._parameters_torch import Batch, Params
 from torch.nn import functional
 
 

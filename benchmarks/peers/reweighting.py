@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from _comparison import Comparison, Part
@@ -122,32 +122,71 @@ def _dense(generator: np.random.Generator, sizes: tuple[int, ...]) -> Arrays:
     return found
 
 
+class Classifier(NamedTuple):
+    """A model, and how it is compared.
+
+    Attributes:
+        model: "MLP", "CNN" or "transformer".
+        sizes: What the table calls its sizes.
+        make: Draw its parameters, and make what draws its batches.
+        lengths: The upper steps of one sample, by the lower steps of each.
+        at_least: How much longer Betty must take.
+    """
+
+    model: str
+    sizes: str
+    make: Callable[[np.random.Generator], tuple[Arrays, Draw]]
+    lengths: Mapping[int, int]
+    at_least: float
+
+
+SMALL, LARGE, CONVOLUTIONAL, ATTENDING = CLASSIFIERS = (
+    Classifier(
+        model="MLP",
+        sizes="784-200-10",
+        make=functools.partial(mlp, hidden=(200,)),
+        lengths={1: 60, 5: 30},
+        at_least=2.0,
+    ),
+    Classifier(
+        model="MLP",
+        sizes="784-512-512-10",
+        make=functools.partial(mlp, hidden=(512, 512)),
+        lengths={1: 60, 5: 30},
+        at_least=2.0,
+    ),
+    Classifier(
+        model="CNN",
+        sizes="32 and 64 kernels",
+        make=functools.partial(cnn, channels=32, batch=16),
+        lengths={1: 30, 5: 10},
+        at_least=0.9,
+    ),
+    Classifier(
+        model="transformer",
+        sizes="4 x 256",
+        make=functools.partial(transformer, layers=4, width=256, batch=8, length=32),
+        lengths={1: 3},
+        at_least=1.5,
+    ),
+)
+
+
 def comparisons() -> Iterator[Comparison]:
     """List the classifiers, methods and lengths."""
-    small, large = (functools.partial(mlp, hidden=h) for h in ((200,), (512, 512)))
-    for make, sizes in ((small, "784-200-10"), (large, "784-512-512-10")):
-        for unroll, length in ((1, 60), (5, 30)):
-            yield _comparison("MLP", sizes, make, unroll, length, 2.0)
-    yield _comparison("MLP", "784-200-10", small, 1, 60, 2.0, "Neumann 3", NEUMANN)
-    convolutional = functools.partial(cnn, channels=32, batch=16)
-    for unroll, length in ((1, 30), (5, 10)):
-        yield _comparison(
-            "CNN", "32 and 64 kernels", convolutional, unroll, length, 0.9
-        )
-    attending = functools.partial(transformer, layers=4, width=256, batch=8, length=32)
-    yield _comparison("transformer", "4 x 256", attending, 1, 3, 1.5)
+    for classifier in CLASSIFIERS:
+        for unroll in classifier.lengths:
+            yield _comparison(classifier, unroll)
+    yield _comparison(SMALL, 1, "Neumann 3", NEUMANN)
 
 
 def _comparison(
-    model: str,
-    sizes: str,
-    make: Callable[..., tuple[Arrays, Draw]],
+    classifier: Classifier,
     unroll: int,
-    length: int,
-    at_least: float,
     method: str = "DARTS",
     betty: Mapping[str, Any] = DARTS,
 ) -> Comparison:
+    model, sizes, make, lengths, at_least = classifier
     return Comparison(
         group="Meta-Weight-Net",
         job=f"{model} {sizes}, {method}, {unroll} lower steps",
@@ -181,8 +220,8 @@ def _comparison(
         ),
         steps=4,
         tolerance=1e-3,
-        length=length,
-        quick=unroll == 1 and (model, sizes, method) == ("MLP", "784-200-10", "DARTS"),
+        length=lengths[unroll],
+        quick=classifier is SMALL and unroll == 1 and method == "DARTS",
     )
 
 

@@ -1,0 +1,31 @@
+"""The side of gradients.py in PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from _side import Side
+from peers import _reweighting_torch
+from peers._parameters_torch import Parameters, list_batches, part_of
+
+
+def build(given: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Side:
+    """Build the step, on one thread."""
+    torch.set_num_threads(1)
+    each = _reweighting_torch.losses(settings["model"])
+    given = _reweighting_torch.laid_out(given, settings["model"])
+    state = Parameters(part_of(given, "lower params/"))
+    optimizer = torch.optim.SGD(state.parameters(), lr=settings["rate"])
+    upcoming = itertools.cycle(list_batches(part_of(given, "upper batches/")))
+
+    def advance(steps: int) -> None:
+        for batch in itertools.islice(upcoming, steps):
+            optimizer.zero_grad()
+            each(state.arrays, batch).mean().backward()
+            optimizer.step()
+
+    return Side(advance, state.values, {"PyTorch": torch.__version__})
