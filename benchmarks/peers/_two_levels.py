@@ -73,7 +73,7 @@ def by_mlox(job: Job, settings: Settings, data: Data | None) -> Side:
         while True:
             yield ours.stack(iterators)
 
-    batches = stacked() if data else itertools.repeat(job.batches)
+    batches = _prepared(stacked(), data) if data else itertools.repeat(job.batches)
     start = ours.init()
     return _stepped(job, ours.step, start, batches, settings["cycles"], _params_of)
 
@@ -89,7 +89,7 @@ def by_hand(job: Job, settings: Settings, data: Data | None) -> Side:
                 "upper": _stack(itertools.islice(upper, 1)),
             }
 
-    batches = stacked() if data else itertools.repeat(job.batches)
+    batches = _prepared(stacked(), data) if data else itertools.repeat(job.batches)
     step, start, params_of = _by_hand.step(job), _by_hand.state(job), _itself
     if settings.get("train states"):
         step, start = _by_hand.train_state_step(job), _by_hand.train_states(job)
@@ -142,6 +142,15 @@ def _by_run(job: Job, ours: mlox.Engine, cycles: int, data: Data | None) -> Side
         jax.block_until_ready(state)
 
     return Side(advance, lambda: _arrays(_params_of(state)), _about(), compiled.facts)
+
+
+def _prepared(batches: Iterator[PyTree], data: Data) -> Iterator[PyTree]:
+    """Repeat the batches of steps, which lie stacked in memory, as Betty's tensors do.
+
+    All problems have as many batches, so that after as many steps the first one comes.
+    """
+    (count,) = {len(part) for part in data.values()}
+    return itertools.cycle(map(jax.device_put, itertools.islice(batches, count)))
 
 
 def _dispatches(steps: int, cycles: int) -> int:

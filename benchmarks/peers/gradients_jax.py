@@ -31,7 +31,7 @@ def build(given: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Side:
         for name, array in given.items()
         if name.startswith(prefix)
     }
-    data = _reweighting.data_of(given)["upper"]
+    data = jax.device_put(_reweighting.data_of(given)["upper"])
     compiled = _timing.compiled(step, state, data[0], settings.get("options"))
     upcoming = itertools.cycle(data)
 
@@ -45,6 +45,6 @@ def build(given: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Side:
         jax.block_until_ready(state)
 
     def outcome() -> dict[str, np.ndarray]:
-        return {name: np.asarray(array) for name, array in state.items()}
+        return {"losses": np.asarray(each(state, data[0]))}
 
     return Side(advance, outcome, {"JAX": jax.__version__}, compiled.facts)

@@ -20,7 +20,8 @@ def build(given: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Side:
     given = _reweighting_torch.laid_out(given, settings["model"])
     state = Parameters(part_of(given, "lower params/"))
     optimizer = torch.optim.SGD(state.parameters(), lr=settings["rate"])
-    upcoming = itertools.cycle(list_batches(part_of(given, "upper batches/")))
+    data = list_batches(part_of(given, "upper batches/"))
+    upcoming = itertools.cycle(data)
 
     def advance(steps: int) -> None:
         for batch in itertools.islice(upcoming, steps):
@@ -28,4 +29,7 @@ def build(given: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Side:
             each(state.arrays, batch).mean().backward()
             optimizer.step()
 
-    return Side(advance, state.values, {"PyTorch": torch.__version__})
+    def outcome() -> dict[str, np.ndarray]:
+        return {"losses": each(state.arrays, data[0]).detach().numpy()}
+
+    return Side(advance, outcome, {"PyTorch": torch.__version__})
