@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import itertools
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _side import Given, Side
+from flax.training.train_state import TrainState
 
 PyTree = Any
 Points = tuple[jax.Array, jax.Array]
@@ -91,6 +93,41 @@ def side(
         return found
 
     return Side(advance, outcome, versions(), made.facts)
+
+
+def counted(
+    step: _timing.Step, state: PyTree, settings: Mapping[str, Any]
+) -> tuple[_timing.Step, PyTree]:
+    """Return a step by hand on Flax's TrainStates, and its first state.
+
+    They count their steps, as mlox's problems do.
+
+    Args:
+        step: One upper step on (weights, state of the optimizer, weights of all tasks).
+        state: Where it starts.
+        settings: "inner_steps".
+    """
+    make = functools.partial(TrainState, step=jnp.int32(0), apply_fn=None, tx=None)
+    params, opt_state, fits = state
+    start = {
+        "init": make(params=params, opt_state=opt_state),
+        "adapted": make(params=fits, opt_state=()),
+    }
+
+    def wrapped(state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
+        init, adapted = state["init"], state["adapted"]
+        plain = init.params, init.opt_state, adapted.params
+        (params, opt_state, fits), metrics = step(plain, batch)
+        return {
+            "init": init.replace(
+                params=params, opt_state=opt_state, step=init.step + 1
+            ),
+            "adapted": adapted.replace(
+                params=fits, step=adapted.step + settings["inner_steps"]
+            ),
+        }, metrics
+
+    return wrapped, start
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from _comparison import Comparison, Part
 from peers import _sinusoids
+from peers.floors import ARRAYS
 
 # With a weaker pull the matrices of some tasks are indefinite, and conjugate gradients
 # magnify rounding errors: programs in float32 no longer agree.
@@ -23,7 +24,9 @@ SETTINGS = {
     "products": 5,
 }
 MLOX = Part("mlox", "jax", "peers.implicit_maml_mlox")
-BY_HAND = Part("by hand", "jax", "peers.implicit_maml_hand", at_most=1.05)
+HAND = "peers.implicit_maml_hand"
+BY_HAND = Part("by hand", "jax", HAND, {"bare arrays": False}, at_most=1.05)
+BARE = Part("by hand, arrays", "jax", HAND, {"bare arrays": True}, remark=ARRAYS)
 TORCHOPT = Part(
     "TorchOpt, loop",
     "torchopt",
@@ -61,7 +64,7 @@ def compare(
 
 SILENT = MLOX._replace(environment="jaxopt")
 COMPARISONS = (
-    compare(1, (MLOX, BY_HAND, TORCHOPT), 10),
+    compare(1, (MLOX, BY_HAND, BARE, TORCHOPT), 10),
     compare(1, (SILENT, JAXOPT), 50, dispatch=10, silent=True),
     compare(32, (MLOX, BY_HAND, LOOP), 2),
     compare(32, (SILENT, JAXOPT), 50, dispatch=10, silent=True),

@@ -12,10 +12,13 @@ from typing import Any
 
 from _comparison import Comparison, Part
 from peers import _sinusoids
+from peers.floors import ARRAYS
 
 SETTINGS = {"inner_steps": 5, "inner_rate": 0.01, "outer_rate": 1e-3}
 MLOX = Part("mlox", "jax", "peers.maml_mlox")
-BY_HAND = Part("by hand", "jax", "peers.maml_hand", at_most=1.05)
+HAND = "peers.maml_hand"
+BY_HAND = Part("by hand", "jax", HAND, {"bare arrays": False}, at_most=1.05)
+BARE = Part("by hand, arrays", "jax", HAND, {"bare arrays": True}, remark=ARRAYS)
 TORCHOPT = Part(
     "TorchOpt, loop", "torchopt", "peers.maml_torchopt", remark="as its tutorial"
 )
@@ -52,7 +55,7 @@ def compare(
 
 LOOP = TORCHOPT._replace(at_least=TARGET)
 COMPARISONS = (
-    compare(1, (MLOX, BY_HAND, TORCHOPT, VMAPPED, HIGHER), 40),
+    compare(1, (MLOX, BY_HAND, BARE, TORCHOPT, VMAPPED, HIGHER), 40),
     compare(1, (MLOX, BY_HAND, TORCHOPT), 50, dispatch=10),
     compare(32, (MLOX, BY_HAND, LOOP, VMAPPED, HIGHER), 5),
     compare(32, (MLOX, BY_HAND, LOOP, VMAPPED), 10, dispatch=10),

@@ -48,4 +48,8 @@ def build(given: Given, settings: Mapping[str, Any]) -> Side:
     params = sinusoids.start(given)
     state = params, outer.init(params), sinusoids.copies(params, settings["tasks"])
     batches = tuple(sinusoids.points(given, part) for part in ("support", "query"))
-    return sinusoids.side(step, state, batches, lambda state: state[0], settings)
+    if settings["bare arrays"]:
+        return sinusoids.side(step, state, batches, lambda state: state[0], settings)
+    step, state = sinusoids.counted(step, state, settings)
+    weights = lambda state: state["init"].params
+    return sinusoids.side(step, state, batches, weights, settings)
