@@ -72,7 +72,26 @@ def losses(
     remat: bool = False,
     written_out: bool = False,
 ) -> jax.Array:
-    """Return the loss of each sequence.
+    """Return the loss of each sequence; the arguments are those of `scores`."""
+    found = scores(params, tokens, shape, remat=remat, written_out=written_out)
+    return losses_of_scores(found, tokens)
+
+
+def losses_of_scores(found: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Return the loss of each sequence, from the scores of its words."""
+    each = optax.softmax_cross_entropy_with_integer_labels(found, tokens[:, 1:])
+    return each.mean(-1)
+
+
+def scores(
+    params: PyTree,
+    tokens: jax.Array,
+    shape: Shape,
+    *,
+    remat: bool = False,
+    written_out: bool = False,
+) -> jax.Array:
+    """Return the scores of all words, at each place of each sequence.
 
     Args:
         params: See `init`.
@@ -89,9 +108,7 @@ def losses(
         params["blocks"],
         unroll=shape.layers if written_out else 1,
     )
-    scores, labels = x @ params["scores"], tokens[:, 1:]
-    each = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
-    return each.mean(-1)
+    return x @ params["scores"]
 
 
 def _block(params: PyTree, x: jax.Array, heads: int) -> jax.Array:
@@ -133,6 +150,7 @@ def engine(
     *,
     params: PyTree | None = None,
     each: Callable[[PyTree, jax.Array], jax.Array] | None = None,
+    outputs: Callable[[PyTree, jax.Array], jax.Array] | None = None,
     tx: optax.GradientTransformation = ADAM,
     **options: Any,
 ) -> mlox.Engine:
@@ -144,15 +162,24 @@ def engine(
         steps: Of the decoder for each step of the weights.
         params: Of the decoder; may be shapes and dtypes alone, to compile.
         each: (params, tokens) -> the loss of each sequence; see `losses`.
+        outputs: (params, tokens) -> scores, if the decoder's loss is to be composed of
+            them, for `mlox.GaussNewton`; see `scores`.
         tx: The optimizer of the decoder.
         **options: Of the engine.
     """
     each = each or (lambda params, tokens: losses(params, tokens, shape))
 
-    def fit_loss(params: PyTree, batch: PyTree, ctx: mlox.Context) -> jax.Array:
-        weights = jax.nn.sigmoid(ctx["weights"].params[batch["i"]])
-        return jnp.mean(weights * each(params, batch["t"]))
+    def weighted(found: jax.Array, batch: PyTree, ctx: mlox.Context) -> jax.Array:
+        return jnp.mean(jax.nn.sigmoid(ctx["weights"].params[batch["i"]]) * found)
 
+    fit_loss = lambda params, batch, ctx: weighted(each(params, batch["t"]), batch, ctx)
+    if outputs is not None:
+        fit_loss = mlox.Composed(
+            lambda params, batch, ctx: outputs(params, batch["t"]),
+            lambda found, batch, ctx: weighted(
+                losses_of_scores(found, batch["t"]), batch, ctx
+            ),
+        )
     weights = mlox.Problem.create(
         name="weights",
         params=jnp.zeros(steps * shape.rows, jnp.float32),

@@ -33,6 +33,8 @@ class Job:
         batches: {"lower": [unroll, ...], "upper": [1, ...]}.
         method: A method of mlox, which the other side writes by hand.
         loops: Whether the loops are loops, or written out.
+        parts: The lower's loss in two parts, for `mlox.GaussNewton`: (lower params,
+            batch) -> outputs, and the loss of these in the place of the params.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Job:
     batches: dict[str, PyTree]
     method: Any
     loops: bool = True
+    parts: tuple[Callable[[PyTree, PyTree], PyTree], Loss] | None = None
 
     @property
     def unroll(self) -> int:
@@ -140,21 +143,28 @@ def _reweighting(
         label = np.where(generator.random(batch) < noise, other, label)
         return jnp.float32(x), jnp.int32(label)
 
-    def losses(lower: PyTree, batch: PyTree) -> tuple[jax.Array, jax.Array]:
-        x, label = batch
-        scores = logits(lower, x)
+    def outputs(lower: PyTree, batch: PyTree) -> jax.Array:
+        return logits(lower, batch[0])
+
+    def losses(scores: jax.Array, batch: PyTree) -> tuple[jax.Array, jax.Array]:
+        label = batch[1]
         each = optax.softmax_cross_entropy_with_integer_labels(scores, label)
         return each, jnp.mean(scores.argmax(-1) == label)
 
-    def lower_loss(lower: PyTree, upper: PyTree, batch: PyTree) -> dict[str, jax.Array]:
-        each, accuracy = losses(lower, batch)
+    def weighted(
+        scores: jax.Array, upper: PyTree, batch: PyTree
+    ) -> dict[str, jax.Array]:
+        each, accuracy = losses(scores, batch)
         weight = jax.nn.sigmoid(
             _apply_dense(upper, jax.lax.stop_gradient(each)[:, None])[:, 0]
         )
         return {"loss": jnp.mean(weight * each), "accuracy": accuracy}
 
+    def lower_loss(lower: PyTree, upper: PyTree, batch: PyTree) -> dict[str, jax.Array]:
+        return weighted(outputs(lower, batch), upper, batch)
+
     def upper_loss(lower: PyTree, upper: PyTree, batch: PyTree) -> dict[str, jax.Array]:
-        each, accuracy = losses(lower, batch)
+        each, accuracy = losses(outputs(lower, batch), batch)
         return {"loss": jnp.mean(each), "accuracy": accuracy}
 
     return Job(
@@ -171,6 +181,7 @@ def _reweighting(
         },
         method=method,
         loops=loops,
+        parts=(outputs, weighted),
     )
 
 
@@ -188,14 +199,24 @@ def engine(job: Job, **options: Any) -> mlox.Engine:
         name="lower",
         params=job.lower,
         tx=job.lower_tx,
-        loss_fn=lambda params, batch, ctx: job.lower_loss(
-            params, ctx.upper.params, batch
-        ),
+        loss_fn=_lower_loss(job),
         method=job.method,
         unroll_steps=job.unroll,
     )
     return mlox.Engine(
         [upper, lower], u2l={"upper": ["lower"]}, l2u={"lower": ["upper"]}, **options
+    )
+
+
+def _lower_loss(job: Job) -> Callable[[PyTree, PyTree, mlox.Context], PyTree]:
+    if job.parts is None or not isinstance(job.method, mlox.GaussNewton):
+        return lambda params, batch, ctx: job.lower_loss(
+            params, ctx.upper.params, batch
+        )
+    outputs, loss = job.parts
+    return mlox.Composed(
+        lambda params, batch, ctx: outputs(params, batch),
+        lambda found, batch, ctx: loss(found, ctx.upper.params, batch),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import _record
 import _side_by_side
+import accelerator
 from bilevel import tables
 
 PAGE = Path(__file__).with_name("RESULTS.md")
@@ -25,7 +26,6 @@ PROGRAMS = {
     "growth": ("Growth", "not run yet"),
     "attribution": ("Data attribution", "not run yet"),
     "scaling": ("Many devices", "not run yet"),
-    "accelerator": ("On an accelerator", "not measured on a GPU"),
 }
 """The headings of the other programs, and what is said where one has no results."""
 
@@ -41,6 +41,10 @@ def render(folder: Path) -> str:
         else:
             command = f"`python benchmarks/{name}.py`"
             parts.append(f"## {title}\n\n{command}: {missing}.")
+    measured, counted = (
+        _record.read(name, folder) for name in ("accelerator", "operations")
+    )
+    parts.append(accelerator.section(measured, counted))
     parts.append(tables.section(bilevel_results()))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

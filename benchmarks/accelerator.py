@@ -3,11 +3,13 @@
     pip install -e . "jax[cuda12]"        # on a bare machine with an NVIDIA card
     python benchmarks/accelerator.py      # at most eight minutes
     python benchmarks/accelerator.py --size tiny --results FOLDER    # also on a CPU
+    python benchmarks/accelerator.py --operations    # the price alone, without a device
 
 Every part has a process and a time of its own. A row that fails says why, and one for
 which no time is left says so. Results are written to benchmarks/results only from an
 accelerator; from a CPU to where --results says. The exit code is 1 if a row has failed,
-or a hypergradient is less exact than the precision allows.
+or a hypergradient is less exact than the precision allows. Operations, which need no
+accelerator, have a file of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import _record
-from on_accelerator import tables
+from on_accelerator import operations, tables
 from on_accelerator.parts import (
     ON_CPU,
     Part,
@@ -95,9 +97,21 @@ def progress(part: Part, rows: list[Row], end: float) -> str:
     return f"{words}; {end - time.monotonic():.0f} s are left"
 
 
-def section(found: Mapping[str, Any] | None) -> str:
-    """Return the results as Markdown."""
-    return tables.section(found)
+def count(place: Place, seconds: float) -> list[Row]:
+    """Count operations alone."""
+    (part,) = (part for part in PARTS if part.name == "work")
+    names = tuple(rows_of(part.name, place))
+    return finish(start(part, names, place, seconds))
+
+
+def section(
+    found: Mapping[str, Any] | None, counted: Mapping[str, Any] | None = None
+) -> str:
+    """Return the results as Markdown; without any, the operations, if counted."""
+    text = tables.section(found)
+    if found is None and counted is not None:
+        return f"{text}\n\n{operations.section(counted)}"
+    return text
 
 
 def main() -> int:
@@ -105,6 +119,7 @@ def main() -> int:
     parser.add_argument("--size", default="full", choices=("full", "tiny"))
     parser.add_argument("--results", type=Path, help="default: benchmarks/results")
     parser.add_argument("--rows", type=int, help="make only the first of each part")
+    parser.add_argument("--operations", action="store_true", help="count them alone")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=SECONDS)
@@ -118,6 +133,8 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         place = Place(options.size, Path(folder), options.rows)
+        if options.operations:
+            return write_operations(count(place, options.seconds), options)
         parts = all_parts(place, options.seconds)
     command = f"python benchmarks/accelerator.py --size {options.size}"
     found = {**_record.about(command), "size": options.size, "parts": parts}
@@ -128,6 +145,16 @@ def main() -> int:
     wrong = tables.wrong(found)
     print("\n".join(wrong))
     return int(bool(wrong))
+
+
+def write_operations(rows: list[Row], options: argparse.Namespace) -> int:
+    """Print the operations, and write them; return 1 if one was not counted."""
+    command = f"python benchmarks/accelerator.py --operations --size {options.size}"
+    found = {**_record.about(command), "size": options.size, "rows": rows}
+    print(operations.section(found))
+    if options.results or options.size == "full":
+        print(_record.write("operations", found, options.results or _record.FOLDER))
+    return int(len(tables.measured(rows)) < len(rows))
 
 
 if __name__ == "__main__":

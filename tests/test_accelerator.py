@@ -50,6 +50,70 @@ def test_without_a_measurement_the_section_says_so(programs):
     assert "not measured on a GPU" in text
 
 
+def test_operations_are_shown_until_an_accelerator_is_measured(programs):
+    accelerator, record = programs("accelerator"), programs("_record")
+    rows = [
+        {"row": "decoder, SAMA()", "price": 2.667},
+        {"row": "decoder, Implicit(CG(5))", "price": 8.0, "product": 1.5},
+        {"row": "MLP, Implicit(CG(5))", "price": 8.5, "product": 1.25},
+        {"row": "MLP, SAMA()", "failed": "MemoryError: "},
+    ]
+    counted = {**record.about("python some.py"), "rows": rows}
+    text = accelerator.section(None, counted)
+    assert text.startswith(accelerator.section(None))
+    assert "| SAMA() | 2.67 |  |  |  | 2.2 | missed: decoder |" in text
+    assert "| Implicit(CG(5)) | 8.00 | 1.50 | 8.50 | 1.25 | 9 | met |" in text
+    assert "- operations, MLP, SAMA(): MemoryError: " in text
+    assert "`python some.py`" in text
+
+
+@pytest.fixture
+def single():
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
+
+
+@pytest.mark.usefixtures("single")
+def test_every_iteration_of_a_solver_is_counted(programs):
+    work = programs("on_accelerator.work")
+    sizes = programs("on_accelerator.sizes").SIZES["tiny"]
+    method = mlox.GaussNewton(mlox.CG(3, damping=1.0))
+    found = work.count(work.network, method, sizes)
+    assert 1.0 < found["product"] < 1.1  # not a third of it, as in a loop
+    assert 5.0 < found["price"] < 6.0
+
+
+def test_products_by_differences_solve_a_linear_system(programs):
+    work = programs("on_accelerator.work")
+    matrix = jnp.array([[2.0, 1.0], [1.0, 3.0]])
+    answer = mlox.Answer(
+        point=jnp.ones(2),
+        residual=lambda y: matrix @ y - 1.0,
+        system=mlox.System.DEFINITE,
+        pull_update=lambda v: v,
+    )
+    method = work.Differences(mlox.CG(2))
+    found, _ = method.multiplier(answer, jnp.array([3.0, 4.0]))
+    np.testing.assert_allclose(found, 1.0, rtol=1e-9)
+    slope = method.pairing(lambda y: y @ matrix @ y, answer.point, found)
+    np.testing.assert_allclose(slope, 14.0)
+    zero, _ = method.multiplier(answer, jnp.zeros(2))
+    np.testing.assert_array_equal(zero, 0.0)
+
+
+@pytest.mark.usefixtures("single")
+def test_losses_in_two_parts_are_those_in_one(programs):
+    job = programs("_jobs").mlp(1, None, width=4, batch=3)
+    outputs, loss = job.parts
+    batch = jax.tree.map(lambda x: x[0], job.batches["lower"])
+    found = loss(outputs(job.lower, batch), job.upper, batch)
+    assert found["loss"] == job.lower_loss(job.lower, job.upper, batch)["loss"]
+
+
 def test_the_blocks_of_the_decoder_are_the_same_in_a_loop_recomputed_or_written_out(
     programs,
 ):
@@ -85,6 +149,18 @@ def test_an_engine_is_built_while_jax_traces():
 
     shapes = jax.eval_shape(made)
     assert shapes["y"].params.shape == (2,)
+
+
+@pytest.mark.slow
+def test_the_command_counts_operations_without_a_device(tmp_path):
+    command = [sys.executable, FOLDER / "accelerator.py", "--operations"]
+    command += ["--size", "tiny", "--rows", "1", "--results", tmp_path]
+    subprocess.run(command, check=True, timeout=600)
+    (path,) = tmp_path.iterdir()
+    (row,) = json.loads(path.read_text())["rows"]
+    assert path.name == "operations.json"
+    assert row["row"] == "decoder, FiniteDifference()"
+    assert 1.5 < row["price"] < 2.0
 
 
 @pytest.mark.slow

@@ -80,8 +80,11 @@ def sequences(
     method: Any, shape: _decoder.Shape, *, written_out: bool = False
 ) -> Priced:
     """Weigh the sequences of a decoder, with loops or without."""
-    each = partial(_decoder.losses, shape=shape, written_out=written_out)
-    options = {"unroll_loops": True} if written_out else {}
+    how = {"shape": shape, "written_out": written_out}
+    each = partial(_decoder.losses, **how)
+    options: dict[str, Any] = {"unroll_loops": True} if written_out else {}
+    if isinstance(method, mlox.GaussNewton):
+        options["outputs"] = partial(_decoder.scores, **how)
     params, found = _decoder.init(shape), _decoder.batches(shape, 1)
     made = _decoder.engine(shape, method, 1, params=params, each=each, **options)
     weights = made.init()["weights"].params

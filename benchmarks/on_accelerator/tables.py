@@ -19,6 +19,8 @@ SAME = 0.02
 """The largest relative difference of hypergradients whose products are in TF32."""
 
 PRICES = {"FiniteDifference()": 2.2, "SAMA()": 2.2, "Implicit(CG(5))": 9.0}
+"""The targets for the price of one step of the upper."""
+
 BY_HAND = 1.05
 
 
@@ -37,8 +39,8 @@ def section(found: Found | None) -> str:
             _largest(parts["largest"]),
             _speed(parts["speed"]),
             *_beside_betty(parts["beside_betty"]),
-            *_listed("Targets that were missed", missed(parts)),
-            *_listed("Rows without a figure", _left_out(parts)),
+            *listed("Targets that were missed", missed(parts)),
+            *listed("Rows without a figure", left_out(parts)),
         ]
     )
 
@@ -55,14 +57,14 @@ def wrong(found: Found) -> list[str]:
     return [*failed, *_different(parts["loops"])] + [
         f"{row['row']}: an error of {row['errors'][key]:.1e} in {key}, more than "
         f"{row['accepted'][key]:.1e}"
-        for row in _measured(parts["correctness"])
+        for row in measured(parts["correctness"])
         for key in row["wrong"]
     ]
 
 
 def _different(rows: Sequence[Row]) -> Iterator[str]:
     """List the loops whose hypergradient is of another size than the first one's."""
-    timed = [row for row in _measured(rows) if row["timed"] == row["steps"]]
+    timed = [row for row in measured(rows) if row["timed"] == row["steps"]]
     for row in timed[1:]:
         if abs(row["size"] / timed[0]["size"] - 1) > SAME:
             yield f"{row['row']}: of size {row['size']:.4g}, not {timed[0]['size']:.4g}"
@@ -70,18 +72,18 @@ def _different(rows: Sequence[Row]) -> Iterator[str]:
 
 def missed(parts: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     """Say which targets were missed."""
-    loops = {row["row"]: row for row in _measured(parts["loops"])}
+    loops = {row["row"]: row for row in measured(parts["loops"])}
     if {PLAIN, MIXED} <= loops.keys():
         less, time = ratios(loops[PLAIN], loops[MIXED])
         if less < LESS_MEMORY:
             yield f"memory of a loop: {less:.1f} times less, not {LESS_MEMORY:g}"
         if time is not None and time > TIME:
             yield f"time of a loop: {time:.2f} of plain reverse mode, not {TIME:g}"
-    for row in _measured(parts["price"]):
+    for row in measured(parts["price"]):
         target = PRICES.get(row["row"].split(", ", 1)[1])
         if target and row["price"] > target:
             yield f"price, {row['row']}: {row['price']:.2f}, not {target:g}"
-    for row in _measured(parts["speed"]):
+    for row in measured(parts["speed"]):
         for key in ("one", "many"):
             ratio = row[key]["mlox"] / row[key]["by hand"]
             if ratio > BY_HAND:
@@ -110,7 +112,7 @@ def _about(found: Found, row: Row) -> str:
 def _correctness(rows: Sequence[Row]) -> str:
     head = ["relative error of the hypergradient", "float32", "TF32", "bfloat16 losses"]
     lines = []
-    for row in _measured(rows):
+    for row in measured(rows):
         keys = ("float32", "TF32", "bfloat16")
         both = [(row["errors"][key], row["accepted"][key]) for key in keys]
         lines.append([row["row"], *(f"{x:.1e} of {most:.1e}" for x, most in both)])
@@ -118,11 +120,11 @@ def _correctness(rows: Sequence[Row]) -> str:
         "### Every method beside float64 on the CPU\n\nOf the largest error that the "
         "precision allows, derived in `on_accelerator/correctness.py`."
     )
-    return f"{words}\n\n{_table(head, lines)}"
+    return f"{words}\n\n{table(head, lines)}"
 
 
 def _loops(rows: Sequence[Row]) -> str:
-    found = {row["row"]: row for row in _measured(rows)}
+    found = {row["row"]: row for row in measured(rows)}
     head = ["hypergradient", "temporaries", "peak", "time of a step", "beside plain"]
     lines = []
     for name, row in found.items():
@@ -152,22 +154,19 @@ def _loops(rows: Sequence[Row]) -> str:
             f"{of['parameters'] / 1e6:.3g} million parameters, one weight for each "
             "sequence. Temporaries are the compiler's, the peak is the device's.\n\n"
         )
-    return words + _table(head, lines)
+    return words + table(head, lines)
 
 
 def _price(rows: Sequence[Row], work: Mapping[str, Row]) -> str:
     head = ["job, method", "lower's step", "price", "by operations", "one product"]
     lines = []
-    for row in _measured(rows):
-        counted = work.get(row["row"], {})
-        has = "price" in counted
+    for row in measured(rows):
         lines.append(
             [
                 row["row"],
                 f"{1e3 * row['lower']:.3g} ms",
                 f"{row['price']:.2f}",
-                f"{counted['price']:.2f}" if has else "",
-                f"{counted['product']:.2f}" if has else "",
+                *counts(work.get(row["row"], {})),
             ]
         )
     words = (
@@ -176,7 +175,12 @@ def _price(rows: Sequence[Row], work: Mapping[str, Row]) -> str:
         "program. A product is one more product with the Hessian, which an iteration "
         "of CG makes, in the same unit."
     )
-    return f"{words}\n\n{_table(head, lines)}"
+    return f"{words}\n\n{table(head, lines)}"
+
+
+def counts(row: Row) -> list[str]:
+    """Return the price and a product by operations, where they were counted."""
+    return [f"{row[key]:.2f}" if key in row else "" for key in ("price", "product")]
 
 
 def _largest(rows: Sequence[Row]) -> str:
@@ -189,16 +193,16 @@ def _largest(rows: Sequence[Row]) -> str:
             _gigabytes(row["bytes"]),
             _gigabytes(row["limit"]),
         ]
-        for row in _measured(rows)
+        for row in measured(rows)
     ]
     words = "### The largest decoder for which a cycle fits, and has run"
-    return f"{words}\n\n{_table(head, lines)}"
+    return f"{words}\n\n{table(head, lines)}"
 
 
 def _speed(rows: Sequence[Row]) -> str:
     head = ["job, method", "mlox", "by hand", "ratio", "50 in a call", "difference"]
     lines = []
-    for row in _measured(rows):
+    for row in measured(rows):
         one, many = row["one"], row["many"]
         lines.append(
             [
@@ -210,11 +214,11 @@ def _speed(rows: Sequence[Row]) -> str:
             ]
         )
     words = "### Beside hand-written JAX, in float32"
-    return f"{words}\n\n{_table(head, lines)}"
+    return f"{words}\n\n{table(head, lines)}"
 
 
 def _beside_betty(rows: Sequence[Row]) -> Iterator[str]:
-    found = {row["row"]: row for row in _measured(rows)}
+    found = {row["row"]: row for row in measured(rows)}
     lines = []
     for name, theirs in found.items():
         job, side = name.rsplit(", ", 1)
@@ -225,10 +229,10 @@ def _beside_betty(rows: Sequence[Row]) -> Iterator[str]:
             lines.append([job, *seconds, ratio, f"{theirs['difference']:.0e}"])
     if lines:
         head = ["job", "mlox", "Betty", "Betty / mlox", "difference"]
-        yield f"### Beside Betty, in float32\n\n{_table(head, lines)}"
+        yield f"### Beside Betty, in float32\n\n{table(head, lines)}"
 
 
-def _left_out(parts: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+def left_out(parts: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     for part, rows in parts.items():
         for row in rows:
             why = row.get("failed") or row.get("skipped")
@@ -236,12 +240,12 @@ def _left_out(parts: Mapping[str, Sequence[Row]]) -> Iterator[str]:
                 yield f"{part}, {row['row']}: {why}"
 
 
-def _listed(title: str, lines: Iterator[str]) -> list[str]:
+def listed(title: str, lines: Iterator[str]) -> list[str]:
     items = [f"- {line}" for line in lines]
     return ["\n".join([f"{title}:", "", *items])] if items else []
 
 
-def _measured(rows: Sequence[Row]) -> list[Row]:
+def measured(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if "failed" not in row and "skipped" not in row]
 
 
@@ -249,6 +253,6 @@ def _gigabytes(size: float) -> str:
     return f"{size / 2**30:.3g} GiB"
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

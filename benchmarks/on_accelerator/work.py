@@ -2,20 +2,78 @@
 
 Counted by XLA in the optimized program for a CPU, as it counts none in the libraries
 that a GPU calls. The blocks of the decoder are written out, and are two, because a
-loop's body is counted once; that of CG is counted by itself.
+loop's body is counted once; so are the iterations of CG.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
 import mlox
 from on_accelerator import price
 from on_accelerator.parts import Place, Row, Rows
 from on_accelerator.sizes import SIZES, Sizes
+
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+"""How to compile what is counted, and not run: the machine code is not optimized."""
+
+Make = Callable[[Any, Sizes], price.Priced]
+
+
+@dataclasses.dataclass(frozen=True)
+class Differences:
+    """Solve as `mlox.Implicit`, with differences of gradients as the products.
+
+    A product takes one gradient, and has an error of first order in epsilon.
+
+    Attributes:
+        solver: The solver of the linear system.
+        epsilon: The length of the perturbation of all parameters.
+    """
+
+    solver: mlox.CG
+    epsilon: float = 0.01
+
+    def multiplier(
+        self, answer: mlox.Answer, cotangent: Any, guess: Any | None = None
+    ) -> tuple[Any, Any]:
+        """Solve (dG/dy) lambda = cotangent, about."""
+        slope = answer.residual(answer.point)
+
+        def product(v: Any) -> Any:
+            norm = optax.tree.norm(v)
+            step = self.epsilon / jnp.where(norm > 0, norm, 1)
+            moved = jax.tree.map(lambda y, v: y + step * v, answer.point, v)
+            found = answer.residual(moved)
+            return jax.tree.map(lambda a, b: (a - b) / step, found, slope)
+
+        return self.solver(product, cotangent, guess)
+
+    def pairing(
+        self, cost: Callable[[Any], jax.Array], point: Any, multiplier: Any
+    ) -> jax.Array:
+        """Return <multiplier, d cost/dy>, exactly."""
+        return jax.jvp(cost, (point,), (multiplier,))[1]
+
+
+CG = mlox.CG(5, damping=1.0)
+METHODS = {
+    **price.METHODS,
+    "SAMA(epsilon=0.01)": mlox.SAMA(epsilon=0.01),
+    "GaussNewton(CG(5))": mlox.GaussNewton(CG),
+    "CG(5), products by differences of gradients": Differences(CG),
+}
+"""Those that are timed, and what else may meet their targets."""
 
 
 def rows(place: Place) -> Rows:
@@ -23,9 +81,9 @@ def rows(place: Place) -> Rows:
     sizes = SIZES[place.size]
     makes = {"decoder": short_decoder, "MLP": network}
     return {
-        f"{name}, {word}": partial(count, make, method, sizes)
+        f"{name}, {word}": functools.partial(count, make, method, sizes)
         for name, make in makes.items()
-        for word, method in price.METHODS.items()
+        for word, method in METHODS.items()
     }
 
 
@@ -40,44 +98,43 @@ def network(method: Any, sizes: Sizes) -> price.Priced:
     return price.network(method, sizes, unroll_loops=True)
 
 
-def count(make: Any, method: Any, sizes: Sizes) -> Row:
-    """Return the operations of a cycle and of a step of the lower, and the price."""
-    job = make(method, sizes)
-    cycle = operations(job.engine.step, job.engine.init(), job.batches)
-    opt = price.ADAM.init(job.params)
-    lower = operations(job.lower, job.params, opt, job.batch)
-    product = operations_of_product(job)
-    cycle += (products(method) - 1) * product if products(method) else 0
-    return {
-        "lower": lower,
-        "product": product / lower,
-        "price": (cycle - lower) / lower,
-    }
+def count(make: Make, method: Any, sizes: Sizes) -> Row:
+    """Return the operations of a step of the lower, the price, and that of a product.
 
-
-def products(method: Any) -> int:
-    """Return how many products with a Hessian the solver of a method makes."""
+    A product is an iteration of the solver, the mean of all after the first.
+    """
+    lower = of_lower(make, sizes)
     solver = getattr(method, "solver", None)
-    return solver.iterations if isinstance(solver, mlox.CG) else 0
+    if not isinstance(solver, mlox.CG):
+        return {"lower": lower, "price": of_cycle(make, method, sizes) / lower - 1}
+    one, every = (
+        of_cycle(make, with_iterations(method, number), sizes)
+        for number in (1, solver.iterations)
+    )
+    product = (every - one) / (solver.iterations - 1)
+    return {"lower": lower, "product": product / lower, "price": every / lower - 1}
 
 
-def operations_of_product(job: price.Priced) -> float:
-    """Return the operations of one more product with a Hessian, linearized once."""
+def with_iterations(method: Any, number: int) -> Any:
+    """Return a method whose solver makes another number of iterations, written out."""
+    solver = dataclasses.replace(method.solver, iterations=number, unroll=True)
+    return dataclasses.replace(method, solver=solver)
 
-    def times(number: int) -> float:
-        def product(params: Any, v: Any, batch: Any) -> Any:
-            slope = lambda params: jax.grad(lambda p: job.loss(p, batch))(params)
-            push = jax.linearize(slope, params)[1]
-            for _ in range(number):
-                v = push(v)
-            return v
 
-        return operations(product, job.params, job.params, job.batch)
+def of_cycle(make: Make, method: Any, sizes: Sizes) -> float:
+    """Return the operations of a cycle."""
+    job = make(method, sizes)
+    return operations(job.engine.step, job.engine.init(), job.batches)
 
-    return times(2) - times(1)
+
+@functools.cache
+def of_lower(make: Make, sizes: Sizes) -> float:
+    """Return the operations of a step of the lower, which no method changes."""
+    job = make(mlox.SAMA(), sizes)
+    return operations(job.lower, job.params, price.ADAM.init(job.params), job.batch)
 
 
 def operations(function: Any, *args: Any) -> float:
     """Return the operations of a compiled function."""
-    found = jax.jit(function).lower(*args).compile().cost_analysis()
-    return found["flops"]
+    program = jax.jit(function).lower(*args).compile(QUICKLY)
+    return program.cost_analysis()["flops"]
