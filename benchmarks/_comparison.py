@@ -20,6 +20,8 @@ class Part(NamedTuple):
         at_most: The largest accepted ratio of mlox's processor time to its own.
         at_least: The least accepted ratio of its processor time to mlox's.
         remark: What a reader must know of this side, such as a floor.
+        variables: Environment variables of its process, which is its own then;
+            "{folder}" in one is a folder that lasts as long as the comparison.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Part(NamedTuple):
     at_most: float | None = None
     at_least: float | None = None
     remark: str = ""
+    variables: Mapping[str, str] = {}
 
 
 class Comparison(NamedTuple):

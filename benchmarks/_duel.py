@@ -77,6 +77,13 @@ class Duel(NamedTuple):
     amounts: Amounts
     folder: Path
 
+    def worker(
+        self, part: Part, core: int, variables: Mapping[str, str] = {}
+    ) -> Worker:
+        """Start a process for a side."""
+        own = {n: x.format(folder=self.folder) for n, x in part.variables.items()}
+        return Worker(self.python_of(part.environment), core, {**variables, **own})
+
     def build(self, worker: Worker, part: Part) -> tuple[Running, dict[str, Any]]:
         """Build a side in a process, and return what it says of itself, too."""
         path = self.folder / f"given_{self.comparison.parts.index(part)}.npz"
@@ -145,14 +152,15 @@ def _built(
     this: Duel, rows: Sequence[Row], stack: contextlib.ExitStack
 ) -> dict[int, Running]:
     """Build the sides; return those that have not failed."""
-    workers: dict[str, Worker] = {}
+    workers: dict[tuple[Any, ...], Worker] = {}
     sides: dict[int, Running] = {}
     for i, (part, row) in enumerate(zip(this.comparison.parts, rows, strict=True)):
         with failing(row):
-            worker = workers.get(part.environment)
+            key = part.environment, *part.variables.items()
+            worker = workers.get(key)
             if worker is None or worker.process.poll() is not None:
-                worker = Worker(this.python_of(part.environment), CORES[-1])
-                workers[part.environment] = stack.enter_context(worker)
+                worker = stack.enter_context(this.worker(part, CORES[-1]))
+                workers[key] = worker
             sides[i], found = this.build(worker, part)
             row |= {key: found[key] for key in ("about", "facts")}
     return sides
@@ -237,8 +245,7 @@ def _weigh(this: Duel, rows: Sequence[Row], sides: Iterable[int]) -> None:
             this.comparison.length,
         )
         with failing(rows[i]):
-            python = this.python_of(part.environment)
-            with Worker(python, core, RETURNED) as worker:
+            with this.worker(part, core, RETURNED) as worker:
                 side, built = this.build(worker, part)
                 side.order("advance", steps=steps)
                 peak = side.order("peak", steps=steps)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import _causes
 import _record
 
 Row = Mapping[str, Any]
@@ -81,6 +82,7 @@ def summary(found: Mapping[str, Any]) -> str:
         overview(n, [pair for _, *pair in each if pair[1]["name"] == n]) for n in peers
     ]
     parts = [f"**{met} of {len(aims)} targets are met.**", _lines(OVERVIEW, rows)]
+    parts += [_causes.MEMORY]
     missed = [
         (name, side["name"], target(side))
         for name, _, side in each
@@ -91,9 +93,31 @@ def summary(found: Mapping[str, Any]) -> str:
     ]
     if missed:
         parts += ["Missed:", _lines(("job", "beside", "target"), missed)]
+        parts += ["\n".join(_why(found))]
     if failed:
         parts += ["What failed:", _lines(("job", "side", "reason"), failed)]
     return "\n\n".join(parts)
+
+
+def missed_pairs(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return group and side of the targets that are missed."""
+    pairs = (
+        (one["group"], side["name"])
+        for one in found["comparisons"]
+        for side in one["sides"]
+        if target(side).startswith("missed")
+    )
+    return list(dict.fromkeys(pairs))
+
+
+def _why(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is known of the causes, each once with all that it explains."""
+    explained: dict[str, list[str]] = {}
+    for pair in missed_pairs(found):
+        if pair in _causes.CAUSES:
+            explained.setdefault(_causes.CAUSES[pair], []).append(" beside ".join(pair))
+    for text, pairs in explained.items():
+        yield f"- **{'; '.join(pairs)}.** {text}"
 
 
 def overview(name: str, pairs: Sequence[Sequence[Row]]) -> list[str]:

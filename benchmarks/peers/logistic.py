@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from _comparison import Comparison, Part
+from peers._cached import cached
 from peers.floors import ARRAYS
 
 ROWS, COLUMNS, LOWER_RATE = 500, 20, 0.5
@@ -27,6 +28,7 @@ METHODS = {
 # The upper steps of one sample, by the lower steps of each.
 LENGTHS = {1: 500, 10: 200, 100: 50}
 CYCLES = 50
+MLOX = Part("mlox", "jax", "peers.logistic_mlox")
 RUN = "a sample is one call, with all checks of its arguments"
 
 
@@ -72,7 +74,7 @@ def _comparison(
             "upper rate": 5.0,
             "prior": 1e-4,
         },
-        parts=tuple(_parts(cycles)),
+        parts=tuple(_parts(unroll, cycles)),
         steps=50,
         tolerance=1e-4,
         length=length,
@@ -80,13 +82,15 @@ def _comparison(
     )
 
 
-def _parts(cycles: int) -> Iterator[Part]:
-    yield Part("mlox", "jax", "peers.logistic_mlox")
+def _parts(unroll: int, cycles: int) -> Iterator[Part]:
+    yield MLOX
+    if unroll == 1 and cycles > 1:
+        yield cached(MLOX)
     hand = "peers.logistic_hand"
     yield Part("by hand", "jax", hand, {"train states": True}, at_most=1.05)
     yield Part("by hand, arrays", "jax", hand, remark=ARRAYS)
     run = {"run": True}
-    yield Part("mlox, Engine.run", "jax", "peers.logistic_mlox", run, remark=RUN)
+    yield MLOX._replace(name="mlox, Engine.run", settings=run, remark=RUN)
     at_least = None if cycles == 1 else 25.0
     yield Part("Betty", "betty", "peers.logistic_betty", at_least=at_least)
 

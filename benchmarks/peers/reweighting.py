@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from _comparison import Comparison, Part
+from peers._cached import cached
 
 Arrays = dict[str, np.ndarray]
 Draw = Callable[[float], tuple[np.ndarray, np.ndarray]]
 CLASSES, BATCHES, NOISE = 10, 8, 0.4
 DARTS = {"type": "darts", "darts_alpha": 0.01}
+MLOX = Part("mlox", "jax", "peers.reweighting_mlox")
+RUN = "a sample is one call, with all checks of its arguments"
 NEUMANN = {"type": "neumann", "neumann_iterations": 3, "neumann_alpha": 0.05}
 
 
@@ -201,7 +204,8 @@ def _comparison(
             "upper rate": 0.3,
         },
         parts=(
-            Part("mlox", "jax", "peers.reweighting_mlox"),
+            MLOX,
+            *([cached(MLOX)] if unroll == 1 else []),
             Part(
                 "by hand",
                 "jax",
@@ -209,13 +213,7 @@ def _comparison(
                 at_most=1.05,
                 remark="the floor of products and convolutions as XLA computes them",
             ),
-            Part(
-                "mlox, Engine.run",
-                "jax",
-                "peers.reweighting_mlox",
-                {"run": True},
-                remark="a sample is one call, with all checks of its arguments",
-            ),
+            MLOX._replace(name="mlox, Engine.run", settings={"run": True}, remark=RUN),
             Part("Betty", "betty", "peers.reweighting_betty", at_least=at_least),
         ),
         steps=4,
