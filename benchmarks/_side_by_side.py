@@ -93,7 +93,7 @@ def summary(found: Mapping[str, Any]) -> str:
     ]
     if missed:
         parts += ["Missed:", _lines(("job", "beside", "target"), missed)]
-        parts += ["\n".join(_why(found))]
+        parts += ["\n".join(_why(found))] if missed_pairs(found) else []
     if failed:
         parts += ["What failed:", _lines(("job", "side", "reason"), failed)]
     return "\n\n".join(parts)

@@ -195,6 +195,36 @@ def test_a_missed_target_is_said_to_be_missed(programs):
     assert "missed: ratio >= 2: 1.3" in section
 
 
+def test_a_cause_is_given_with_the_targets_that_it_explains(programs):
+    module, found = programs("_side_by_side"), results(programs)
+    (one,) = found["comparisons"]
+    one["group"] = "Meta-Weight-Net"
+    assert "PyTorch" not in module.summary(found)
+    one["sides"][1]["processor ratio"] = [1.0, 1.3, 1.4]
+    assert "- **Meta-Weight-Net beside Betty.** Products take" in module.summary(found)
+
+
+def test_every_missed_target_has_a_cause(programs):
+    found = programs("_record").read("side_by_side")
+    missed = programs("_side_by_side").missed_pairs(found)
+    assert set(missed) <= programs("_causes").CAUSES.keys()
+
+
+def test_a_side_with_variables_has_a_process_of_its_own(programs):
+    variables = {"TINY": "in {folder}"}
+    Part = programs("_comparison").Part
+    parts = tuple(
+        Part(name, "jax", "tests.tiny_side", {"read": "TINY"}, variables=own)
+        for name, own in (("without", {}), ("with", variables))
+    )
+    module = programs("_duel")
+    one = comparison(programs, {}, {})._replace(parts=parts)
+    few = module.Amounts(rounds=1, most=1, seconds=0.0)
+    sides = module.duel(one, lambda name: sys.executable, few)["sides"]
+    assert sides[0]["about"]["TINY"] == "None"
+    assert sides[1]["about"]["TINY"].startswith("in /")
+
+
 def test_results_of_another_machine_are_not_mixed(programs):
     every, found = programs("all"), results(programs)
     about = {**found, "machine": {"processor": "another"}}
