@@ -250,6 +250,7 @@ def _weigh(this: Duel, rows: Sequence[Row], sides: Iterable[int]) -> None:
                 side.order("advance", steps=steps)
                 peak = side.order("peak", steps=steps)
             rows[i]["memory"] = {"started": built["started"], **peak}
+            rows[i]["facts"] = built["facts"] if part.variables else rows[i]["facts"]
         cores.put(core)
 
     with ThreadPoolExecutor(len(CORES)) as pool:

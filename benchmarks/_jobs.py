@@ -33,7 +33,7 @@ class Job:
         batches: {"lower": [unroll, ...], "upper": [1, ...]}.
         method: A method of mlox, which the other side writes by hand.
         loops: Whether the loops are loops, or written out.
-        parts: The lower's loss in two parts, for `mlox.GaussNewton`: (lower params,
+        composed: The lower's loss in two parts, for `mlox.GaussNewton`: (lower params,
             batch) -> outputs, and the loss of these in the place of the params.
     """
 
@@ -47,7 +47,7 @@ class Job:
     batches: dict[str, PyTree]
     method: Any
     loops: bool = True
-    parts: tuple[Callable[[PyTree, PyTree], PyTree], Loss] | None = None
+    composed: tuple[Callable[[PyTree, PyTree], PyTree], Loss] | None = None
 
     @property
     def unroll(self) -> int:
@@ -181,7 +181,7 @@ def _reweighting(
         },
         method=method,
         loops=loops,
-        parts=(outputs, weighted),
+        composed=(outputs, weighted),
     )
 
 
@@ -209,11 +209,11 @@ def engine(job: Job, **options: Any) -> mlox.Engine:
 
 
 def _lower_loss(job: Job) -> Callable[[PyTree, PyTree, mlox.Context], PyTree]:
-    if job.parts is None or not isinstance(job.method, mlox.GaussNewton):
+    if job.composed is None or not isinstance(job.method, mlox.GaussNewton):
         return lambda params, batch, ctx: job.lower_loss(
             params, ctx.upper.params, batch
         )
-    outputs, loss = job.parts
+    outputs, loss = job.composed
     return mlox.Composed(
         lambda params, batch, ctx: outputs(params, batch),
         lambda found, batch, ctx: loss(found, ctx.upper.params, batch),

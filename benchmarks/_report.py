@@ -22,6 +22,7 @@ takes at most ten minutes, without the installations, and writes a page of fewer
 elsewhere. Every figure comes from a file of results in `benchmarks/`, and every file
 from the command that is named with it.
 """
+NOT_COMPARED = "## Side by side\n\n`python benchmarks/all.py`: not run yet."
 PROGRAMS = {
     "growth": ("Growth", "not run yet"),
     "attribution": ("Data attribution", "not run yet"),
@@ -33,7 +34,8 @@ PROGRAMS = {
 def render(folder: Path) -> str:
     """Return the page."""
     found = _record.read("side_by_side", folder)
-    parts = [TOP, _side_by_side.section(found)] if found else [TOP]
+    sides = _side_by_side.section(found) if found else NOT_COMPARED
+    parts = [TOP, sides]
     for name, (title, missing) in PROGRAMS.items():
         found = _record.read(name, folder)
         if found is not None:

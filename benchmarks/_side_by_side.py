@@ -19,17 +19,19 @@ OVERVIEW = (
     *("memory of mlox / its", "step memory"),
 )
 MEASURED = """\
-All sides of a job start from the same arrays and take the same batches. Each library
+All sides of a job start from the same arrays and take the same batches, which lie in
+memory as a step takes them (only "mlox, Engine.run" stacks them itself). Each library
 has an environment of its own; all processes have one thread and stay on the same core.
 First the outcomes of some steps are compared: `difference` is the largest one, relative
-to the largest entry of each array, and a side that differs from mlox by more than the
-tolerance of its job is not timed. Then samples of all sides are taken in turn, each
-round in another order.
+to the largest entry of each array, and a side that differs from the first one by more
+than the tolerance of its job is not timed. Then samples of all sides are taken in turn,
+each round in another order.
 
 - **Time of an upper step**: processor time, the median over samples (quartiles).
-- **Ratio**: the processor time of a side divided by that of mlox, the first side, in
-  the same round, the median (quartiles). Above 1, mlox is the faster one. **Wall
-  ratio**: the same by the clock, which other programs on the machine stretch more.
+- **Ratio**: the processor time of a side divided by that of the first side, which is
+  mlox where it takes part, in the same round, the median (quartiles). Above 1, the
+  first one is the faster one. **Wall ratio**: the same by the clock, which other
+  programs on the machine stretch more.
 - **Memory**: the largest resident memory while steps are made, by a side alone in a
   process that has made some before, beyond what the process held when its libraries
   had been imported and had made a step on one number; what is free was returned to
@@ -82,7 +84,8 @@ def summary(found: Mapping[str, Any]) -> str:
         overview(n, [pair for _, *pair in each if pair[1]["name"] == n]) for n in peers
     ]
     parts = [f"**{met} of {len(aims)} targets are met.**", _lines(OVERVIEW, rows)]
-    parts += [_causes.MEMORY]
+    if _causes.CACHED in names:
+        parts += [_causes.MEMORY]
     missed = [
         (name, side["name"], target(side))
         for name, _, side in each
@@ -146,7 +149,7 @@ def target(side: Row) -> str:
         return f"not measured: {aim}"
     value = ratio[1] if least else 1 / ratio[1]
     met = value >= least if least else value <= side["at_most"]
-    return f"{'met' if met else 'missed'}: {aim}: {value:{'.3g' if least else '.3f'}}"
+    return f"{'met' if met else 'missed'}: {aim}: {value:{'.3g' if least else '.4f'}}"
 
 
 def table(some: Sequence[Mapping[str, Any]]) -> str:

@@ -64,7 +64,7 @@ def compiled(
     function: Step,
     state: PyTree,
     batches: PyTree,
-    options: Mapping[str, str | bool] | None = None,
+    options: Mapping[str, str | bool | int] | None = None,
 ) -> Compiled:
     """Trace, lower and compile a step with a donated state, from empty caches.
 

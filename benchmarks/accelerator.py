@@ -97,7 +97,7 @@ def progress(part: Part, rows: list[Row], end: float) -> str:
     return f"{words}; {end - time.monotonic():.0f} s are left"
 
 
-def count(place: Place, seconds: float) -> list[Row]:
+def count_operations(place: Place, seconds: float) -> list[Row]:
     """Count operations alone."""
     (part,) = (part for part in PARTS if part.name == "work")
     names = tuple(rows_of(part.name, place))
@@ -107,11 +107,9 @@ def count(place: Place, seconds: float) -> list[Row]:
 def section(
     found: Mapping[str, Any] | None, counted: Mapping[str, Any] | None = None
 ) -> str:
-    """Return the results as Markdown; without any, the operations, if counted."""
+    """Return the results as Markdown, and the operations, if they were counted."""
     text = tables.section(found)
-    if found is None and counted is not None:
-        return f"{text}\n\n{operations.section(counted)}"
-    return text
+    return text if counted is None else f"{text}\n\n{operations.section(counted)}"
 
 
 def main() -> int:
@@ -134,7 +132,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         place = Place(options.size, Path(folder), options.rows)
         if options.operations:
-            return write_operations(count(place, options.seconds), options)
+            return write_operations(count_operations(place, options.seconds), options)
         parts = all_parts(place, options.seconds)
     command = f"python benchmarks/accelerator.py --size {options.size}"
     found = {**_record.about(command), "size": options.size, "parts": parts}

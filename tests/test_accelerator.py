@@ -50,21 +50,39 @@ def test_without_a_measurement_the_section_says_so(programs):
     assert "not measured on a GPU" in text
 
 
-def test_operations_are_shown_until_an_accelerator_is_measured(programs):
+def test_operations_are_shown_also_without_an_accelerator(programs):
     accelerator, record = programs("accelerator"), programs("_record")
     rows = [
         {"row": "decoder, SAMA()", "price": 2.667},
         {"row": "decoder, Implicit(CG(5))", "price": 8.0, "product": 1.5},
         {"row": "MLP, Implicit(CG(5))", "price": 8.5, "product": 1.25},
         {"row": "MLP, SAMA()", "failed": "MemoryError: "},
+        {"row": "decoder, Other()", "price": 1.0},
+        {"row": "MLP, Other()", "price": 1.0},
     ]
-    counted = {**record.about("python some.py"), "rows": rows}
+    counted = {**record.about("python some.py"), "rows": rows, "size": "tiny"}
     text = accelerator.section(None, counted)
     assert text.startswith(accelerator.section(None))
-    assert "| SAMA() | 2.67 |  |  |  | 2.2 | missed: decoder |" in text
+    assert "| SAMA() | 2.67 |  |  |  | 2.2 | not counted: MLP |" in text
+    assert "| Other() | 1.00 |  | 1.00 |  |  |  |" in text
     assert "| Implicit(CG(5)) | 8.00 | 1.50 | 8.50 | 1.25 | 9 | met |" in text
     assert "- operations, MLP, SAMA(): MemoryError: " in text
     assert "`python some.py`" in text
+
+
+def test_operations_are_as_many_as_the_page_explains(programs):
+    rows = programs("_record").read("operations")["rows"]
+    # A step of the lower takes 3F, so that a price of p is 3pF.
+    forward = {row["row"]: round(3 * row["price"]) for row in rows}
+    page = programs("on_accelerator.operations").WHY
+    for method, words in (
+        ("SAMA()", "`SAMA()`, 8F"),
+        ("Implicit(CG(5))", "`Implicit(CG(5))`, 37F"),
+        ("GaussNewton(CG(5))", "`GaussNewton(CG(5))`, 28F"),
+        ("CG(5), products by differences of gradients", "of gradients, 23F"),
+    ):
+        assert words.endswith(f", {forward[f'decoder, {method}']}F")
+        assert words in page
 
 
 @pytest.fixture

@@ -7,7 +7,14 @@ from typing import Any
 
 import _record
 
-from on_accelerator.tables import PRICES, counts, left_out, listed, measured, table
+from on_accelerator.tables import (
+    PRICES,
+    left_out,
+    listed,
+    measured,
+    table,
+    write_counts,
+)
 
 JOBS = ("decoder", "MLP")
 TARGETS = {
@@ -19,9 +26,10 @@ TARGETS = {
 WORDS = """\
 ### The price of one step of the upper, by operations
 
-In steps of the lower (a gradient and Adam), as XLA counts floating-point operations of
-the optimized program for a CPU; the decoder has two blocks. A product is one more
-iteration of CG.\
+The operations of a cycle without those of its one step of the lower (a gradient and
+Adam), in such steps, as XLA counts floating-point operations in its optimized graph for
+a CPU (machine code, which is not run, is not optimized); the decoder has two blocks. A
+product is one more iteration of CG, which is damped by 1.\
 """
 WHY = """\
 With F the operations of a forward pass, a step of the lower takes 3F in the decoder,
@@ -32,8 +40,7 @@ is less than 3F, and a product with the Hessian less than two steps.
   through which the optimizer's update is differentiated, and 2F for the mixed
   derivative. `SAMA(epsilon=...)` takes two forward passes for the latter, and saves
   nothing. The gradient of the lower's last step would save 3F, but it is that of the
-  point before the answer: the numbers would change, and SAMA would not be
-  `FixedPoint(0)` any more.
+  point before the answer: the hypergradient would be another one.
 - `Implicit(CG(5))`, 37F: a product takes 2F forward and 4F backward, so that five alone
   take 30F, and the target is 27F.
 - `GaussNewton(CG(5))`, 28F: without the curvature of the outputs a product takes 2F
@@ -60,20 +67,19 @@ def section(found: Mapping[str, Any]) -> str:
             f"{WORDS} {_record.describe(found)}",
             table([*head, "at most", "target"], lines),
             *missing,
-            WHY,
+            *([WHY] if found["size"] == "full" else []),
         ]
     )
 
 
 def _line(method: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    figures = [text for row in rows for text in counts(row)]
+    figures = [text for row in rows for text in write_counts(row)]
     target = TARGETS.get(method)
     if target is None:
         return [method, *figures, "", ""]
-    missed = [
-        job
-        for job, row in zip(JOBS, rows, strict=True)
-        if row and row["price"] > target
-    ]
+    named = dict(zip(JOBS, rows, strict=True))
+    missing = [job for job, row in named.items() if not row]
+    missed = [job for job, row in named.items() if row and row["price"] > target]
     found = f"missed: {', '.join(missed)}" if missed else "met"
+    found = f"not counted: {', '.join(missing)}" if missing else found
     return [method, *figures, f"{target:g}", found]

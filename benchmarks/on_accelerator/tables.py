@@ -166,19 +166,19 @@ def _price(rows: Sequence[Row], work: Mapping[str, Row]) -> str:
                 row["row"],
                 f"{1e3 * row['lower']:.3g} ms",
                 f"{row['price']:.2f}",
-                *counts(work.get(row["row"], {})),
+                *write_counts(work.get(row["row"], {})),
             ]
         )
     words = (
         "### The price of one step of the upper\n\nIn steps of the lower (a gradient "
         "and Adam), by time, and by floating-point operations of the optimized "
-        "program. A product is one more product with the Hessian, which an iteration "
-        "of CG makes, in the same unit."
+        "program. A product is one more iteration of CG, "
+        "in the same unit."
     )
     return f"{words}\n\n{table(head, lines)}"
 
 
-def counts(row: Row) -> list[str]:
+def write_counts(row: Row) -> list[str]:
     """Return the price and a product by operations, where they were counted."""
     return [f"{row[key]:.2f}" if key in row else "" for key in ("price", "product")]
 
@@ -233,6 +233,7 @@ def _beside_betty(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def left_out(parts: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    """List the rows that have failed, or found no time, and why."""
     for part, rows in parts.items():
         for row in rows:
             why = row.get("failed") or row.get("skipped")
@@ -241,11 +242,13 @@ def left_out(parts: Mapping[str, Sequence[Row]]) -> Iterator[str]:
 
 
 def listed(title: str, lines: Iterator[str]) -> list[str]:
+    """Return a list under a title, or nothing if it is empty."""
     items = [f"- {line}" for line in lines]
     return ["\n".join([f"{title}:", "", *items])] if items else []
 
 
 def measured(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that have figures."""
     return [row for row in rows if "failed" not in row and "skipped" not in row]
 
 
@@ -254,5 +257,6 @@ def _gigabytes(size: float) -> str:
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -47,7 +47,7 @@ class Differences:
     def multiplier(
         self, answer: mlox.Answer, cotangent: Any, guess: Any | None = None
     ) -> tuple[Any, Any]:
-        """Solve (dG/dy) lambda = cotangent, about."""
+        """Solve (dG/dy) lambda = cotangent approximately."""
         slope = answer.residual(answer.point)
 
         def product(v: Any) -> Any:
@@ -103,12 +103,12 @@ def count(make: Make, method: Any, sizes: Sizes) -> Row:
 
     A product is an iteration of the solver, the mean of all after the first.
     """
-    lower = of_lower(make, sizes)
+    lower = count_lower(make, sizes)
     solver = getattr(method, "solver", None)
     if not isinstance(solver, mlox.CG):
-        return {"lower": lower, "price": of_cycle(make, method, sizes) / lower - 1}
+        return {"lower": lower, "price": count_cycle(make, method, sizes) / lower - 1}
     one, every = (
-        of_cycle(make, with_iterations(method, number), sizes)
+        count_cycle(make, with_iterations(method, number), sizes)
         for number in (1, solver.iterations)
     )
     product = (every - one) / (solver.iterations - 1)
@@ -121,14 +121,14 @@ def with_iterations(method: Any, number: int) -> Any:
     return dataclasses.replace(method, solver=solver)
 
 
-def of_cycle(make: Make, method: Any, sizes: Sizes) -> float:
+def count_cycle(make: Make, method: Any, sizes: Sizes) -> float:
     """Return the operations of a cycle."""
     job = make(method, sizes)
     return operations(job.engine.step, job.engine.init(), job.batches)
 
 
 @functools.cache
-def of_lower(make: Make, sizes: Sizes) -> float:
+def count_lower(make: Make, sizes: Sizes) -> float:
     """Return the operations of a step of the lower, which no method changes."""
     job = make(mlox.SAMA(), sizes)
     return operations(job.lower, job.params, price.ADAM.init(job.params), job.batch)

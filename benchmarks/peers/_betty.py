@@ -19,7 +19,8 @@ from _side import Side
 from betty.configs import Config, EngineConfig
 from betty.engine import Engine
 from betty.problems import ImplicitProblem
-from peers._parameters_torch import Batch, Parameters, Params, list_batches, part_of
+from peers._given import part_of
+from peers._parameters_torch import Batch, Parameters, Params, list_batches
 
 Loss = Callable[[Params, Params, Batch], torch.Tensor]
 

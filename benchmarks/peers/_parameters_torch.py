@@ -31,11 +31,6 @@ class Parameters(torch.nn.Module):
         }
 
 
-def part_of(given: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Return the arrays whose names begin with a prefix, without it."""
-    return {k.removeprefix(prefix): x for k, x in given.items() if k.startswith(prefix)}
-
-
 def list_batches(parts: Mapping[str, np.ndarray]) -> list[Batch]:
     """List the batches (x, y) of arrays [batches, ...]."""
     x, y = torch.tensor(parts["x"]), torch.tensor(parts["y"])

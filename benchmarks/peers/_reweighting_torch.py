@@ -57,7 +57,7 @@ def normalized(x: torch.Tensor) -> torch.Tensor:
     return functional.layer_norm(x, x.shape[-1:])
 
 
-def laid_out(given: Mapping[str, np.ndarray], model: str) -> dict[str, np.ndarray]:
+def lay_out(given: Mapping[str, np.ndarray], model: str) -> dict[str, np.ndarray]:
     """Lay images and kernels out as PyTorch does, and the dense layer to match."""
     found = dict(given)
     if model != "CNN":

@@ -95,7 +95,17 @@ def side(
     return Side(advance, outcome, versions(), made.facts)
 
 
-def counted(
+def side_by_hand(
+    step: _timing.Step, state: PyTree, batches: PyTree, settings: Mapping[str, Any]
+) -> Side:
+    """Return the side of a step on (weights, optimizer state, weights of all tasks)."""
+    if settings.get("bare arrays"):
+        return side(step, state, batches, lambda state: state[0], settings)
+    step, state = count_steps(step, state, settings)
+    return side(step, state, batches, lambda state: state["init"].params, settings)
+
+
+def count_steps(
     step: _timing.Step, state: PyTree, settings: Mapping[str, Any]
 ) -> tuple[_timing.Step, PyTree]:
     """Return a step by hand on Flax's TrainStates, and its first state.

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from _jobs import Job, Loss, engine
 from _side import Side
+from peers._given import part_of
 
 import mlox
 
@@ -43,9 +44,7 @@ def make_job(
     """
 
     def params(name: str) -> dict[str, jax.Array]:
-        prefix = f"{name} params/"
-        keys = [key for key in given if key.startswith(prefix)]
-        return {key.removeprefix(prefix): jnp.asarray(given[key]) for key in keys}
+        return jax.tree.map(jnp.asarray, part_of(given, f"{name} params/"))
 
     lower_loss, upper_loss = losses
     return Job(
@@ -90,10 +89,10 @@ def by_hand(job: Job, settings: Settings, data: Data | None) -> Side:
             }
 
     batches = _prepared(stacked(), data) if data else itertools.repeat(job.batches)
-    step, start, params_of = _by_hand.step(job), _by_hand.state(job), _itself
-    if settings.get("train states"):
-        step, start = _by_hand.train_state_step(job), _by_hand.train_states(job)
-        params_of = _params_of
+    step, start = _by_hand.train_state_step(job), _by_hand.train_states(job)
+    params_of = _params_of
+    if settings.get("bare arrays"):
+        step, start, params_of = _by_hand.step(job), _by_hand.state(job), _itself
     return _stepped(job, step, start, batches, settings["cycles"], params_of)
 
 
@@ -150,7 +149,7 @@ def _prepared(batches: Iterator[PyTree], data: Data) -> Iterator[PyTree]:
     All problems have as many batches, so that after as many steps the first one comes.
     """
     (count,) = {len(part) for part in data.values()}
-    return itertools.cycle(map(jax.device_put, itertools.islice(batches, count)))
+    return itertools.cycle([*map(jax.device_put, itertools.islice(batches, count))])
 
 
 def _dispatches(steps: int, cycles: int) -> int:

@@ -13,12 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from _comparison import Comparison, Part
-
-AT_MOST = 1.05
-ARRAYS = (
-    "A dict of bare arrays, which count no steps: JAX flattens such a state in C++, "
-    "and calls functions in Python for a problem of mlox, as for a TrainState."
-)
+from peers._ways import by_hand, by_hand_on_arrays
 
 
 class Job(NamedTuple):
@@ -89,14 +84,10 @@ JOBS = (
 def compare(job: Job) -> Comparison:
     """Compare a job with the step by hand."""
     hand = "peers.floors_hand"
-    parts = [
-        Part("mlox", "jax", "peers.floors_mlox"),
-        Part("by hand", "jax", hand, {"bare arrays": False}, AT_MOST),
-    ]
+    parts = [Part("mlox", "jax", "peers.floors_mlox"), by_hand(hand)]
     tiny = job.network == "logistic"
     if tiny and job.dispatch == 1:
-        bare = Part("by hand, arrays", "jax", hand, {"bare arrays": True})
-        parts.append(bare._replace(remark=ARRAYS))
+        parts.append(by_hand_on_arrays(hand))
     return Comparison(
         group="Beside the step by hand",
         job=", ".join(

@@ -18,7 +18,7 @@ def build(given: Given, settings: _steps.Settings) -> Side:
     del given
     job = _steps.make_job(settings)
     losses = settings["metrics"] == "all"
-    bare = settings["bare arrays"]
+    bare = settings.get("bare arrays", False)
     make = _by_hand.step if bare else _by_hand.train_state_step
     start = _by_hand.state(job) if bare else _by_hand.train_states(job)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from _side import Side
 from peers import _reweighting
+from peers._given import part_of
 
 PyTree = Any
 
@@ -25,12 +26,7 @@ def build(given: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Side:
         value, slope = jax.value_and_grad(loss)(params)
         return jax.tree.map(lambda x, g: x - rate * g, params, slope), value
 
-    prefix = "lower params/"
-    state = {
-        name.removeprefix(prefix): jnp.asarray(array)
-        for name, array in given.items()
-        if name.startswith(prefix)
-    }
+    state = jax.tree.map(jnp.asarray, part_of(given, "lower params/"))
     data = jax.device_put(_reweighting.data_of(given)["upper"])
     compiled = _timing.compiled(step, state, data[0], settings.get("options"))
     upcoming = itertools.cycle(data)

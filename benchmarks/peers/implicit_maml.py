@@ -12,7 +12,7 @@ from typing import Any
 
 from _comparison import Comparison, Part
 from peers import _sinusoids
-from peers.floors import ARRAYS
+from peers._ways import by_hand, by_hand_on_arrays
 
 # With a weaker pull the matrices of some tasks are indefinite, and conjugate gradients
 # magnify rounding errors: programs in float32 no longer agree.
@@ -25,8 +25,7 @@ SETTINGS = {
 }
 MLOX = Part("mlox", "jax", "peers.implicit_maml_mlox")
 HAND = "peers.implicit_maml_hand"
-BY_HAND = Part("by hand", "jax", HAND, {"bare arrays": False}, at_most=1.05)
-BARE = Part("by hand, arrays", "jax", HAND, {"bare arrays": True}, remark=ARRAYS)
+BY_HAND, BARE = by_hand(HAND), by_hand_on_arrays(HAND)
 TORCHOPT = Part(
     "TorchOpt, loop",
     "torchopt",

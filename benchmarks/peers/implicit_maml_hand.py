@@ -67,11 +67,7 @@ def build(given: Given, settings: Mapping[str, Any]) -> Side:
     params = sinusoids.start(given)
     state = params, outer.init(params), sinusoids.copies(params, settings["tasks"])
     batches = tuple(sinusoids.points(given, part) for part in ("support", "query"))
-    if settings["bare arrays"]:
-        return sinusoids.side(step, state, batches, lambda state: state[0], settings)
-    step, state = sinusoids.counted(step, state, settings)
-    weights = lambda state: state["init"].params
-    return sinusoids.side(step, state, batches, weights, settings)
+    return sinusoids.side_by_hand(step, state, batches, settings)
 
 
 def solve(product: Any, v: PyTree, iterations: int) -> tuple[PyTree, jax.Array]:

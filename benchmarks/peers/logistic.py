@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 from _comparison import Comparison, Part
-from peers._cached import cached
-from peers.floors import ARRAYS
+from peers._ways import by_hand, by_hand_on_arrays, by_run, from_cache
 
 ROWS, COLUMNS, LOWER_RATE = 500, 20, 0.5
 # What Betty's configuration holds for each method, with which mlox does the same.
@@ -28,8 +27,6 @@ METHODS = {
 # The upper steps of one sample, by the lower steps of each.
 LENGTHS = {1: 500, 10: 200, 100: 50}
 CYCLES = 50
-MLOX = Part("mlox", "jax", "peers.logistic_mlox")
-RUN = "a sample is one call, with all checks of its arguments"
 
 
 def given() -> dict[str, np.ndarray]:
@@ -83,14 +80,11 @@ def _comparison(
 
 
 def _parts(unroll: int, cycles: int) -> Iterator[Part]:
-    yield MLOX
+    mlox, hand = Part("mlox", "jax", "peers.logistic_mlox"), "peers.logistic_hand"
+    yield mlox
     if unroll == 1 and cycles > 1:
-        yield cached(MLOX)
-    hand = "peers.logistic_hand"
-    yield Part("by hand", "jax", hand, {"train states": True}, at_most=1.05)
-    yield Part("by hand, arrays", "jax", hand, remark=ARRAYS)
-    run = {"run": True}
-    yield MLOX._replace(name="mlox, Engine.run", settings=run, remark=RUN)
+        yield from_cache(mlox)
+    yield from (by_hand(hand), by_hand_on_arrays(hand), by_run(mlox))
     at_least = None if cycles == 1 else 25.0
     yield Part("Betty", "betty", "peers.logistic_betty", at_least=at_least)
 

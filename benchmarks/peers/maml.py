@@ -12,13 +12,12 @@ from typing import Any
 
 from _comparison import Comparison, Part
 from peers import _sinusoids
-from peers.floors import ARRAYS
+from peers._ways import by_hand, by_hand_on_arrays
 
 SETTINGS = {"inner_steps": 5, "inner_rate": 0.01, "outer_rate": 1e-3}
 MLOX = Part("mlox", "jax", "peers.maml_mlox")
 HAND = "peers.maml_hand"
-BY_HAND = Part("by hand", "jax", HAND, {"bare arrays": False}, at_most=1.05)
-BARE = Part("by hand, arrays", "jax", HAND, {"bare arrays": True}, remark=ARRAYS)
+BY_HAND, BARE = by_hand(HAND), by_hand_on_arrays(HAND)
 TORCHOPT = Part(
     "TorchOpt, loop", "torchopt", "peers.maml_torchopt", remark="as its tutorial"
 )

@@ -13,14 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from _comparison import Comparison, Part
-from peers._cached import cached
+from peers._ways import by_hand, by_run, from_cache
 
 Arrays = dict[str, np.ndarray]
 Draw = Callable[[float], tuple[np.ndarray, np.ndarray]]
 CLASSES, BATCHES, NOISE = 10, 8, 0.4
 DARTS = {"type": "darts", "darts_alpha": 0.01}
-MLOX = Part("mlox", "jax", "peers.reweighting_mlox")
-RUN = "a sample is one call, with all checks of its arguments"
 NEUMANN = {"type": "neumann", "neumann_iterations": 3, "neumann_alpha": 0.05}
 
 
@@ -143,7 +141,7 @@ class Classifier(NamedTuple):
     at_least: float
 
 
-SMALL, LARGE, CONVOLUTIONAL, ATTENDING = CLASSIFIERS = (
+CLASSIFIERS = (
     Classifier(
         model="MLP",
         sizes="784-200-10",
@@ -173,6 +171,7 @@ SMALL, LARGE, CONVOLUTIONAL, ATTENDING = CLASSIFIERS = (
         at_least=1.5,
     ),
 )
+SMALL = CLASSIFIERS[0]
 
 
 def comparisons() -> Iterator[Comparison]:
@@ -203,24 +202,21 @@ def _comparison(
             "lower rate": 0.05,
             "upper rate": 0.3,
         },
-        parts=(
-            MLOX,
-            *([cached(MLOX)] if unroll == 1 else []),
-            Part(
-                "by hand",
-                "jax",
-                "peers.reweighting_hand",
-                at_most=1.05,
-                remark="the floor of products and convolutions as XLA computes them",
-            ),
-            MLOX._replace(name="mlox, Engine.run", settings={"run": True}, remark=RUN),
-            Part("Betty", "betty", "peers.reweighting_betty", at_least=at_least),
-        ),
+        parts=tuple(_parts(unroll, at_least)),
         steps=4,
         tolerance=1e-3,
         length=lengths[unroll],
         quick=classifier is SMALL and unroll == 1 and method == "DARTS",
     )
+
+
+def _parts(unroll: int, at_least: float) -> Iterator[Part]:
+    mlox, hand = Part("mlox", "jax", "peers.reweighting_mlox"), "peers.reweighting_hand"
+    yield mlox
+    if unroll == 1:
+        yield from_cache(mlox)
+    yield from (by_hand(hand), by_run(mlox))
+    yield Part("Betty", "betty", "peers.reweighting_betty", at_least=at_least)
 
 
 COMPARISONS = tuple(comparisons())

@@ -26,5 +26,5 @@ def build(given: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Side:
     def upper_loss(lower: Params, upper: Params, batch: Batch) -> torch.Tensor:
         return each(lower, batch).mean()
 
-    given = _reweighting_torch.laid_out(given, settings["model"])
+    given = _reweighting_torch.lay_out(given, settings["model"])
     return _betty.build(given, settings, lower_loss, upper_loss)
