@@ -126,7 +126,7 @@ def test_products_by_differences_solve_a_linear_system(programs):
 @pytest.mark.usefixtures("single")
 def test_losses_in_two_parts_are_those_in_one(programs):
     job = programs("_jobs").mlp(1, None, width=4, batch=3)
-    outputs, loss = job.parts
+    outputs, loss = job.composed
     batch = jax.tree.map(lambda x: x[0], job.batches["lower"])
     found = loss(outputs(job.lower, batch), job.upper, batch)
     assert found["loss"] == job.lower_loss(job.lower, job.upper, batch)["loss"]
