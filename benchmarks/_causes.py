@@ -20,6 +20,10 @@ Both programs make as many products with the Hessian and as many gradients, but 
 product more in jaxopt's conjugate gradients; mlox reports the residual and the gap. Not
 explained further.\
 """
+LOOPS = """\
+mlox cuts the steps where the nested scans do, and the programs differ little. Not
+explained further.\
+"""
 CAUSES = {
     ("Meta-Weight-Net", "Betty"): BETTY,
     ("Meta-Weight-Net", "by hand"): HAND,
@@ -28,6 +32,7 @@ CAUSES = {
     ("Implicit MAML", "by hand"): HAND,
     ("Beside the step by hand", "by hand"): HAND,
     ("Implicit differentiation", "jaxopt"): JAXOPT,
+    ("Long unrolls", "by hand, 2 nested scans"): LOOPS,
 }
 CACHED = "mlox, from a cache"
 MEMORY = f"""\

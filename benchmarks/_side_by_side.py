@@ -95,7 +95,7 @@ def summary(found: Mapping[str, Any]) -> str:
         (name, side["name"], side["failed"]) for name, _, side in each if side["failed"]
     ]
     if missed:
-        parts += ["Missed:", _lines(("job", "beside", "target"), missed)]
+        parts += ["Missed, the median and the quartiles:", _lines(("job", "beside", "target"), missed)]
         parts += ["\n".join(_why(found))] if missed_pairs(found) else []
     if failed:
         parts += ["What failed:", _lines(("job", "side", "reason"), failed)]
@@ -147,9 +147,10 @@ def target(side: Row) -> str:
     aim = f"ratio >= {least:g}" if least else f"mlox / it <= {side['at_most']:g}"
     if ratio is None:
         return f"not measured: {aim}"
-    value = ratio[1] if least else 1 / ratio[1]
+    low, value, high = ratio if least else [1 / x for x in reversed(ratio)]
     met = value >= least if least else value <= side["at_most"]
-    return f"{'met' if met else 'missed'}: {aim}: {value:{'.3g' if least else '.4f'}}"
+    text = f"{'met' if met else 'missed'}: {aim}: {value:{'.3g' if least else '.3f'}}"
+    return text if met else f"{text} ({low:.3g} to {high:.3g})"
 
 
 def table(some: Sequence[Mapping[str, Any]]) -> str:
