@@ -95,7 +95,8 @@ def summary(found: Mapping[str, Any]) -> str:
         (name, side["name"], side["failed"]) for name, _, side in each if side["failed"]
     ]
     if missed:
-        parts += ["Missed, the median and the quartiles:", _lines(("job", "beside", "target"), missed)]
+        table = _lines(("job", "beside", "target"), missed)
+        parts += ["Missed, the median and the quartiles:", table]
         parts += ["\n".join(_why(found))] if missed_pairs(found) else []
     if failed:
         parts += ["What failed:", _lines(("job", "side", "reason"), failed)]
