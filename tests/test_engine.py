@@ -256,6 +256,36 @@ class TestUnrolledChecks:
             mlox.Engine([problem("outer"), inner], U2L, L2U)
         assert len(caught) == 1
 
+    def test_nothing_as_large_as_the_parameters_is_made_for_the_check(self):
+        """What is traced alone, XLA fuses."""
+        traced = []
+
+        def init(params):
+            traced.append(isinstance(params, jax.core.Tracer))
+            return SGD.init(params)
+
+        def update(updates, state, params=None):
+            traced.append(isinstance(updates, jax.core.Tracer))
+            return SGD.update(updates, state, params)
+
+        tx = optax.GradientTransformation(init, update)
+        inner = problem("inner", mlox.Unrolled(), tx=tx)
+        traced.clear()  # a problem has a state of its optimizer
+        mlox.Engine([problem("outer"), inner], U2L, L2U)
+        assert traced
+        assert all(traced)
+
+    @pytest.mark.parametrize(
+        "tx",
+        [optax.adafactor(0.1), optax.contrib.simplified_ademamix(0.1)],
+        ids=["adafactor", "simplified_ademamix"],
+    )
+    def test_the_check_does_not_let_xla_fold_an_infinity(self, tx):
+        params = jnp.ones((3, 2), jnp.float32)
+        inner = problem("inner", mlox.Unrolled(), tx=tx, params=params)
+        with pytest.warns(UserWarning, match="an infinite derivative where an entry"):
+            mlox.Engine([problem("outer"), inner], U2L, L2U)
+
     @pytest.mark.slow
     @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
     @pytest.mark.parametrize(

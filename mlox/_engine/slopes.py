@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -71,13 +70,20 @@ def find_infinite_slope(problem: Problem) -> InfiniteSlope | None:
 
 def _is_finite(problem: Problem, entries: Callable[[jax.Array], jax.Array]) -> bool:
     """Return whether the first update has finite slopes at a gradient."""
-    fresh = dataclasses.replace(restart(problem, problem.params), project=None)
-    ones = responsive_part(fresh, jax.tree.map(jnp.ones_like, problem.params))
-    gradient = jax.tree.map(lambda x: entries(x).astype(x.dtype), problem.params)
-    loss = jnp.zeros(() if problem.tasks is None else (problem.tasks,))
-    pull = jax.jit(functools.partial(pull_step, fresh))
-    slopes = jax.tree.leaves(pull(gradient, ones, loss)[0])
-    return all(bool(jnp.isfinite(x).all()) for x in slopes)
+
+    # One program, in which XLA fuses what is as large as the parameters. It must not
+    # know the gradient: what it folds and simplifies can be finite where a step is not.
+    @jax.jit
+    def is_finite(params: PyTree, one: jax.Array) -> jax.Array:
+        fresh = dataclasses.replace(restart(problem, params), project=None)
+        ones = responsive_part(fresh, jax.tree.map(jnp.ones_like, params))
+        hide = lambda x: x * one.astype(x.dtype)
+        gradient = jax.tree.map(lambda x: hide(entries(x).astype(x.dtype)), params)
+        loss = jnp.zeros(() if problem.tasks is None else (problem.tasks,))
+        slopes = jax.tree.leaves(pull_step(fresh, gradient, ones, loss)[0])
+        return jnp.all(jnp.array([jnp.isfinite(x).all() for x in slopes]))
+
+    return bool(is_finite(problem.params, jnp.float32(1)))
 
 
 def _is_traced(params: PyTree) -> bool:
