@@ -19,6 +19,7 @@ CACHED = (
     "loads the program that an earlier one has compiled."
 )
 VARIABLES = {
+    "JAX_ENABLE_COMPILATION_CACHE": "true",
     "JAX_COMPILATION_CACHE_DIR": "{folder}",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
