@@ -21,8 +21,8 @@ product more in jaxopt's conjugate gradients; mlox reports the residual and the 
 explained further.\
 """
 SAME = """\
-Both programs have the same operations and temporaries, by XLA's count. Not explained
-further.\
+By XLA's count the program has as many operations as that by hand, and no more
+temporaries. Not explained further.\
 """
 CAUSES = {
     ("Meta-Weight-Net", "Betty"): BETTY,
