@@ -39,7 +39,7 @@ CACHED = "mlox, from a cache"
 MEMORY = f"""\
 Most of what mlox holds is a compiled program, and what the compiler keeps when it is
 done, which a process does not have that finds the program in JAX's persistent cache
-("{CACHED}"). Step memory is larger than another library's where all tasks are adapted
-at once, and not one by one (`tasks_at_once=` bounds how many), and beside Betty on the
-CNN, where the step by hand takes as much: it is XLA's for convolutions.\
+("{CACHED}"). Step memory is larger than another library's where all tasks
+are adapted at once, and not one by one (`tasks_at_once=` bounds how many), and beside
+Betty on the CNN, where the step by hand takes as much: it is XLA's for convolutions.\
 """

@@ -119,9 +119,10 @@ def _why(found: Mapping[str, Any]) -> Iterator[str]:
     explained: dict[str, list[str]] = {}
     for pair in missed_pairs(found):
         if pair in _causes.CAUSES:
-            explained.setdefault(_causes.CAUSES[pair], []).append(" beside ".join(pair))
+            explained.setdefault(_causes.CAUSES[pair], []).append(", ".join(pair))
     for text, pairs in explained.items():
-        yield f"- **{'; '.join(pairs)}.** {text}"
+        lines = "\n".join(f"  {line}" for line in text.splitlines())
+        yield f"- **{'; '.join(pairs)}.**\n{lines}"
 
 
 def overview(name: str, pairs: Sequence[Sequence[Row]]) -> list[str]:
@@ -150,8 +151,9 @@ def target(side: Row) -> str:
         return f"not measured: {aim}"
     low, value, high = ratio if least else [1 / x for x in reversed(ratio)]
     met = value >= least if least else value <= side["at_most"]
-    text = f"{'met' if met else 'missed'}: {aim}: {value:{'.3g' if least else '.3f'}}"
-    return text if met else f"{text} ({low:.3g} to {high:.3g})"
+    digits = ".3g" if least else ".4f"
+    text = f"{'met' if met else 'missed'}: {aim}: {value:{digits}}"
+    return text if met else f"{text} ({low:{digits}} to {high:{digits}})"
 
 
 def table(some: Sequence[Mapping[str, Any]]) -> str:

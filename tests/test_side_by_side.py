@@ -201,7 +201,7 @@ def test_a_cause_is_given_with_the_targets_that_it_explains(programs):
     one["group"] = "Meta-Weight-Net"
     assert "PyTorch" not in module.summary(found)
     one["sides"][1]["processor ratio"] = [1.0, 1.3, 1.4]
-    assert "- **Meta-Weight-Net beside Betty.** Products take" in module.summary(found)
+    assert "- **Meta-Weight-Net, Betty.**\n  Products take" in module.summary(found)
 
 
 def test_every_missed_target_has_a_cause(programs):
