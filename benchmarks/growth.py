@@ -14,6 +14,7 @@ upper half of the sizes; along the levels it is the factor per level.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,6 @@ from typing import Any
 import _record
 import _timing
 import jax
-import numpy as np
 from _growth_axes import AXES, QUANTITIES, Axis, Series
 from _growth_cases import Case, equations
 
@@ -74,11 +74,13 @@ def measure_series(axis: Axis, series: Series, quick: bool) -> dict[str, list[fl
 def exponent(axis: Axis, found: Mapping[str, Sequence[float]], quantity: str) -> float:
     """Fit the exponent of a quantity, or its factor per level, to the upper half."""
     half = len(found["sizes"]) // 2
-    sizes = np.array(found["sizes"][half:] if half > 1 else found["sizes"], float)
-    values = np.log(found[quantity][-len(sizes) :])
+    sizes = found["sizes"][half:] if half > 1 else found["sizes"]
+    values = [math.log(x) for x in found[quantity][-len(sizes) :]]
+    # Sums are exact here: a page is the same with every version of NumPy.
+    fit = statistics.linear_regression
     if axis.exponential:
-        return float(np.exp(np.polyfit(sizes, values, 1)[0]))
-    return float(np.polyfit(np.log(sizes), values, 1)[0])
+        return math.exp(fit(sizes, values).slope)
+    return fit([math.log(x) for x in sizes], values).slope
 
 
 def section(found: Found) -> str:
@@ -119,8 +121,8 @@ def _exponents(found: Found, name: str) -> list[list[str]]:
         [
             name,
             f"`{method}`",
-            *(
-                f"{exponent(axis, one, q):.2f} / {bound:.3g}"
+            *(  # 0.0 takes the sign from a zero
+                f"{round(exponent(axis, one, q), 2) + 0.0:.2f} / {bound:.3g}"
                 for q, bound in zip(QUANTITIES, axis.series[method].bounds, strict=True)
             ),
         ]
