@@ -64,17 +64,9 @@ def init(shape: Shape) -> PyTree:
     }
 
 
-def losses(
-    params: PyTree,
-    tokens: jax.Array,
-    shape: Shape,
-    *,
-    remat: bool = False,
-    written_out: bool = False,
-) -> jax.Array:
+def losses(params: PyTree, tokens: jax.Array, shape: Shape, **how: bool) -> jax.Array:
     """Return the loss of each sequence; the arguments are those of `scores`."""
-    found = scores(params, tokens, shape, remat=remat, written_out=written_out)
-    return losses_of_scores(found, tokens)
+    return losses_of_scores(scores(params, tokens, shape, **how), tokens)
 
 
 def losses_of_scores(found: jax.Array, tokens: jax.Array) -> jax.Array:
