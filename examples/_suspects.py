@@ -86,4 +86,7 @@ def draw_curves(axes: Any, runs: Runs, steps: int) -> None:
         style = "--" if name == "oracle" else "-"
         band(axes, at, curves, name, color=color, ls=style)
     axes.set(title="Test accuracy", xlabel="steps", xlim=(0, steps))
-    axes.legend(ncols=2, fontsize=9, columnspacing=1, handlelength=1.2)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.5 * (high - low), high)  # room for the legend
+    style = {"columnspacing": 1, "handlelength": 1.2}
+    axes.legend(ncols=3, fontsize=9, loc="lower center", **style)
